@@ -59,8 +59,8 @@ def run_part(command: list[str], out: Path, limit: float) -> Done:
     return Done(said, round(time.monotonic() - began, 1), found)
 
 
-def check_config(folder: Path, size: str, device: str) -> Path:
-    """Write the configuration of a run of this size over generated scenes; return its file."""
+def check_config(folder: Path, size: str, device: str) -> None:
+    """Write `run.yaml`, the configuration of a run of this size over generated scenes."""
     vitp, model = [sys.executable, "-m", "vitp"], MODEL_SIZES[size].config
     side = model.vision.image_size
     port, compiled = folder / "port", folder / "compiled"
@@ -85,9 +85,7 @@ def check_config(folder: Path, size: str, device: str) -> Path:
         "data": {"mixture": [str(compiled)], "global_batch": 4, "sequence": {"max_turns": 3}},
         "train": {"steps": 4, "device": device, "num_workers": 0},
     }
-    file = folder / "run.yaml"
-    write_text(file, yaml.safe_dump(values))
-    return file
+    write_text(folder / "run.yaml", yaml.safe_dump(values))
 
 
 def commands(folder: Path, wanted: argparse.Namespace) -> dict[str, list[str]]:
@@ -95,12 +93,21 @@ def commands(folder: Path, wanted: argparse.Namespace) -> dict[str, list[str]]:
     python, bench = sys.executable, str(ROOT / "benchmarks")
     where = ["--size", wanted.size, "--device", wanted.device]
     on_gpu = resolve_device(wanted.device).type == "cuda"
-    batch = ["--batch", "16" if on_gpu else "2", "--steps", "5" if on_gpu else "1"]
+    batch = [*wanted.tasks, "--batch", "16" if on_gpu else "2", "--steps", "5" if on_gpu else "1"]
     limit = str(SHARES["step"] * wanted.seconds * 0.85)
     only = [word for name in CHECKS for word in ("--only", name)]
-    run = str(check_config(folder, wanted.size, wanted.device))
-    return {
-        "checks": [python, "-m", "vitp", "check", run, "--records", "4", *only, "--json"],
+    made = {
+        "checks": [
+            python,
+            "-m",
+            "vitp",
+            "check",
+            str(folder / "run.yaml"),
+            "--records",
+            "4",
+            *only,
+            "--json",
+        ],
         "step": [python, f"{bench}/gpu_step.py", *where, "--seconds", limit, "--out"],
         "finetune": [
             python,
@@ -112,6 +119,9 @@ def commands(folder: Path, wanted: argparse.Namespace) -> dict[str, list[str]]:
         ],
         "predict": [python, f"{bench}/predict.py", *where, *batch, "--out"],
     }
+    if "checks" in wanted.parts:
+        check_config(folder, wanted.size, wanted.device)
+    return {part: made[part] for part in wanted.parts}
 
 
 def page(head: dict[str, Any], parts: dict[str, Done]) -> str:
@@ -161,6 +171,10 @@ def main() -> None:
     )
     parser.add_argument("--seconds", type=float, default=465.0, help="In all.")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--parts", nargs="+", default=list(SHARES), choices=SHARES, help="These alone.")
+    parser.add_argument(
+        "--tasks", nargs="+", default=[], help="Of finetuning and prediction; all by default."
+    )
     wanted = parser.parse_args()
     wanted.out = wanted.out.resolve()
     wanted.out.mkdir(parents=True, exist_ok=True)

@@ -22,6 +22,9 @@ ROOT = Path(__file__).parents[1]
 PICTURES = ROOT / "docs" / "pictures" / "tasks"
 REAL = Path(os.environ.get("VITP_DATA", ROOT.parent / "shared" / "data"))
 HEIGHT, GAP, QUALITY = 300, 8, 82
+SMALL = ("data.global_batch=4", "data.resize.mode=long")
+CROPS = ("data.resize.mode=none",)
+WINDOWS = ("test.window=128", "test.overlap=0.5")
 
 
 @dataclass(frozen=True)
@@ -114,25 +117,18 @@ def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
 
 
 JOBS = {
-    "classification": Job(stains, ("data.global_batch=16",), 100, _test_stains),
+    "classification": Job(stains, ("data.global_batch=16",), 40, _test_stains),
     "segmentation": Job(
-        forest,
-        (
-            "data.format=masks",
-            "data.resize.mode=none",
-            "data.crop=128",
-            "data.global_batch=8",
-            "head.kind=fpn",
-            "test.window=128",
-            "test.overlap=0.5",
-        ),
-        60,
-        _test_forest,
+        forest, (*CROPS, "data.crop=128", "data.global_batch=8", "head.kind=fpn", *WINDOWS), 30, _test_forest
     ),
-    "change": Job(pairs, ("data.global_batch=8", "head.kind=fpn"), 300, _test_pairs),
-    "detection": Job(blood_cells, ("data.global_batch=4",), 150, _test_cells),
-    "instance": Job(nuclei, ("data.global_batch=4",), 150, _test_nuclei),
-    "oriented": Job(drone, ("data.global_batch=4",), 200, _test_drone),
+    "change": Job(
+        pairs, ("data.global_batch=8", "head.kind=fpn"), 100, _test_pairs
+    ),
+    "detection": Job(blood_cells, (*SMALL, "data.resize.size=240"), 120, _test_cells),
+    "instance": Job(nuclei, (*SMALL, "data.resize.size=192"), 120, _test_nuclei),
+    "oriented": Job(
+        drone, (*CROPS, "data.crop=192", "data.global_batch=4", "data.empty=0.1"), 150, _test_drone
+    ),
 }
 
 
@@ -146,7 +142,8 @@ def run(task: str, work: Path) -> None:
     data, model, found = job.data(work), work / f"{task}-run", work / f"{task}-found"
     settings = [word for setting in (*job.settings, "train.val_every=0") for word in ("-s", setting)]
     resume = ["--resume"] if model.is_dir() else ["--data", data, "--backbone", "starter", *settings]
-    _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
+    if not (model / "model").is_dir():
+        _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
     chosen = job.images(data)
     later = ["--later", *(pair[1] for pair in chosen)] if task == "change" else []
     threshold = ["-s", f"score_threshold={job.threshold}"]

@@ -28,6 +28,9 @@ PLUG_INS = {
     "indexed_gzip": "nibabel reads one slice of a .nii.gz through it",
     "rio-cogeo": "its command `rio cogeo validate` checks the maps that are written",
     "mlflow-skinny": "brings the module mlflow",
+    "python-multipart": "fastapi reads uploads with it",
+    "mkdocs-material": "mkdocs builds the site with it",
+    "mkdocstrings": "mkdocs makes the reference of the API with it",
     "openvino": "runs exported graphs; the tests hold all of them to it",
 }
 """Packages that others import or call → why."""

@@ -27,7 +27,7 @@ SMALLER = {
     "finetune": SHORT,
     "report": ["--samples", "2"],
     "scenes": ["--size", "64"],
-    "plan": [],
+    "probe": ["--seeds", "1"],
 }
 
 
@@ -52,6 +52,11 @@ def _volumes() -> None:
 MAKE: dict[str, Callable[[], None]] = {"captions": _captions, "volumes": _volumes}
 
 
+def _expanded(word: str) -> list[str]:
+    """Return the files that a pattern of the shell stands for; any other word as it is."""
+    return sorted(map(str, Path().glob(word))) if "*" in word and "=" not in word else [word]
+
+
 def _smaller(words: list[str]) -> list[str]:
     """Return the words of a command with a few images and steps."""
     name = words[1] if words[0] == "data" else words[0]
@@ -60,7 +65,7 @@ def _smaller(words: list[str]) -> list[str]:
         if words[place] == "--count":
             kept += ["--count", "24"]
         elif words[place] != "--steps":
-            kept.append(words[place])
+            kept += _expanded(words[place])
         place += 2 if words[place] in ("--count", "--steps") else 1
     return [*kept, *SMALLER.get(name, [])]
 

@@ -100,3 +100,16 @@ def test_ct_volumes_become_a_segmentation(walk: Callable[[str], ModuleType], tmp
     assert "liver" in dice and all(0 <= value <= 1 for value in dice.values())
     assert (tmp_path / "labels" / "dicom-seg" / "series.dcm").is_file()
     assert (tmp_path / "organs" / "cases-volumes-test.html").is_file()
+
+
+@pytest.mark.slow
+def test_annotation_goes_round_twice(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+    scores = script("annotation_walk").main(tmp_path, 1)
+    assert set(scores) == {"uncertain", "random"} and all(len(values) == 3 for values in scores.values())
+    assert scores["uncertain"][0] == scores["random"][0]
+    said = capfd.readouterr().out
+    assert said.count("8 added") == 4 and said.count("label-studio: 40 tasks, most uncertain first") == 2
+    assert re.search(r"24 +\d+\.\d +\d+\.\d\nuncertain less random at the end: [+-]", said)
+    for way in ("uncertain", "random"):
+        head = json.loads((tmp_path / f"{way}-2-data" / "summary.json").read_text(encoding="utf-8"))
+        assert head["splits"]["train"]["images"] == 24 and head["splits"]["test"]["images"] == 24

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.data.image_sample import ImageSample
+from vitp.data.seen import SeenBands
 from vitp.evaluation.corruptions.appearance import cloud_opacity, fractal_noise, gap_mask, gaussian_deviation
 from vitp.evaluation.corruptions.catalogue import (
     CORRUPTIONS,
@@ -25,7 +26,9 @@ from vitp.evaluation.corruptions.catalogue import (
     corruptions_of,
 )
 from vitp.evaluation.corruptions.geometry import moved_label, moved_objects, warp
-from vitp.evaluation.corruptions.sets import corrupt_sample, corrupted_set
+from vitp.evaluation.corruptions.sets import corrupt_sample, corrupted_set, wide_channels
+from vitp.io.part_files import geotiff
+from vitp.records.channels import Channel, Channels
 from vitp.records.geometry import as_points, bounds
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of, rasterise
@@ -485,3 +488,43 @@ def test_names_and_severities_are_checked() -> None:
     for wrong in ([], [0], [6]):
         with pytest.raises(ConfigError, match="choose some of 1 to 5"):
             checked_severities(wrong)
+
+
+def _windows(*ends: tuple[float, float], transform: str = "linear") -> Channels:
+    return Channels(channels=tuple(Channel(band="1", low=a, high=b, transform=transform) for a, b in ends))
+
+
+def test_several_windows_of_one_band_are_corrupted_in_the_files_values(tmp_path: Path) -> None:
+    hounsfield_HW = np.random.default_rng(0).integers(-1000, 1000, (40, 48)).astype(np.int16)
+    path = tmp_path / "ct.tif"
+    path.write_bytes(geotiff(hounsfield_HW[None], ["1"]))
+    channels = _windows((-1350, 150), (-160, 240), (-500, 1300))
+    item = LabelledImage("ct", str(path), 48, 40, split="test", scene="a")
+    labelled = LabelledSet("s", [item], scene_classes=("a",), channels=channels)
+    seen = SeenBands(channels)
+    clean_CHW = seen.planes(str(path))
+
+    def corrupted(name: str, severity: int) -> np.ndarray:
+        made = corrupted_set(labelled, CORRUPTIONS[name], severity, tmp_path / name, channels=channels)
+        return seen.planes(made.items[0].image)
+
+    # No window loses what another one doesn't show: without a change all three are as they were.
+    for same_CHW in (corrupted("gaussian_noise", 0), corrupted("brightness_contrast", 1)):
+        apart_CHW = np.abs(same_CHW.astype(int) - clean_CHW)
+        assert apart_CHW.max() <= 1 and (apart_CHW > 0).mean() < 0.01  # the rounding of float32
+    for name in ("haze", "translation", "gaussian_blur"):
+        found_CHW = corrupted(name, 3)
+        values_HW = (hounsfield_HW + 1350.0) * (255 / 2650)
+        one_HWC = CORRUPTIONS[name].apply(values_HW[..., None].astype(np.float32), 3, 0, "ct")
+        wanted_CHW = channels.scale(np.stack([one_HWC[..., 0] * (2650 / 255) - 1350.0] * 3))
+        assert np.abs(found_CHW.astype(int) - wanted_CHW).max() <= 1, name
+        assert not np.array_equal(found_CHW, clean_CHW)
+    # Bytes and floating numbers are corrupted alike.
+    image_HWC = np.random.default_rng(1).integers(0, 256, (32, 32, 3), np.uint8)
+    for corruption in corruptions_of(["all"]):
+        whole = corruption.apply(image_HWC, 3, 0, "x").astype(float)
+        exact = corruption.apply(image_HWC.astype(np.float32), 3, 0, "x")
+        assert exact.dtype == np.float32 and np.abs(whole - exact).mean() < 0.6, corruption.name
+    with pytest.raises(ConfigError, match="no values can be corrupted that all of them show"):
+        wide_channels(_windows((0.5, 99.5), (1, 99), transform="volume"))
+    assert wide_channels(_windows((0, 10), (0, 10))) is None

@@ -73,7 +73,7 @@ def test_every_command_in_the_text_has_its_options() -> None:
     wrong = []
     for page in PAGES:
         for words in inline_commands(page):
-            if words[0] == "COMMAND":
+            if words[0] in ("COMMAND", ""):
                 continue
             try:
                 command, rest = find_command(words)
@@ -199,7 +199,7 @@ def test_every_picture_is_used_and_small() -> None:
         (page.parent / target).resolve()
         for page in PAGES
         for target in LINK.findall(_text(page))
-        if target.endswith((".png", ".jpg", ".svg"))
+        if target.endswith((".png", ".jpg", ".svg", ".webp"))
     }
     pictures = [path for path in (DOCS / "pictures").rglob("*") if path.is_file()]
     assert [str(path) for path in pictures if path not in used] == []

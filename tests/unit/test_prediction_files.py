@@ -10,12 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.raster_files import write_raster
 from vitp.cli import run as run_cli
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.targets import check_output_file
 from vitp.inference import prediction_files
 from vitp.inference.inputs import Unusable
 from vitp.inference.prediction_files import PREDICTIONS_FILE, is_predictions, predict_files
+from vitp.inference.raster_files import MapOptions
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -273,3 +275,51 @@ def test_every_command_refuses_what_is_not_its_own(
     error = capsys.readouterr().err
     assert "exists and is no" in error or "exists and doesn't hold" in error or "is an input" in error
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("task", "tool"), [("segmentation", "coco"), ("classification", "cvat"), ("detection", "label-studio")]
+)
+def test_tasks_of_annotation_tools_are_written_beside_the_rest(task: str, tool: str, tmp_path: Path) -> None:
+    made, rng = model_of(task), np.random.default_rng(3)
+    images = []
+    for name in ("a", "b", "c"):
+        pixels = rng.integers(0, 255, (30, 40, 3), dtype=np.uint8)
+        images.append(save(tmp_path / "in" / f"{name}.png"))
+        Image.fromarray(pixels).save(images[-1])
+    Image.open(images[0]).save(tmp_path / "in" / "a2.png", compress_level=1)
+    said: list[str] = []
+    settings = TestSettings(score_threshold=0.0)
+    options = MapOptions(tool=tool)  # type: ignore[arg-type]
+    predict_files(made, [tmp_path / "in"], tmp_path / "out", settings, options=options, say=said.append)
+    assert f"{tool}: 4 tasks, most uncertain first" in said[0] and "1 near duplicates last" in said[0]
+    order = (tmp_path / "out" / tool / "order.csv").read_text().splitlines()[1:]
+    values = [float(row.split(",")[1]) for row in order]
+    assert values[:3] == sorted(values[:3], reverse=True) and 0 < values[0] <= 1
+    assert {order[3].split(",")[0], order[3].split(",")[2]} == {"a.png", "a2.png"}
+    plain = tmp_path / "plain"
+    predict_files(made, [tmp_path / "in"], plain, settings)
+    known = files(tmp_path / "out") - {name for name in files(tmp_path / "out") if name.startswith(tool)}
+    assert known == files(plain)
+    assert all(
+        (plain / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
+        for name in known - {PREDICTIONS_FILE}
+    )
+
+
+def test_tools_show_pictures_alone(tmp_path: Path) -> None:
+    image = save(tmp_path / "a.png")
+    with pytest.raises(ConfigError, match="coco has no classes of whole images"):
+        predict_files(
+            model_of("classification"),
+            [image],
+            tmp_path / "out",
+            TestSettings(),
+            options=MapOptions(tool="coco"),
+        )
+    write_raster(tmp_path / "b.tif", np.zeros((3, 30, 40), np.uint8))
+    made = model_of("segmentation")
+    count, left = predict_files(
+        made, [image, tmp_path / "b.tif"], tmp_path / "out", TestSettings(), options=MapOptions(tool="cvat")
+    )
+    assert count == 1 and "is no picture" in left[0].reason

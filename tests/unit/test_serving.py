@@ -5,9 +5,12 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
+import shlex
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from pyproj import Transformer
 
 from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, channels_of, write_raster
 from tests.serving_toys import Served, png, serving
+from vitp.core.errors import DataError
 from vitp.inference.ask import Assistant
 from vitp.inference.prediction_files import predict_files
 from vitp.models.vision import VisionSettings, VisionTower
@@ -27,6 +31,7 @@ from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphModel
 from vitp.serving.gate import ServerLimits
 from vitp.serving.models import ServedModel, named_sources
+from vitp.serving.refusal import refusal_of
 from vitp.serving.worker import Worker
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -619,3 +624,60 @@ def test_answers_stream_with_their_boxes(vlm: Any, chat: Any, tmp_path: Path) ->
         assert served.post("/ask", png(noise()), question="a", model="boxes").status_code == 422
         assert served.post("/ask", png(noise())[:-300], question="a").status_code in (200, 422)
         assert served.client.get("/health").json()["queue"] == 0
+
+
+def test_the_examples_of_the_docs_work(vlm: Any, chat: Any, tmp_path: Path) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "serving.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)
+    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line]
+    assert len(commands) >= 10 and all(words[0] == "curl" for words in commands)
+    root = tmp_path / "root"
+    write_raster(root / "scene.tif", np.full((3, 40, 40), 200, np.uint8))
+    write_raster(root / "later.tif", np.full((3, 40, 40), 20, np.uint8))
+    (root / "harbour.png").write_bytes(png(bright((10, 20, 30, 40))))
+    models = {"ships": BrightObjects(), "land": BrightestBand(), "change": Brighter()}
+    both = {**models, "talk": Assistant(vlm, chat, max_tiles=1)}
+    with serving(tmp_path / "files", both, root=root, local=True) as served:  # type: ignore[arg-type]
+        for words in commands:
+            answer = ran(words, served, root)
+            assert answer.status_code == 200, (words, answer.text)
+
+
+def ran(words: list[str], served: Served, folder: Path) -> Any:
+    """Return the answer to a curl command."""
+    address = next(word for word in words if word.startswith("http://127.0.0.1:8000/"))
+    files, data, headers = {}, {}, {}
+    for flag, value in pairwise(words):
+        if flag == "-F":
+            name, _, content = value.partition("=")
+            if content.startswith("@"):
+                files[name] = (content[1:], (folder / content[1:]).read_bytes())
+            else:
+                data[name] = content
+        elif flag == "-H":
+            name, _, content = value.partition(": ")
+            headers[name] = content
+        else:
+            assert flag in ("curl", "-s", "-sN", "-o", address) or not flag.startswith("-"), f"unknown {flag}"
+    route = address.removeprefix("http://127.0.0.1:8000")
+    if not (files or data):
+        return served.client.get(route, headers=headers)
+    return served.client.post(route, files=files or None, data=data, headers=headers)
+
+
+def test_a_sentence_names_no_file() -> None:
+    names = {"/srv/root/Mustermann.tif": "the image"}
+    for what, where in (
+        ("doesn't overlap /srv/root/Mustermann.tif", "/srv/root/Mustermann.tif"),
+        ("can't be read (Mustermann.tif is cut off)", None),
+        ("image is damaged", "/srv/root/Mustermann.tif#window=0,0,1,1"),
+    ):
+        refusal = refusal_of(DataError(what, where=where, fix="name it with --out"), names)
+        assert refusal.status_code == 422
+        assert (
+            "Mustermann" not in refusal.detail
+            and "/srv" not in refusal.detail
+            and "--out" not in refusal.detail
+        )
+        assert refusal.detail.startswith("the image ") and "image image" not in refusal.detail
+    assert refusal_of(MemoryError(), names).status_code == 503

@@ -7,14 +7,16 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 from rich.console import Console
 
-from vitp.cli import run
 from vitp.core.config import load_config, make_config
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.runs.finetune import FinetuneConfig
@@ -31,7 +33,7 @@ from vitp.studies.space import (
     with_values,
 )
 from vitp.studies.tuning import Tuned, TuneOrder, tune, write_best
-from vitp.studies.tuning_page import table_of, write_page
+from vitp.studies.tuning_page import table_of_trials, write_page
 
 FINETUNE: dict[str, Any] = {"task": "classification", "data": {"root": "somewhere"}}
 SPACE: Space = {
@@ -82,7 +84,7 @@ def test_the_same_seed_makes_the_same_trials_however_often_it_is_called(tmp_path
     assert best is not None and load_config(FinetuneConfig, best).optim.lr == whole.best.values["optim.lr"]
     page = write_page(whole, order(tmp_path / "whole", 14)).read_text()
     assert "What mattered" in page and "never looked at" in page and str(tmp_path) not in page
-    head, rows = table_of(whole)
+    head, rows = table_of_trials(whole)
     assert head == ["trial", "state", "score", *SPACE] and rows[0][0] == str(whole.best.number)
 
 
@@ -221,7 +223,13 @@ def test_what_can_be_tuned(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def classes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tuning") / "labels"
-    assert run(["data", "scenes", "port", "--layout", "folders", "--out", str(folder), "--images", "24"]) == 0
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 6), ("val", 3), ("test", 2)):
+        for name, level in (("dark", 60), ("light", 190)):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(level - 50, level + 50, (32, 32, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
     return folder
 
 
@@ -237,7 +245,7 @@ def test_a_search_that_was_killed_goes_on(classes: Path, tmp_path: Path) -> None
     try:
         trial = tmp_path / "out" / "trials" / "0001" / "checkpoints"
         while killed.poll() is None and not trial.is_dir():
-            pass
+            time.sleep(0.05)
     finally:
         killed.send_signal(signal.SIGKILL)
         killed.wait()

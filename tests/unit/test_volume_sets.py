@@ -18,6 +18,7 @@ from vitp.data.formats.vitp_labels import Roots, item_from_json, label_line
 from vitp.data.formats.volume_names import joined_address, volume_stem
 from vitp.io.images import load_planes
 from vitp.io.open_pixels import open_pixels
+from vitp.io.volumes import open_volume
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 nibabel = pytest.importorskip("nibabel")
@@ -434,6 +435,52 @@ def test_slicer_segmentations_name_their_classes(tmp_path: Path) -> None:
     whole = np.zeros(SHAPE, np.uint8)
     whole[2:10, 1:9, 1:5] = labels(1)[2:10, 1:9, 1:5]
     assert np.array_equal(by_id(found)["1/0002"].semantic(), axial(whole, 2))
+
+
+def test_layers_of_a_slicer_segmentation_beside_its_image(tmp_path: Path) -> None:
+    """Segments of two layers overlap: the body's mask, and organs within it."""
+    import SimpleITK as itk
+
+    for number in range(3):
+        folder = tmp_path / f"case{number}"
+        folder.mkdir(parents=True)
+        organs = labels(number, top=2)
+        body = np.ones(SHAPE, np.uint8)
+        itk.WriteImage(itk.GetImageFromArray(scan(number).T), str(folder / "ct.nrrd"))
+        image = itk.GetImageFromArray(np.stack([body.T, organs.T], -1), isVector=True)
+        for place, (name, value, layer) in enumerate((("body", 1, 0), ("liver", 1, 1), ("spleen", 2, 1))):
+            for key, told in (("Name", name), ("LabelValue", str(value)), ("Layer", str(layer))):
+                image.SetMetaData(f"Segment{place}_{key}", told)
+        itk.WriteImage(image, str(folder / ("ct.seg.nrrd" if number else "drawn.seg.nrrd")))
+    found = read(tmp_path)
+    assert found.semantic_classes == ("background", "body", "liver", "spleen")
+    assert "objects overlap" in said(found, "objects overlap")
+    for item in found.items:
+        number, place = int(item.id[4]), int(item.id[-4:])
+        # ITK's files lie in LPS: the first pixel is the patient's right front.
+        wanted = np.where(labels(number, top=2) == 0, 1, labels(number, top=2) + 1)[:, :, place].T
+        assert np.array_equal(item.semantic(), wanted), item.id
+
+
+def test_masks_of_nifti_label_series_of_dicom(tmp_path: Path) -> None:
+    for number in range(3):
+        for kind, folder in (
+            ("a", tmp_path / "a" / f"images/c{number}"),
+            ("b", tmp_path / "b" / f"c{number}/ct"),
+        ):
+            volume, _ = _series(folder, number + 1, f"P{number}")
+            mask = np.where(volume.labels_IJK == 2, 1, 0).astype(np.uint8)
+            place = f"labels/c{number}.nii.gz" if kind == "a" else f"c{number}/mask.nii.gz"
+            nifti(tmp_path / kind / place, mask, np.array(open_volume(folder).grid.affine))
+    for kind in "ab":
+        found = read(tmp_path / kind, classes="background=0,liver=1")
+        assert len(found.items) == 18 and not found.findings
+        for item in found.items:
+            number, place = int(re.search(r"c(\d)", item.id)[1]), int(item.id[-4:])
+            from vitp.scenes.volumes import make_volume
+
+            volume = make_volume(number + 1, size=(32, 28, 6), lesions=2)
+            assert np.array_equal(item.semantic(), (volume.labels_IJK == 2)[:, :, place].T), item.id
 
 
 def test_names_of_files() -> None:

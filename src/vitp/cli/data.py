@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -117,7 +117,8 @@ def _task_weights(words: list[str] | None) -> dict[str, float]:
 
 def _print_summary(summary: CompileSummary) -> None:
     console = make_console()
-    print_lines([f"understood as {summary.fmt}:", *(f"  {line}" for line in summary.understood)])
+    title = "merged:" if summary.fmt == "merged" else f"understood as {summary.fmt}:"
+    print_lines([title, *(f"  {line}" for line in summary.understood)])
     rows = [
         (name, *(f"{n:,}" for n in (one.images, one.records, one.turns, sum(one.objects.values()))))
         for name, one in summary.splits.items()
@@ -160,6 +161,37 @@ def _unasked_words(summary: CompileSummary) -> str:
             '(as many questions are to be answered with "no" as with "yes")'
         )
     return f"images that are in no question: {'; '.join(why)}. They are in the set, and are never taken for a “no”"
+
+
+@app.command("merge")
+def merge_command(
+    old: Annotated[Path, typer.Argument(help="Compiled folder whose splits are kept.")],
+    new: Annotated[Path, typer.Argument(help="Compiled folder with new images or corrected labels.")],
+    out: Annotated[Path, typer.Option("--out", help="New folder for the compiled set of both.")],
+    splits: Annotated[
+        Literal["drawn", "own", "train", "val", "test"],
+        typer.Option("--splits", help="Of new images: drawn, their own in NEW, or all in one."),
+    ] = "drawn",
+    val: Annotated[float | None, typer.Option(min=0, max=1, help="Share of drawn validation images.")] = None,
+    test: Annotated[float | None, typer.Option(min=0, max=1, help="Share of drawn test images.")] = None,
+    seed: Seed = 0,
+    complete: Annotated[
+        bool,
+        typer.Option("--complete", help="The classes of either set were looked for in the other one, too."),
+    ] = False,
+    other_patients: Annotated[
+        bool,
+        typer.Option("--other-patients", help="Patients with numbers alone are different ones in both sets."),
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
+) -> None:
+    """Join corrected and new labels to a compiled set; every image of OLD keeps its split."""
+    from vitp.data.merge import MergeOptions, merge_sets
+
+    options = MergeOptions(splits, val, test, seed, complete, other_patients)
+    merged = merge_sets(old, new, out, options, force=force)
+    assert merged.summary is not None
+    _print_summary(merged.summary)
 
 
 @app.command("scenes")

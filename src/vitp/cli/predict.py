@@ -10,6 +10,7 @@ import typer
 from vitp.cli.options import TaskRun, TestOverride
 from vitp.cli.output import make_console, print_lines
 from vitp.cli.panels import USE
+from vitp.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from vitp.inference.inputs import Unusable
@@ -69,6 +70,26 @@ _Pictures: TypeAlias = Annotated[
 ]
 
 
+_Tool: TypeAlias = Annotated[
+    Literal["label-studio", "cvat", "coco"] | None,
+    typer.Option(
+        "--for", help="Also write tasks of an annotation tool with what was found, the most uncertain first."
+    ),
+]
+_Url: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--image-url", help="With --for label-studio: what the images' names begin with, as in s3://bucket/."
+    ),
+]
+
+
+def _url(url: str, tool: str | None) -> str:
+    if url and tool != "label-studio":
+        raise ConfigError("is for Label Studio alone", where="--image-url", fix="add --for label-studio")
+    return url
+
+
 def predict_command(
     run: TaskRun,
     images: Annotated[list[str], typer.Argument(help="Images, rasters, volumes, or folders of them.")],
@@ -82,6 +103,8 @@ def predict_command(
     all_tiles: _AllTiles = False,
     tta: _Positions = None,
     pictures: _Pictures = False,
+    tool: _Tool = None,
+    image_url: _Url = "",
     override: TestOverride = None,
     resume: _Resume = False,
     force: Annotated[bool, typer.Option("--force", help="Replace earlier predictions in --out.")] = False,
@@ -105,7 +128,8 @@ def predict_command(
         print_lines([f"can't be used: {one.image}: {one.reason}"])
 
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
-    options = MapOptions(vector, probabilities, pictures, resolution, mpp, tissue=not all_tiles, format=fmt)
+    seen = (resolution, mpp, not all_tiles, fmt)
+    options = MapOptions(vector, probabilities, pictures, *seen, tool or "", _url(image_url, tool))
     if complete:
         check_complete(model, images, out, settings, later=later, options=options)
         print_lines([f"{out} is complete, there is nothing to resume"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -12,10 +13,10 @@ from vitp.cli.panels import USE
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("serve", rich_help_panel=USE)(serve_command)
+    app.command("serve", rich_help_panel=USE)(serving_command)
 
 
-def serve_command(
+def serving_command(
     model: Annotated[
         list[str],
         typer.Argument(
@@ -44,7 +45,6 @@ def serve_command(
     ] = 8,
 ) -> None:
     """Serve models to programs and to people: predictions, answers, features, and a page to try them on images."""
-    from vitp.cli.output import print_lines
     from vitp.core.errors import ConfigError
     from vitp.core.extras import need
 
@@ -55,4 +55,10 @@ def serve_command(
 
     limits = ServerLimits(max_upload_mb << 20, max_pixels, queue, batch)
     options = ServerOptions(host, port, root, token, device, limits)
-    serve(model, options, lambda line: print_lines([line]))
+    serve(model, options, _say)
+
+
+def _say(line: str) -> None:
+    # Who reads the log may go away; the server stays.
+    with suppress(OSError, ValueError):
+        print(line, flush=True)

@@ -115,7 +115,7 @@ def tune_command(
     """
     from vitp.studies.space import default_space, read_space, tuned_config
     from vitp.studies.tuning import TuneOrder, tune, write_best
-    from vitp.studies.tuning_page import table_of, write_page
+    from vitp.studies.tuning_page import table_of_trials, write_page
 
     config = tuned_config(what, data, start, probe, overrides_of({"train.steps": steps}, override))
     ranges = default_space(config) if space is None else read_space(space)
@@ -123,7 +123,7 @@ def tune_command(
     order = TuneOrder(config, ranges, out, trials, minutes, seed, prune)
     tuned = tune(order, console)
     best = write_best(tuned, order)
-    print_table(*table_of(tuned), f"the best trials of {len(tuned.rows)} (score in percent)", left=2)
+    print_table(*table_of_trials(tuned), f"the best trials of {len(tuned.rows)} (score in percent)", left=2)
     console.print(f"page: {write_page(tuned, order)}")
     if best is not None:
         console.print(f"best settings: {best}")

@@ -170,11 +170,6 @@ def sum_dicts(dicts: Iterable[dict[str, float]]) -> dict[str, float]:
     return total
 
 
-def sum_over_ranks(values: dict[str, float]) -> dict[str, float]:
-    """Return the sum over ranks by name, exactly, whatever names each rank has."""
-    return sum_dicts(gather(values))
-
-
 def sum_tensor(tensor: Tensor) -> Tensor:
     """Sum a tensor over ranks in place, on its own device, and return it."""
     if world_size() > 1:

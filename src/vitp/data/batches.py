@@ -8,7 +8,9 @@ resume change what is learned from. Fetching ahead is the engine's (`vitp.engine
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, Protocol
 
@@ -151,22 +153,29 @@ class ShuffledImages:
     Args:
         labelled: Images of the wanted split; may be lazy.
         seed: Of the order.
+        repeats: How often each image comes in an epoch, on average, at least 1; None: once each. An epoch then has
+            about their sum of samples, and each image in it as often as its number, rounded down or up by chance.
 
     Raises:
         ConfigError: There are none.
     """
 
-    def __init__(self, labelled: LabelledSet, seed: int) -> None:
+    def __init__(self, labelled: LabelledSet, seed: int, repeats: Sequence[float] | None = None) -> None:
         if not len(labelled):
             raise ConfigError("has no images", where=labelled.name, fix="choose another split or set")
         self.labelled, self.seed = labelled, seed
+        self.repeats = None if repeats is None else tuple(repeats)
 
     def __len__(self) -> int:
-        return len(self.labelled)
+        return len(self.labelled) if self.repeats is None else round(sum(self.repeats))
 
     def __getitem__(self, position: int) -> Sample[LabelledImage]:
-        epoch, offset = divmod(position, len(self.labelled))
-        item = self.labelled.items[int(_permutation(self.seed, epoch, len(self.labelled))[offset])]
+        epoch, offset = divmod(position, len(self))
+        if self.repeats is None:
+            index = int(_permutation(self.seed, epoch, len(self.labelled))[offset])
+        else:
+            index = int(_repeated(self.seed, epoch, self.repeats)[offset])
+        item = self.labelled.items[index]
         return Sample(item, None, False, 0, position, self.seed)
 
     def contents(self, *, former: bool = False) -> list[str]:
@@ -187,7 +196,37 @@ class ShuffledImages:
             "set": labelled.name,
             "count": count,
             "items": [(item.id, image(item.image)) for item in items],
+            **({} if self.repeats is None else {"repeats": [round(one, 6) for one in self.repeats]}),
         }
+
+
+def repeat_factors(classes: Sequence[frozenset[str]], threshold: float) -> list[float]:
+    """Return how often each image is to come so that rare classes come more often: max over its classes of √(t / f).
+
+    Repeat factor sampling of LVIS (arXiv 1908.03195, appendix B.3); f is the share of the images that hold a class. An
+    image without a class, and one of frequent classes alone, comes once.
+
+    Args:
+        classes: Of each image.
+        threshold: t, the share below which a class counts as rare.
+    """
+    images = Counter(name for held in classes for name in held)
+    rare = {name: max(1.0, math.sqrt(threshold * len(classes) / count)) for name, count in images.items()}
+    return [max((rare[name] for name in held), default=1.0) for held in classes]
+
+
+@functools.lru_cache(maxsize=4)
+def _repeated(seed: int, epoch: int, repeats: tuple[float, ...]) -> np.ndarray:
+    """Return the images of an epoch in their order, each as often as its number says, rounded down or up by chance.
+
+    One random offset for all (systematic sampling) makes each mean exact and all epochs equally long.
+    """
+    rng = np.random.default_rng([seed, epoch, 3])
+    ends = np.cumsum(repeats) * (round(sum(repeats)) / sum(repeats))
+    marks = np.floor(ends + rng.random())
+    marks[-1] = round(sum(repeats))
+    indices = np.repeat(np.arange(len(repeats)), np.diff(marks, prepend=0.0).astype(int))
+    return indices[rng.permutation(len(indices))]
 
 
 @functools.lru_cache(maxsize=4)

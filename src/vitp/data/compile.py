@@ -186,6 +186,36 @@ def compile_labels(
     return _write(job, limit_empty(whole, empty, seed)) if crop is None else _write_crops(job, whole)
 
 
+def compile_set(
+    labelled: LabelledSet,
+    out: Path,
+    base: Path,
+    *,
+    seed: int,
+    synthesis: SynthesisConfig,
+    settings: dict[str, Any],
+    force: bool = False,
+) -> CompileSummary:
+    """Write a set that is in memory as `compile_labels` writes what it reads.
+
+    Args:
+        labelled: With its splits.
+        out: As of `compile_labels`.
+        base: Folder that images and masks are relative to.
+        seed: Of the questions.
+        synthesis: What to ask.
+        settings: What the summary says under `options`.
+        force: Replace an earlier compilation.
+
+    Raises:
+        DataError: There is nothing to ask in the training split, or `out` can't be replaced.
+    """
+    out = out.resolve()
+    _check_out(out, base, force=force)
+    settings = {**settings, "synthesis": asdict(synthesis)}
+    return _write(_Job(base, "merged", out, base, seed, synthesis, None, settings, ()), labelled)
+
+
 @dataclass(frozen=True)
 class _Job:
     """What is compiled, as `compile_labels` has it; no `base` where the images are generated."""

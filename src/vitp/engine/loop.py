@@ -300,7 +300,9 @@ class Trainer:
         self.patience.load_state(state.more.get("patience", {}))
         self._notes += [*found.notes, f"resumed {found.path}"]
         settings = self._settings()
-        self._notes += recovery.changes(state, settings, self.optim, self.config, self.objective.scheduled)
+        self._notes += recovery.changes_on_resume(
+            state, settings, self.optim, self.config, self.objective.scheduled
+        )
 
     def _settings(self) -> dict[str, Any]:
         # As JSON, so that they compare with what a checkpoint holds.

@@ -117,7 +117,7 @@ def load_best(
     return f"the model has the weights of the best score, {path.name}"
 
 
-def changes(
+def changes_on_resume(
     state: RunState,
     settings: Mapping[str, Any],
     optim: OptimSettings,

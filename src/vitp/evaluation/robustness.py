@@ -24,7 +24,7 @@ from vitp.core.leftovers import temporary_folder
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, checked_severities, corruptions_of
-from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels
+from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels, wide_channels
 from vitp.evaluation.features import extract, probe_data
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.evaluation.probes import fit_probes
@@ -108,6 +108,8 @@ def measure(
         VitpError: What scoring raises.
     """
     chosen, wanted = corruptions_of(corruptions), checked_severities(severities)
+    if seen.channels is not None:
+        wide_channels(seen.channels)  # refuses what no values can show, before anything is measured
     earlier: Cells = known.cells if known is not None and dict(known.facts) == dict(start.facts) else {}
     load, cells = PixelCache(seen=seen), {corruption.name: dict[int, Scores]() for corruption in chosen}
     if on_cell is not None:

@@ -29,7 +29,7 @@ from vitp.io.ground import may_be_placed, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
 from vitp.io.parts import split_address
-from vitp.io.slides import is_zarr_image, slide_kind
+from vitp.io.slides import is_slide_folder, slide_kind
 from vitp.io.tissue import Tissue
 from vitp.io.volume_kinds import volume_kind
 from vitp.records.channels import Channels
@@ -107,7 +107,7 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         base = Path(split_address(path)[0])
         if not base.exists():
             raise DataError("doesn't exist", where=str(path), fix="check the path")
-        if not base.is_dir() or is_zarr_image(base) or (bands and is_band_folder(base)):
+        if not base.is_dir() or is_slide_folder(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
         pictures = [str(path) for path in list_images(base) if volume_kind(path) is None]

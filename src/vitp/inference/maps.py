@@ -85,7 +85,12 @@ def seen_settings(
             return settings, 1.0, None
     window = settings.window or side
     seen = settings.model_copy(update={"window": window, "resize": InputSize()})
-    words = f"seen through windows of {window} px at {at}; -s window=…, -s resize=… and --resolution choose otherwise"
+    own = ""
+    if settings.window is None and trained is not None:
+        longest = round(float(trained["longest"]) * float(trained["scale"]))
+        if longest != window:
+            own = f", the side of the backbone (training images were up to {longest} px long, seen whole),"
+    words = f"seen through windows of {window} px{own} at {at}; -s window=…, -s resize=… and --resolution choose otherwise"
     return seen, scale, words
 
 

@@ -15,10 +15,10 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -27,13 +27,16 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import write_json
 from vitp.core.targets import check_folder
-from vitp.core.tensors import load_tensors, save_tensors, weights_sha256
+from vitp.core.tensors import present, weights_sha256
 from vitp.core.version import __version__
+from vitp.inference.annotation_order import may_be_several, uncertainty
+from vitp.inference.annotation_tasks import LookedAt, TaskWriter, check_tool
 from vitp.inference.dicom_seg import check_dicom
 from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
+from vitp.inference.picture_parts import PictureParts, picture_part, save_part
 from vitp.inference.pictures import classified_raster, read_picture
-from vitp.inference.raster_files import MapOptions, RasterWork
+from vitp.inference.raster_files import MAP_FOLDERS, MapOptions, RasterWork
 from vitp.inference.slides import AREAS_FILE, SeenMpp, write_areas
 from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
@@ -50,7 +53,7 @@ PREDICTIONS_FILE = "vitp_predictions.json"
 """Which file names stand for which image, and what was left out; tells that a folder is ours to replace."""
 
 _FORMAT = "vitp-predictions-1"
-_LATER = {"mpp": None, "tissue": True, "format": "nifti"}
+_LATER = {"mpp": None, "tissue": True, "format": "nifti", "tool": "", "url": ""}
 """Options of later versions, and what they are where nobody says otherwise."""
 
 Looked = TypeVar("Looked")
@@ -212,6 +215,14 @@ def _looked_at(
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if options.format == "dicom-seg":
         sources = [_with_dicom(source) for source in sources]
+    if options.tool:
+        check_tool(options.tool, model.name)
+        why = "is no picture, which is what annotation tools show"
+        mapped = [source.volume or (source.raster and model.name != "classification") for source in sources]
+        sources = [
+            replace(source, reason=why) if source.reason is None and is_mapped else source
+            for source, is_mapped in zip(sources, mapped, strict=True)
+        ]
     if options.resolution is not None:
         why = "doesn't say where it lies, so a resolution in metres means nothing"
         sources = [
@@ -290,7 +301,7 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
     failed = []
     # One image at a time: large ones fill memory, and their windows fill batches anyway.
     for source in own:
-        part = _picture_part(job.folder, source)
+        part = picture_part(job.folder, source)
         if part.exists():
             continue
         try:
@@ -299,8 +310,7 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
             failed.append((source.name, f"{error.where}: {error.what}"))
             continue
         write_image(job.folder / "out", job.model.name, named, job.model.classes, shown)
-        # The summary doesn't need class maps, which are large.
-        _save(part, replace(named, prediction=replace(named.prediction, semantic_HW=None)))
+        save_part(part, named)
     reasons = {name: reason for each in distributed.gather(failed) for name, reason in each}
     return [(source, reasons[source.name]) for source in sources if source.name in reasons]
 
@@ -323,57 +333,29 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
     model, settings = job.model, job.settings
     if source.raster:
         prediction, size, shown = classified_raster(model, source.image, settings)
-        return Named(source.name, source.image, size, prediction), shown
+        return Named(source.name, source.image, size, _doubted(job, prediction)), shown
     seen = read_picture(model, source.dates, settings)
     if seen.note is not None:
         job.say(f"{source.image} is {seen.note}")
     later = None if seen.later_CHW is None else [seen.later_CHW]
-    (prediction,) = predict_images(model, [seen.planes_CHW], seen.settings, later)
+    (prediction,) = predict_images(
+        model, [seen.planes_CHW], seen.settings, later, certainty=bool(job.options.tool)
+    )
     size, reduced = seen.size, seen.reduced
     del seen, later
-    named = Named(source.name, source.image, size, surest(prediction, settings.score_threshold))
+    prediction = surest(_doubted(job, prediction), settings.score_threshold)
+    named = Named(source.name, source.image, size, prediction)
     if not (job.options.pictures or reduced or size[0] * size[1] <= LARGE_PIXELS):
         return named, None
     return named, load_image(source.dates[-1], enough=shown_size if reduced else None)
 
 
-def _picture_part(folder: Path, source: InputFile) -> Path:
-    # By its digest: safetensors takes no path that isn't UTF-8.
-    name = hashlib.sha256(source.name.encode(errors="surrogateescape")).hexdigest()[:24]
-    return folder / "pictures" / f"{name}.safetensors"
-
-
-def _save(path: Path, named: Named) -> None:
-    path.parent.mkdir(exist_ok=True)
-    values = {field.name: getattr(named.prediction, field.name) for field in fields(named.prediction)}
-    tensors = {name: value.contiguous() for name, value in values.items() if value is not None}
-    temporary = path.with_suffix(".part")
-    save_tensors(temporary, {**tensors, "size": torch.tensor(named.size)})
-    temporary.replace(path)
-
-
-class _Parts(Sequence[Named]):
-    """Predictions of pictures, read when they are asked for: their masks are large."""
-
-    def __init__(self, folder: Path, sources: Sequence[InputFile]) -> None:
-        self._folder, self._sources = folder, sources
-
-    def __len__(self) -> int:
-        return len(self._sources)
-
-    @overload
-    def __getitem__(self, index: int) -> Named: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Named]: ...
-
-    def __getitem__(self, index: int | slice) -> Named | Sequence[Named]:
-        if isinstance(index, slice):
-            return _Parts(self._folder, self._sources[index])
-        source = self._sources[index]
-        tensors = load_tensors(_picture_part(self._folder, source))
-        height, width = tensors.pop("size").tolist()
-        return Named(source.name, source.image, (height, width), Prediction(**tensors))
+def _doubted(job: _Job, prediction: Prediction) -> Prediction:
+    """Return a prediction with its doubt, also of what is too weak to be shown, where tasks are written."""
+    if not job.options.tool:
+        return prediction
+    doubt = uncertainty(prediction, multi_label=may_be_several(job.model))
+    return replace(prediction, certainty_HW=None, doubt=torch.tensor(doubt))
 
 
 def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], plan: dict[str, Any]) -> None:
@@ -383,7 +365,9 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if distributed.rank() > 0:
         return
     out, model = job.folder / "out", job.model
-    pictures: Sequence[Named] = _Parts(job.folder, [source for source in done if job.is_picture(source)])
+    pictures: Sequence[Named] = PictureParts(
+        job.folder, [source for source in done if job.is_picture(source)]
+    )
     areas = [
         (source.image, job.folder / "parts" / source.name / AREAS_FILE) for source in done if source.slide
     ]
@@ -402,8 +386,34 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
         "unusable": [asdict(one) for one in left_out],
         "plan": _plan_digests(plan),
     }
+    if job.options.tool:
+        _write_tasks(job, pictures, [source for source in done if job.is_picture(source)])
     write_json(out / PREDICTIONS_FILE, description)
     shutil.rmtree(job.folder / "pictures", ignore_errors=True)
+
+
+def _write_tasks(job: _Job, pictures: Sequence[Named], sources: Sequence[InputFile]) -> None:
+    """Write the tasks of an annotation tool."""
+    out, model, folder = job.folder / "out", job.model, MAP_FOLDERS.get(job.model.name)
+    looked = [
+        LookedAt(
+            named,
+            source.dates,
+            float(present(named.prediction.doubt)),
+            out / folder / f"{named.name}.png" if folder else None,
+        )
+        for named, source in zip(pictures, sources, strict=True)
+    ]
+    writer = TaskWriter(
+        job.options.tool,
+        model.name,
+        tuple(model.classes),
+        may_be_several(model),
+        job.options.url,
+        f"vitp {__version__} {job.model_sha256[:12]}",
+    )
+    for line in writer.write(out / job.options.tool, looked):
+        job.say(line)
 
 
 def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:

@@ -22,6 +22,7 @@ from vitp.core import distributed
 from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.core.version import __version__
+from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
@@ -67,6 +68,8 @@ class MapOptions:
         mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
         tissue: Whether slides are seen only where they have tissue.
         format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
+        tool: Of pictures: the annotation tool that gets tasks; "": none.
+        url: What the names of images begin with in the tasks of Label Studio.
     """
 
     vector: VectorKind = "gpkg"
@@ -76,6 +79,8 @@ class MapOptions:
     mpp: float | None = None
     tissue: bool = True
     format: Literal["nifti", "dicom-seg"] = "nifti"
+    tool: Tool = ""
+    url: str = ""
 
 
 class LargeWork(ABC, Generic[PredictionT]):

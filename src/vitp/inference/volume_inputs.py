@@ -16,7 +16,7 @@ from vitp.io.dicom_volume import series_words
 from vitp.io.images import MissingBands
 from vitp.io.parts import braced, split_address
 from vitp.io.volume import Volume
-from vitp.io.volume_kinds import holds_dicom, is_dicom_file, volume_kind
+from vitp.io.volume_kinds import holds_dicom, is_dicom_file, is_dicom_slide, volume_kind
 from vitp.io.volumes import is_volume, open_volume
 from vitp.records.channels import Channels, band_step
 from vitp.tasks.ground import RasterGround
@@ -54,7 +54,7 @@ def volumes_at(path: str) -> list[str] | None:
     if braced(base):
         return [path]
     folder = Path(base)
-    if not folder.is_dir() or not holds_dicom(folder):
+    if not folder.is_dir() or not holds_dicom(folder) or is_dicom_slide(folder):
         return None
     if part.series is not None:
         return [path]

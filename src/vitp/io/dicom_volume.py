@@ -246,7 +246,8 @@ def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header],
 def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
     """Return the headers of each series of a folder, and of its other files what `_series` does."""
     found: dict[str, list[Header]] = {}
-    others, unread = 0, []
+    others = 0
+    unread: list[str] = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or path.name.upper() == "DICOMDIR" or not path.is_file():
             continue

@@ -132,12 +132,6 @@ def ground_matrix(geometry: Geometry, size: tuple[int, int]) -> tuple[float, flo
     return found[0], found[1], found[2], found[3]
 
 
-def pixel_metres(ground: tuple[float, float, float, float]) -> float:
-    """Return the side in metres of a square of a pixel's area on the ground."""
-    a, b, c, d = ground
-    return math.sqrt(abs(a * d - b * c))
-
-
 def geometry_of(address: str | Path) -> Geometry | None:
     """Return where an image, or the part of it that the address names, lies; None where its file doesn't say it.
 

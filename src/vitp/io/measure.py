@@ -60,25 +60,7 @@ def measure_channels(
     with open_pixels(addresses[0]) as first:
         names = tuple(first.names[number] for number in first.numbers(bands))
     unique = tuple(dict.fromkeys(names))
-    parts: list[list[np.ndarray]] = [[] for _ in unique]
-    share = _MOST_PIXELS // len(chosen)
-    unread: list[DataError] = []
-    for address in chosen:
-        with open_pixels(address) as pixels:
-            check = Channels(channels=tuple(Channel(band=name) for name in unique))
-            check.check_bands(pixels.names, where=pixels.where)
-            windows = _windows(pixels, share, draw)
-            try:
-                read = [pixels.read_quantity(window, unique) for window in windows]
-            except DataError as error:
-                unread.append(error)
-                if lost is None or len(unread) == len(chosen):
-                    raise
-                lost(address, error)
-                continue
-        for values_CHW, valid_CHW in read:
-            for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
-                part.append(values_HW[valid_HW])
+    parts = _values(chosen, unique, draw, lost)
     ranges = {
         name: _range(np.concatenate(part), name, transform, percentiles)
         for name, part in zip(unique, parts, strict=True)
@@ -91,6 +73,35 @@ def measure_channels(
             for name in names
         )
     )
+
+
+def _values(
+    addresses: Sequence[str],
+    unique: tuple[str, ...],
+    draw: random.Random,
+    lost: Callable[[str, DataError], None] | None,
+) -> list[list[np.ndarray]]:
+    """Return the valid values of each band that count, file by file."""
+    parts: list[list[np.ndarray]] = [[] for _ in unique]
+    share = _MOST_PIXELS // len(addresses)
+    unread: list[DataError] = []
+    for address in addresses:
+        with open_pixels(address) as pixels:
+            check = Channels(channels=tuple(Channel(band=name) for name in unique))
+            check.check_bands(pixels.names, where=pixels.where)
+            windows = _windows(pixels, share, draw)
+            try:
+                read = [pixels.read_quantity(window, unique) for window in windows]
+            except DataError as error:
+                unread.append(error)
+                if lost is None or len(unread) == len(addresses):
+                    raise
+                lost(address, error)
+                continue
+        for values_CHW, valid_CHW in read:
+            for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
+                part.append(values_HW[valid_HW])
+    return parts
 
 
 def _windows(pixels: Pixels, share: int, draw: random.Random) -> list[Window]:

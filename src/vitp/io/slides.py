@@ -21,12 +21,14 @@ from vitp.core.errors import DataError
 from vitp.io.acquisition import Acquisition
 from vitp.io.contract import Band, Pixels
 from vitp.io.parts import FilePart, Window, split_address
+from vitp.io.slide_dicom import open_dicom_slide
 from vitp.io.slide_levels import SlideGrid
 from vitp.io.slide_source import SlideSource, reading_slide
 from vitp.io.slide_tiff import open_tiff_slide, tiff_slide_kind
 from vitp.io.slide_zarr import open_zarr_slide, zarr_attributes
 from vitp.io.storage import is_member, is_remote
 from vitp.io.tiff_tags import TiffError, is_tiff, read_pages
+from vitp.io.volume_kinds import is_dicom_slide
 
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn"})
 """Suffixes of files that hold slides and nothing else."""
@@ -37,6 +39,7 @@ _SAME = 0.5
 """Pixels by which a level's grid may be off at the far end of the slide and still be the one that was asked for."""
 _PLACED = frozenset({33550, 33922, 34264, 34735})
 """Tags of a TIFF that lies on the ground: scale, tie points, transformation, keys of its projection."""
+_PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 _kept = threading.local()
 
 
@@ -53,8 +56,10 @@ def slide_kind(address: str | Path) -> str | None:
         return None
     path = Path(base)
     if path.is_dir():
-        return "zarr" if zarr_attributes(path) is not None else None
+        return "dicom" if is_dicom_slide(path) else "zarr" if zarr_attributes(path) is not None else None
     kind = tiff_slide_kind(base)
+    if kind is None and path.suffix.lower() not in _PICTURES and is_dicom_slide(path):
+        return "dicom"
     return "plain" if kind is None and part.mpp is not None and _is_plain(path) else kind
 
 
@@ -69,9 +74,9 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def is_zarr_image(folder: Path) -> bool:
-    """Return whether a folder is one image: an OME-Zarr."""
-    return zarr_attributes(folder) is not None
+def is_slide_folder(folder: Path) -> bool:
+    """Return whether a folder is one slide: an OME-Zarr, or the files of a DICOM slide."""
+    return zarr_attributes(folder) is not None or is_dicom_slide(folder)
 
 
 class SlidePixels(Pixels):
@@ -250,6 +255,8 @@ def _opened(address: str, kind: str, part: FilePart, where: str) -> SlideSource:
         return sources[key]
     if kind == "zarr":
         opened = open_zarr_slide(address, part, where)
+    elif kind == "dicom":
+        opened = open_dicom_slide(address, where)
     else:
         opened = open_tiff_slide(address, kind, part, where)
     sources[key] = opened

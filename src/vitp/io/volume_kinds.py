@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import os
+import re
 import zlib
 from pathlib import Path
 from typing import Literal
@@ -28,6 +30,8 @@ _ITK_SUFFIXES = {".mhd": "MetaImage", ".mha": "MetaImage"}
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
+_SLIDE = re.compile(rb"1\.2\.840\.10008\.5\.1\.4\.1\.1\.77\.1\.6[^.0-9]")
+"""The class of objects that are whole slides, as the first elements of a file name it."""
 _MOST_LOOKED_AT = 16
 """Files of a folder that are opened to tell whether it holds DICOM."""
 
@@ -39,7 +43,7 @@ def volume_kind(address: str | Path) -> str | None:
     path = Path(address)
     try:
         if path.is_dir():
-            return "dicom" if holds_dicom(path) else None
+            return "dicom" if holds_dicom(path) and not is_dicom_slide(path) else None
         if not path.is_file():
             return None
         with path.open("rb") as file:
@@ -50,7 +54,7 @@ def volume_kind(address: str | Path) -> str | None:
                     head = gzip.GzipFile(fileobj=file).read(_HEAD_BYTES)
     except (OSError, ValueError):
         return None
-    return None if head.startswith(_PICTURES) else _kind(head, path)
+    return None if head.startswith(_PICTURES) or _is_slide(head) else _kind(head, path)
 
 
 def _kind(head: bytes, path: Path) -> str | None:
@@ -115,6 +119,30 @@ def is_dicom_file(path: Path) -> bool:
     except OSError:
         return False
     return head[128:132] == b"DICM" or _is_bare_dicom(head)
+
+
+def is_dicom_slide(path: Path) -> bool:
+    """Return whether a file is an image of a whole slide (VL Whole Slide Microscopy), or a folder of such files."""
+    try:
+        if path.is_dir():
+            with os.scandir(path) as entries:
+                files = [
+                    Path(entry.path)
+                    for entry in itertools.islice(entries, _MOST_LOOKED_AT)
+                    if entry.is_file()
+                ]
+            return any(is_dicom_slide(file) for file in files)
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    return _is_slide(head)
+
+
+def _is_slide(head: bytes) -> bool:
+    return head[128:132] == b"DICM" and _SLIDE.search(head) is not None
 
 
 def holds_dicom(folder: Path) -> bool:

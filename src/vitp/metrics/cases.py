@@ -238,7 +238,8 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
     """Write the table of the cases as CSV, a row for each class of each case.
 
     A case is called by the name of its file or folder, and by that of folders above it where another one has that name,
-    but never by its whole path. Cells without a value are empty: neither labels nor prediction hold the class, or distances weren't asked for.
+    but never by its whole path. Cells without a value are empty: neither labels nor prediction hold the class, or
+    distances weren't asked for.
 
     Args:
         path: New file.

@@ -66,6 +66,7 @@ class Prediction:
         semantic_HW: uint8; of pairs 1 where something changed.
         certainty_HW: uint8, 255 × the probability of the class in `semantic_HW`, where it is wanted.
         probabilities_C: float32 on 0..1.
+        doubt: One number on 0..1: how unsure the model is of the image as a whole, where that was asked for.
     """
 
     boxes_N4: Tensor | None = None
@@ -76,6 +77,7 @@ class Prediction:
     semantic_HW: Tensor | None = None
     certainty_HW: Tensor | None = None
     probabilities_C: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass(frozen=True)

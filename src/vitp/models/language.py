@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -193,16 +192,6 @@ def _outside_of_graphs(
 
 ALL_ATTENTION_FUNCTIONS.register(PACKED, _packed_attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(PACKED, sdpa_mask)
-
-
-def language_config_of(model_folder: Path) -> LanguageSettings:
-    """Return the configuration of a language model saved by transformers in a local folder."""
-    hf_config = AutoConfig.from_pretrained(model_folder, local_files_only=True)
-    values = hf_config.to_diff_dict()
-    values.pop("vocab_size", None)
-    for noise in ("transformers_version", "architectures", "dtype", "torch_dtype", "model_type"):
-        values.pop(noise, None)
-    return LanguageSettings(model_type=hf_config.model_type, arguments=values)
 
 
 def _add_lora(model: PreTrainedModel, config: LoRASettings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
@@ -115,11 +115,3 @@ def is_of_source(fingerprint: str, source: BatchSource, own: str) -> bool:
     """
     former = getattr(source, "former_fingerprints", tuple)
     return fingerprint == own or fingerprint in former()
-
-
-@dataclass
-class Losses:
-    """Named losses of one step after normalisation, for logging."""
-
-    total: float
-    named: dict[str, float] = field(default_factory=dict)

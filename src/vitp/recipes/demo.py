@@ -94,11 +94,11 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
     minutes = (time.monotonic() - began) / 60
     console.print(f"\n[bold]done in {minutes:.1f} minutes[/]: open [bold]{page}[/]")
     console.print("its models in a browser, to ask, predict and look inside:")
-    console.print(serve_command(out, plan), style="bold", soft_wrap=True)
+    console.print(words_to_serve(out, plan), style="bold", soft_wrap=True)
     return page
 
 
-def serve_command(out: Path, plan: DemoPlan) -> str:
+def words_to_serve(out: Path, plan: DemoPlan) -> str:
     """Return the command that opens a demo's models, the starter and a random backbone with its samples."""
     seed = plan.seeds[0]
     models = {
@@ -112,7 +112,7 @@ def serve_command(out: Path, plan: DemoPlan) -> str:
 
 
 def _write_samples(labelled: LabelledSet, folder: Path) -> None:
-    """Write some test scenes as files: the set itself holds addresses of scenes, which are rendered when they are read."""
+    """Write some test scenes as files: the set holds addresses of scenes, which are rendered when they are read."""
     with atomic_dir(folder) as new:
         for number, item in enumerate(labelled.split("test").items[:_SAMPLES]):
             load_image(item.image).save(new / f"port-{number:02d}.png")

@@ -34,6 +34,19 @@ def area(points_N2: np.ndarray) -> float:
     return abs(signed_area(points_N2))
 
 
+def point_inside(points_N2: np.ndarray) -> tuple[float, float]:
+    """Return x and y of a point that lies in a simple polygon: in the middle between two of its edges."""
+    levels = np.unique(points_N2[:, 1])
+    if len(levels) < 2:
+        return float(points_N2[:, 0].mean()), float(levels[0])
+    widest = int(np.diff(levels).argmax())
+    y = float(levels[widest] + levels[widest + 1]) / 2
+    (x1, y1), (x2, y2) = points_N2.T, np.roll(points_N2, -1, axis=0).T
+    crossed = (y1 < y) != (y2 < y)
+    across = np.sort((x1 + (y - y1) / np.where(crossed, y2 - y1, 1.0) * (x2 - x1))[crossed])
+    return float(across[:2].mean()), y
+
+
 def bounds(points_N2: np.ndarray) -> Box:
     """Return the axis-aligned box around points."""
     (x1, y1), (x2, y2) = points_N2.min(0), points_N2.max(0)

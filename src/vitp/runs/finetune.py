@@ -37,6 +37,7 @@ from vitp.models.backbone import Backbone
 from vitp.models.compute import configure_backbone
 from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.runs.assemble import RunParts, say, train_parts
+from vitp.runs.balance import balanced_classes
 from vitp.runs.channels import frozen_kernel_notes, tower_channels
 from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
@@ -59,6 +60,8 @@ from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
 CASES_FILE = "cases.csv"
+SEAMLESS = {"overlap": 0.5, "stagger": True}
+"""How windows of class maps lie in runs that don't say it; see "Seams" in docs/results.md."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,9 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
+    config = _without_seams(config, kind)
+    repeats, config, said = balanced_classes(config, kind, splits["train"], classes)
+    notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
@@ -189,6 +195,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         micro_batches=config.train.micro_batches,
         size=model.input_size,
         augmentation=_augmentation(config, kind),
+        repeats=repeats,
     )
     return FinetuneRun(config, model, source, splits, tuple(notes))
 
@@ -212,6 +219,14 @@ def _fitted(
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
     neck = config.neck.model_copy(update={"options": options})
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
+
+
+def _without_seams(config: FinetuneConfig, kind: LabelKind) -> FinetuneConfig:
+    """Return the configuration with windows of class maps that show no seams, where it says nothing of them."""
+    test = config.test
+    if kind not in ("semantic", "change") or {"overlap", "stagger"} & test.model_fields_set:
+        return config
+    return config.model_copy(update={"test": test.model_copy(update=SEAMLESS)})
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:

@@ -40,6 +40,10 @@ class FinetuneDataSettings(SettingsModel):
     labels: Count | Positive | None = None
     """Training images: a number, a share (0..1), or none for all. Which ones follows from `seed`; they
     are drawn from those that `empty` left."""
+    repeat_threshold: float | None = Field(None, gt=0, le=1)
+    """Images of rare classes come more often, √(t / f) times for a class that a share f of the training images holds
+    (repeat factor sampling, as for LVIS, which takes t = 0.001); none: all images come equally often. For classes of
+    images and for objects, not for masks."""
     global_batch: int = Field(16, ge=1, le=1_000_000)
     """Images an optimizer step, over all ranks and micro-batches."""
     sizes: Literal["fit", "fixed"] = "fit"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -56,7 +55,7 @@ Model = Annotated[str, Form(description="Name of a model; may be left out where 
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
 BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
-Layer = Annotated[int | None, Form(description="From 0; the last one by default.")]
+LayerField = Annotated[int | None, Form(description="From 0; the last one by default.")]
 
 
 def make_app(service: Service) -> FastAPI:
@@ -161,7 +160,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def samples() -> list[dict[str, Any]]:
         return await asyncio.to_thread(service.store.samples, MOST_SAMPLES)
 
-    one_at_a_time = threading.Lock()
+    one_at_a_time = asyncio.Lock()
 
     @app.get(
         "/samples/picture",
@@ -172,15 +171,15 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     async def sample_picture(path: str) -> Response:
         def read() -> bytes:
             image = service.store.below_root(path)
-            # Pictures are decoded as a whole, and a page asks for many.
-            with one_at_a_time:
-                try:
-                    with open_pixels(image.address) as pixels:
-                        return ShownImage(pixels).small()
-                except (VitpError, MemoryError) as error:
-                    raise refusal_of(error, {image.address: "the image"}) from error
+            try:
+                with open_pixels(image.address) as pixels:
+                    return ShownImage(pixels).small()
+            except (VitpError, MemoryError) as error:
+                raise refusal_of(error, {image.address: "the image"}) from error
 
-        content = await asyncio.to_thread(read)
+        # Pictures are decoded as a whole, and a page asks for many; others are to get their threads meanwhile.
+        async with one_at_a_time:
+            content = await asyncio.to_thread(read)
         return Response(content, media_type=PNG, headers={"Cache-Control": "private, max-age=3600"})
 
 
@@ -289,7 +288,7 @@ def _add_look(app: FastAPI, service: Service) -> None:
         file: Upload = None,
         image: Kept = None,
         path: BelowRoot = None,
-        layer: Layer = None,
+        layer: LayerField = None,
     ) -> dict[str, Any]:
         served = model_named(service.models, model, any_model, "look at images")
         with ExitStack() as stack:
@@ -309,9 +308,9 @@ def _add_look(app: FastAPI, service: Service) -> None:
         file: Upload = None,
         image: Kept = None,
         path: BelowRoot = None,
-        layer: Layer = None,
+        layer: LayerField = None,
         like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
-        like_layer: Layer = None,
+        like_layer: LayerField = None,
     ) -> Response:
         served = model_named(service.models, model, any_model, "look at images")
         other = (model_named(service.models, like, any_model, "look at images"), like_layer) if like else None

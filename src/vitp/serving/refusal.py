@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from starlette.exceptions import HTTPException
 
@@ -42,6 +43,8 @@ def refusal_of(error: Exception, names: Mapping[str, str]) -> Refusal:
     sentence = f"{where} {what}" if where.startswith("the ") else f"{where}: {what}"
     if error.fix and "--" not in error.fix:  # options of commands are of no use here
         sentence += f"; {error.fix}"
-    for name in sorted(names, key=len, reverse=True):
-        sentence = sentence.replace(name, names[name])
+    for address, word in names.items():
+        file = address.partition("#")[0]
+        for known in (address, file, *([Path(file).name] if "." in Path(file).name else [])):
+            sentence = sentence.replace(known, word)
     return Refusal(503 if isinstance(error, CheckpointError) else 422, " ".join(sentence.split()))

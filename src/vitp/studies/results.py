@@ -123,14 +123,10 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 task=f"{facts['task']}{corrupted}",
                 metric=metric,
                 main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
-                draw=_int(facts.get("draw")),
+                draw=int(facts.get("draw") or 0),
                 value=value,
                 **common,
             )
-
-
-def _int(value: Any) -> int:
-    return int(value or 0)
 
 
 def _pretraining_cost(study: Study, store: Store, cell: StudyCell) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
 from vitp.tasks.build import TASK_MODELS
 
-RATES = "data.rates"
+SHARES_OF_SETS = "data.rates"
 """The shares of a mixture's sets: one range, of which each set gets a number of its own."""
 
 TunedConfig: TypeAlias = FinetuneConfig | PretrainConfig
@@ -155,7 +155,7 @@ def _kind_of(path: Path) -> str:
 
 
 def default_space(config: TunedConfig) -> Space:
-    """Return what is tuned where the user says nothing: rate, layer decay, weight decay, VRL's ratio, shares of sets."""
+    """Return what is tuned by default: rate, layer decay, weight decay, VRL's ratio, shares of sets."""
     lr = config.optim.lr
     space: Space = {
         "optim.lr": Range(low=lr / 10, high=lr * 10, log=True),
@@ -166,7 +166,7 @@ def default_space(config: TunedConfig) -> Space:
         if isinstance(config.objective, ViTPSettings):
             space["objective.vrl.ratio"] = Range(low=0.0, high=0.9)
         if len(config.data.mixture) > 1:
-            space[RATES] = Range(low=0.25, high=4.0, log=True)
+            space[SHARES_OF_SETS] = Range(low=0.25, high=4.0, log=True)
     elif config.backbone.freeze:
         del space["optim.layer_decay"]
     return space
@@ -178,13 +178,15 @@ def of_each_set(space: Space, config: TunedConfig) -> Space:
     Raises:
         ConfigError: The run has no sets whose shares could be tuned.
     """
-    if RATES not in space:
+    if SHARES_OF_SETS not in space:
         return space
     if not isinstance(config, PretrainConfig) or len(config.data.mixture) < 2:
         fix = "leave it out"
-        raise ConfigError("there are no sets that share the batches", where=RATES, fix=fix)
-    shares = {f"{RATES}.{number}": space[RATES] for number in range(len(config.data.mixture))}
-    return {**{key: one for key, one in space.items() if key != RATES}, **shares}
+        raise ConfigError("there are no sets that share the batches", where=SHARES_OF_SETS, fix=fix)
+    shares = {
+        f"{SHARES_OF_SETS}.{number}": space[SHARES_OF_SETS] for number in range(len(config.data.mixture))
+    }
+    return {**{key: one for key, one in space.items() if key != SHARES_OF_SETS}, **shares}
 
 
 def with_values(config: TunedConfig, values: Mapping[str, Any], where: str = "vitp tune") -> TunedConfig:
@@ -193,10 +195,10 @@ def with_values(config: TunedConfig, values: Mapping[str, Any], where: str = "vi
     Raises:
         ConfigError: A key isn't one of the configuration, or a value doesn't fit it.
     """
-    shares = [value for key, value in values.items() if key.startswith(f"{RATES}.")]
-    plain = {key: value for key, value in values.items() if not key.startswith(f"{RATES}.")}
+    shares = [value for key, value in values.items() if key.startswith(f"{SHARES_OF_SETS}.")]
+    plain = {key: value for key, value in values.items() if not key.startswith(f"{SHARES_OF_SETS}.")}
     if shares:
-        plain[RATES] = shares
+        plain[SHARES_OF_SETS] = shares
     words = [f"{key}={to_json(value)}" for key, value in plain.items()]
     return make_config(type(config), config.model_dump(mode="json"), words, where=where)
 
@@ -208,7 +210,7 @@ def own_values(config: TunedConfig, space: Space) -> dict[str, Any] | None:
     for key, one in space.items():
         place, _, number = key.rpartition(".")
         value: Any = dumped
-        if place == RATES:
+        if place == SHARES_OF_SETS:
             value = (dumped["data"].get("rates") or [1.0] * 1000)[int(number)]
         else:
             for part in key.split("."):

@@ -24,7 +24,7 @@ def ranked(tuned: Tuned) -> list[TrialRow]:
     )
 
 
-def table_of(tuned: Tuned, most: int = 10) -> tuple[list[str], list[list[str]]]:
+def table_of_trials(tuned: Tuned, most: int = 10) -> tuple[list[str], list[list[str]]]:
     """Return head and rows of a table for the console: the best trials."""
     keys = list(dict.fromkeys(key for row in tuned.rows for key in row.values))
     rows = []

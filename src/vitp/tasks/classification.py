@@ -15,10 +15,10 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel, make_config
+from vitp.core.config import SettingsModel, Weight, make_config
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import present
 from vitp.data.ignored import UNLABELLED
@@ -38,6 +38,7 @@ from vitp.models.pyramid import pad_to_multiple
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.data import label_reader
+from vitp.tasks.losses import binary_focal, focal_factor
 from vitp.tasks.predict import predictions_of
 
 
@@ -52,6 +53,20 @@ class ClassificationSettings(SettingsModel):
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     """Share of the target that is spread evenly over the classes (single label only)."""
 
+    focal: float = Field(0.0, ge=0, le=10)
+    """Exponent γ of focal loss, such as 2: what is right already counts (1 − p)^γ; 0: all count alike."""
+    class_balance: float = Field(0.0, ge=0, lt=1)
+    """β of the class-balanced loss, such as 0.999: classes weigh by the effective number of their training images; 0:
+    all weigh the same."""
+    class_weights: list[Weight] | None = None
+    """One positive weight for each class; none: those of `class_balance`."""
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> ClassificationSettings:
+        if self.focal and self.label_smoothing:
+            raise ValueError("focal and label_smoothing pull in opposite directions; leave one of them out")
+        return self
+
     @property
     def labels(self) -> LabelKind:
         """What it learns from."""
@@ -62,7 +77,7 @@ class ClassificationModel(TaskModel):
     """The mean of the backbone's last map, normalised, and a linear classifier.
 
     Loss: `class`: cross-entropy, mean over images; or binary cross-entropy, mean over images and classes of which is
-    known whether the image holds them.
+    known whether the image holds them. The mean is weighted by class where classes have weights.
 
     Args:
         backbone: Any backbone.
@@ -70,7 +85,7 @@ class ClassificationModel(TaskModel):
         settings: Head and loss.
 
     Raises:
-        ConfigError: A single-label task with one class.
+        ConfigError: A single-label task with one class, or weights of other classes.
     """
 
     name: ClassVar[str] = "classification"
@@ -88,6 +103,17 @@ class ClassificationModel(TaskModel):
                 where="classes",
                 fix="choose a set with two or more, or multi_label",
             )
+        weights = self.settings.class_weights
+        if weights is not None and (len(weights) != len(self.classes) or min(weights) <= 0):
+            raise ConfigError(
+                f"{len(weights)} class weights for {len(self.classes)} classes",
+                where="head.class_weights",
+                fix="give one positive weight for each class",
+            )
+        # Counting happens on the CPU before a batch moves, the loss where the model is.
+        self._counting_weights = None if weights is None else torch.tensor(weights)
+        self.class_weights: Tensor | None
+        self.register_buffer("class_weights", self._counting_weights, persistent=False)
         self.tower = backbone
         width = backbone.channels[-1]
         classify = nn.Linear(width, len(self.classes))
@@ -125,20 +151,36 @@ class ClassificationModel(TaskModel):
         target_BK = torch.stack([present(target.classes_C) for target in batch.targets])
         if self.settings.multi_label:
             known_BK = target_BK != UNLABELLED
-            loss_BK = F.binary_cross_entropy_with_logits(logits_BK, target_BK.clamp(min=0), reduction="none")
-            loss = (loss_BK * known_BK).sum()
-        else:
-            loss = F.cross_entropy(
-                logits_BK, target_BK, reduction="sum", label_smoothing=self.settings.label_smoothing
-            )
-        return {"class": loss}
+            if self.settings.focal:
+                loss_BK = binary_focal(logits_BK, target_BK.clamp(min=0), self.settings.focal)
+            else:
+                loss_BK = F.binary_cross_entropy_with_logits(
+                    logits_BK, target_BK.clamp(min=0), reduction="none"
+                )
+            weight = known_BK if self.class_weights is None else known_BK * self.class_weights
+            return {"class": (loss_BK * weight).sum()}
+        smoothing = self.settings.label_smoothing
+        if self.class_weights is None and not self.settings.focal:
+            return {
+                "class": F.cross_entropy(logits_BK, target_BK, reduction="sum", label_smoothing=smoothing)
+            }
+        loss_B = F.cross_entropy(logits_BK, target_BK, reduction="none", label_smoothing=smoothing)
+        if self.settings.focal:
+            loss_B = loss_B * focal_factor(logits_BK, target_BK.argmax(1), self.settings.focal)
+        if self.class_weights is not None:
+            loss_B = loss_B * self.class_weights[target_BK.argmax(1)]
+        return {"class": loss_B.sum()}
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
-        """Return the number of images, or of known entries of images × classes."""
+        """Return the number of images, or of known entries of images × classes; weighted where classes have weights."""
+        weights_K = self._counting_weights
         if not self.settings.multi_label:
-            return {"class": float(len(batch))}
-        known = sum(int((present(target.classes_C) != UNLABELLED).sum()) for target in batch.targets)
-        return {"class": float(known)}
+            if weights_K is None:
+                return {"class": float(len(batch))}
+            of_each = [weights_K[int(present(target.classes_C).argmax())] for target in batch.targets]
+            return {"class": float(sum(float(weight) for weight in of_each))}
+        known_BK = torch.stack([present(target.classes_C) for target in batch.targets]) != UNLABELLED
+        return {"class": float(known_BK.sum() if weights_K is None else (known_BK * weights_K).sum())}
 
     def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
         """Return the probability of each class; see `TaskModel.predict_batch`."""

@@ -423,6 +423,7 @@ def task_batches(
     micro_batches: int = 1,
     size: InputSize | None = None,
     augmentation: AugmentSettings | None = None,
+    repeats: Sequence[float] | None = None,
 ) -> SampledBatches[LabelledImage, TaskBatch]:
     """Return random batches of a labelled set for one task.
 
@@ -433,13 +434,14 @@ def task_batches(
         micro_batches: Parts that a rank cuts its share of a step into.
         size: What size images get first.
         augmentation: Random changes.
+        repeats: How often each image comes in an epoch, on average; None: once.
 
     Raises:
         ConfigError: The set is empty.
         DataError: A label doesn't fit its image (when the image's turn comes).
     """
     return SampledBatches(
-        ShuffledImages(reader.labelled, seed),
+        ShuffledImages(reader.labelled, seed, repeats),
         LabelledSamples(reader, size or InputSize(), augmentation or AugmentSettings()),
         batch_size,
         micro_batches,

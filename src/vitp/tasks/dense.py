@@ -22,6 +22,7 @@ from vitp.models.convolution import ConvNorm, NormKind
 from vitp.models.heads.upernet import FCNHead, UperNet, resize_map
 from vitp.records.labels import IGNORE
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
+from vitp.tasks.losses import dice_loss, focal_factor, tversky_loss
 
 MOST_CLASSES = IGNORE
 """Class maps are 8-bit, and 255 means "ignore"."""
@@ -39,6 +40,15 @@ class DecoderSettings(SettingsModel):
     """Weight of a small head on the second coarsest map while training; 0: none."""
     dice: float = Field(0.0, ge=0, le=1e6)
     """Weight of a soft Dice loss beside the cross-entropy; 0: none."""
+    tversky: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a Tversky loss beside the cross-entropy, for small objects; 0: none."""
+    tversky_alpha: float = Field(0.3, ge=0, le=1)
+    """What a false pixel counts in it; ½ and ½ make it the Dice loss."""
+    tversky_beta: float = Field(0.7, ge=0, le=1)
+    """What a missed pixel counts in it."""
+    focal: float = Field(0.0, ge=0, le=10)
+    """Exponent γ of focal loss, such as 2: pixels that are right already count (1 − p)^γ in the cross-entropy; 0: all
+    count alike."""
     class_weights: list[Weight] | None = None
     """One positive weight for each class in the cross-entropy; none: all 1."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
@@ -112,7 +122,8 @@ class DenseModel(TaskModel):
     """Maps of a pyramid → class of each pixel.
 
     Losses: `pixels` (cross-entropy, mean over labelled pixels, weighted by class), `dice` (1 − soft Dice, mean
-    over the classes of an image, then over images) and `auxiliary` (cross-entropy of the auxiliary head).
+    over the classes of an image, then over images), `tversky` (likewise) and `auxiliary` (cross-entropy of the
+    auxiliary head).
 
     Args:
         classes: Names, in the order of the map's values.
@@ -153,6 +164,8 @@ class DenseModel(TaskModel):
                 dropout=settings.dropout,
             )
         self.loss_weights = {"pixels": 1.0, "dice": settings.dice, "auxiliary": settings.auxiliary}
+        if settings.tversky > 0:
+            self.loss_weights["tversky"] = settings.tversky
         weights_K = torch.tensor(weights or [1.0] * count)
         # Counting happens on the CPU before a batch moves, the loss where the model is.
         self._counting_weights = weights_K
@@ -172,6 +185,9 @@ class DenseModel(TaskModel):
         losses = {"pixels": self._cross_entropy(logits_BKHW, target_BHW)}
         if self.settings.dice > 0:
             losses["dice"] = dice_loss(logits_BKHW, target_BHW)
+        if self.settings.tversky > 0:
+            alpha, beta = self.settings.tversky_alpha, self.settings.tversky_beta
+            losses["tversky"] = tversky_loss(logits_BKHW, target_BHW, alpha, beta)
         if self.auxiliary is not None:
             auxiliary_BKHW = resize_map(self.auxiliary(maps[self.auxiliary_level]).float(), size)
             losses["auxiliary"] = self._cross_entropy(auxiliary_BKHW, target_BHW)
@@ -185,6 +201,8 @@ class DenseModel(TaskModel):
             reduction="none",
             label_smoothing=self.settings.label_smoothing,
         )
+        if self.settings.focal > 0:
+            loss_BHW = loss_BHW * focal_factor(logits_BKHW, target_BHW, self.settings.focal)
         return (loss_BHW * self.class_weights[target_BHW.clamp(max=len(self.classes) - 1)]).sum()
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
@@ -194,6 +212,8 @@ class DenseModel(TaskModel):
         counts = {"pixels": weighted}
         if self.settings.dice > 0:
             counts["dice"] = float((pixels_BK.sum(1) > 0).sum())
+        if self.settings.tversky > 0:
+            counts["tversky"] = float((pixels_BK.sum(1) > 0).sum())
         if self.auxiliary is not None:
             counts["auxiliary"] = weighted
         return counts
@@ -229,22 +249,3 @@ def stack_targets(batch: TaskBatch, size: Sequence[int]) -> Tensor:
         height, width = target.semantic_HW.shape
         padded.append(F.pad(target.semantic_HW, (0, size[1] - width, 0, size[0] - height), value=IGNORE))
     return torch.stack(padded).long()
-
-
-def dice_loss(logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
-    """Return Σ over images of 1 − the mean soft Dice of the classes that the image's labels hold.
-
-    Dice of class k is 2 Σ p t / (Σ p + Σ t) over labelled pixels. Classes that an image lacks are left out: they
-    would be right at any probability above 0 (cross-entropy teaches their absence). Images without a labelled
-    pixel give 0.
-    """
-    known_B1HW = (target_BHW != IGNORE)[:, None]
-    truth_BHW = target_BHW.masked_fill(~known_B1HW[:, 0], 0)
-    truth_BKHW = F.one_hot(truth_BHW, logits_BKHW.shape[1]).permute(0, 3, 1, 2) * known_B1HW
-    guess_BKHW = logits_BKHW.softmax(1) * known_B1HW
-    shared_BK = (guess_BKHW * truth_BKHW).sum((2, 3))
-    truth_BK = truth_BKHW.sum((2, 3))
-    dice_BK = 2 * shared_BK / (guess_BKHW.sum((2, 3)) + truth_BK).clamp(min=1e-6)
-    there_BK = truth_BK > 0
-    loss_B = ((1 - dice_BK) * there_BK).sum(1) / there_BK.sum(1).clamp(min=1)
-    return loss_B.sum()

@@ -39,6 +39,7 @@ from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import declare_channels
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
+from vitp.data.formats.cvat import read_cvat
 from vitp.data.formats.dates import join_dates
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
@@ -47,6 +48,7 @@ from vitp.data.formats.findings import declare_findings
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
+from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
@@ -65,6 +67,8 @@ __all__ = ["LABEL_FORMATS", "ReadOptions", "detect", "detect_format", "option_na
 
 LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "coco": read_coco,
+    "label-studio": read_label_studio,
+    "cvat": read_cvat,
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
@@ -129,7 +133,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     root = Path(root)
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
-    if not root.is_dir() and fmt not in ("coco", "captions", "classes"):
+    if not root.is_dir() and fmt not in ("coco", "captions", "classes", "label-studio", "cvat"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
     sizes = {name: options.pop(name) for name in SLIDE_OPTIONS if name in options}

@@ -325,7 +325,7 @@ def _scaled(
     declared: BandsFile | None,
     lost: dict[str, DataError],
 ) -> tuple[Channels, str]:
-    """Return the channels with their ranges, and in words where those come from; files that can't be read go to `lost`."""
+    """Return channels with their ranges, and in words where those come from; unreadable files go to `lost`."""
     common, transform = (None, "linear") if declared is None else (declared.range, declared.transform)
     plain: list[Channel] = []
     open_: list[int] = []
@@ -353,8 +353,11 @@ def _scaled(
         places = [place for place in open_ if plain[place].transform == kind]
         bands = [str(names[place]) for place in places]
         readable = [file for file in files if file not in lost]
-        how = {"transform": kind, "percentiles": PERCENTILES, "lost": lost.__setitem__}
-        found = measure_channels(readable, bands, **how).channels if bands else ()
+        if not bands:
+            continue
+        found = measure_channels(
+            readable, bands, transform=kind, percentiles=PERCENTILES, lost=lost.__setitem__
+        ).channels
         for place, one in zip(places, found, strict=True):
             plain[place] = plain[place].model_copy(update={"low": one.low, "high": one.high})
     whose = "training images" if train else "images, as none is for training"

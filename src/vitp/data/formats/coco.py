@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.coco_files import (
     CocoFile,
@@ -16,9 +16,11 @@ from vitp.data.formats.coco_files import (
     coco_image_folders,
     coco_shape,
     find_coco_image,
+    is_cvat_mask,
     is_id,
     is_set,
     load_coco_file,
+    says_segmentation,
     split_of_image,
     without_doubles,
 )
@@ -55,11 +57,13 @@ def read_coco(
     classes: str | list[str] | None = None,
     point_size: float | None = None,
     images: str | None = None,
-    semantic: bool | str = False,
+    semantic: bool | str | None = None,
+    crowds: Literal["", "objects", "difficult"] = "",
 ) -> LabelledSet:
     """Read COCO annotations.
 
-    A crowd (`iscrowd`) is a difficult object: it is neither learned nor counted, and its place is no background.
+    A crowd (`iscrowd`) is a difficult object: it is neither learned nor counted, and its place is no background. CVAT
+    calls every mask a crowd; its masks are objects. It keeps a box as it was before it was turned, beside the angle.
     Ids may be numbers or text. A file without any annotation says nothing of its images.
 
     Args:
@@ -72,7 +76,10 @@ def read_coco(
         point_size: Side in pixels of the box around an object whose bbox has no width and height; such objects have no
             area by default, and are left out.
         images: Folder of the images, relative to that of the set; by default they are looked for.
-        semantic: True: masks of classes, drawn from the outlines, instead of objects; "both": beside them.
+        semantic: True: masks of classes, drawn from the outlines, instead of objects; "both": beside them; by default
+            objects, unless the file says that it is for segmentation.
+        crowds: What `iscrowd` means: "difficult" objects, or plain "objects"; by default difficult, but for masks of
+            CVAT.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -87,10 +94,17 @@ def read_coco(
         fix = "name the folder of the images with -o images=FOLDER"
         raise DataError("is no folder", where=str(folder), fix=fix)
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
-    reading = _Reading(builder, files, comma_list(classes))
+    if crowds not in ("", "objects", "difficult"):
+        raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
+    reading = _Reading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     if reading.crowds:
         builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
+    if reading.masks:
+        text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
+        builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    if semantic is None:
+        semantic = any(says_segmentation(file) for file in files)
     instances = any(file.labels_objects for file in files)
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
@@ -165,6 +179,7 @@ class _Reading:
         known: The classes that are asked for; None: all.
         on_missing: Is told of every image that isn't there; None: it becomes a finding, and so does an image of
             which nothing is known.
+        crowds: As of `read_coco`.
     """
 
     def __init__(
@@ -173,8 +188,10 @@ class _Reading:
         files: Sequence[CocoFile],
         known: tuple[str, ...] | None = None,
         on_missing: Callable[[Path], None] | None = None,
+        crowds: str = "",
     ) -> None:
         self.builder, self.known, self.on_missing = builder, known, on_missing
+        self.crowds_are, self.masks = crowds, 0
         self.categories, self.names = _categories(files)
         self.images: dict[Path, _Image] = {}
         self.crowds = 0
@@ -309,7 +326,10 @@ class _Reading:
         if category is None:
             found.ignore(where, f"unknown class number {str(key)[:40]}", name, shape)
             return
-        crowd = is_set(row.get("iscrowd"))
+        crowd = is_set(row.get("iscrowd")) and self.crowds_are != "objects"
+        if crowd and not self.crowds_are and is_cvat_mask(row):
+            crowd = False
+            self.masks += 1
         difficult = crowd or is_set(row.get("ignore"))
         label = found.add(where, name, shape, known=self.known, difficult=difficult)
         self.crowds += crowd and label is not None

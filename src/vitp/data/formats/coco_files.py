@@ -19,6 +19,7 @@ from vitp.data.formats.walk import images_below, parse_label_json, read_label_te
 from vitp.records.geometry import Box, area, as_flat, as_points
 from vitp.records.regions import Rings, outline
 from vitp.records.rle import decode
+from vitp.records.tool_shapes import TASK_KEY, centred_corners
 
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 
@@ -233,9 +234,28 @@ def is_set(value: Any) -> bool:
     return str(value).strip().lower() in ("1", "1.0", "true")
 
 
+def _attributes(row: dict[str, Any]) -> dict[str, Any]:
+    attributes = row.get("attributes")
+    return attributes if isinstance(attributes, dict) else {}
+
+
+def is_cvat_mask(row: dict[str, Any]) -> bool:
+    """Return whether an annotation is a mask of CVAT, which calls masks crowds and says whether they are occluded."""
+    return "occluded" in _attributes(row) and isinstance(row.get("segmentation"), dict)
+
+
+def says_segmentation(file: CocoFile) -> bool:
+    """Return whether a file says that its outlines are for segmentation, as `vitp predict` writes it."""
+    info = file.content.get("info")
+    return isinstance(info, dict) and info.get(TASK_KEY) == "segmentation"
+
+
 def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape | None, str]:
     """Return where the object of an annotation lies, and what had to be mended or why it has no place."""
     box, wrong = _box(row.get("bbox"))
+    turn = _attributes(row).get("rotation")
+    if box is not None and not row.get("segmentation") and isinstance(turn, int | float) and turn % 360:
+        return LabelShape(quad=centred_corners(*box, turn)), ""
     rings: Rings = ()
     holes: Rings = ()
     broken = ""

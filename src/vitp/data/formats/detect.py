@@ -22,10 +22,12 @@ from vitp.data.formats.class_tables import (
     is_box_table,
 )
 from vitp.data.formats.coco_files import annotation_files, is_coco_file
+from vitp.data.formats.cvat import cvat_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
+from vitp.data.formats.label_studio import label_studio_files
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.qupath import is_qupath
@@ -97,6 +99,8 @@ def _of_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".json" and is_coco_file(path):
         return "coco"
+    if suffix in (".json", ".xml") and (label_studio_files(path) or cvat_files(path)):
+        return "label-studio" if suffix == ".json" else "cvat"
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
         return "captions"
     if suffix in TABLE_SUFFIXES:
@@ -127,6 +131,7 @@ def _also(root: Path, found: str) -> list[str]:
             or found in ("vitp", "pairs", "xbd", "xview")
             or (name, found) == ("geo", "qupath")
             or (name == "captions" and found == "coco")
+            or (name in ("captions", "classes") and found == "label-studio")
         ):
             continue
         try:
@@ -317,6 +322,8 @@ _CERTAIN: dict[str, Callable[[Path], object]] = {
 # any folder of folders with images passes for class folders.
 _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vitp": (lambda root: (root / "labels" / "set.json").is_file(), "labels/set.json"),
+    "label-studio": (label_studio_files, "JSON with tasks and annotations, or with annotation_id"),
+    "cvat": (cvat_files, "XML with <annotations> in the folder or in annotations/"),
     "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),
     "coco": (
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),

@@ -15,7 +15,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.extras import need
-from vitp.records.geometry import area, as_flat, as_points
+from vitp.records.geometry import area, as_flat, as_points, point_inside
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
 DrawnPart = tuple[tuple[float, ...], ...]
@@ -207,18 +207,21 @@ def _drawn_mask(item: LabelledImage, names: Sequence[str]) -> DrawnMask | None:
     if item.objects is None:
         return None
     known = [
-        (names.index(label.category) if label.polygons and not label.difficult else IGNORE, _parts(label))
+        (
+            names.index(label.category) if label.polygons and not label.difficult else IGNORE,
+            object_parts(label),
+        )
         for label in item.objects
     ]
     # Last, and on top: of what lies there nothing is known.
-    hidden = [(IGNORE, _parts(label)) for label in item.ignored]
+    hidden = [(IGNORE, object_parts(label)) for label in item.ignored]
     shapes = [shape for shape in drawing_order(known) if shape[0] != IGNORE]
     return DrawnMask(
         (item.width, item.height), (*shapes, *(shape for shape in known if shape[0] == IGNORE), *hidden)
     )
 
 
-def _parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
+def object_parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
     """Return the polygons of an object, each with the holes that lie in it; those of its box where it has none."""
     if not label.polygons:
         x1, y1, x2, y2 = label.box
@@ -226,7 +229,10 @@ def _parts(label: ObjectLabel) -> tuple[DrawnPart, ...]:
     holes = [[] for _ in label.polygons]  # type: list[list[tuple[float, ...]]]
     rings = [as_points(ring).astype(np.float32).reshape(-1, 1, 2) for ring in label.polygons]
     for hole in label.holes:
-        x, y = as_points(hole).mean(0).tolist()
-        inside = [cv2.pointPolygonTest(ring, (x, y), True) for ring in rings]
-        holes[int(np.argmax(inside))].append(hole)
+        place = point_inside(as_points(hole))
+        depth = [cv2.pointPolygonTest(ring, place, True) for ring in rings]
+        # A hole may lie in a part that lies in a hole of another one.
+        around = [n for n, inside in enumerate(depth) if inside > 0]
+        owner = min(around, key=lambda n: area(as_points(label.polygons[n])), default=int(np.argmax(depth)))
+        holes[owner].append(hole)
     return tuple((ring, *own) for ring, own in zip(label.polygons, holes, strict=True))

@@ -224,6 +224,33 @@ def windowed(
     return replace(mask, window=_inner(mask.window, window))
 
 
+def remapped(mask: Any, numbers: Mapping[int, int], where: str) -> MaskFile | TransitionFiles | DrawnMask:
+    """Return a mask reader whose class numbers are others; 255 stays.
+
+    Args:
+        mask: From files or outlines.
+        numbers: Class number → new one.
+        where: Of the image, for the error.
+
+    Raises:
+        DataError: The mask is another one.
+    """
+    if isinstance(mask, TransitionFiles):
+        return TransitionFiles(_renumbered(mask.before, numbers), _renumbered(mask.after, numbers))
+    if not isinstance(mask, MaskFile | DrawnMask):
+        fix = "compile both sets with -o classes=… in one order"
+        raise DataError(
+            "its mask counts the classes in another order, and can't be renumbered", where=where, fix=fix
+        )
+    return _renumbered(mask, numbers)
+
+
+def _renumbered(mask: MaskFile | DrawnMask, numbers: Mapping[int, int]) -> MaskFile | DrawnMask:
+    if isinstance(mask, DrawnMask):
+        return replace(mask, shapes=tuple((numbers.get(value, value), parts) for value, parts in mask.shapes))
+    return replace(mask, values=tuple((value, numbers.get(index, index)) for value, index in mask.values))
+
+
 def _dated(mask: MaskFile | DrawnMask, window: MaskWindow) -> MaskFile | DrawnMask:
     if isinstance(mask, DrawnMask):
         return mask.windowed(window)

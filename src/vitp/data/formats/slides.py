@@ -22,6 +22,7 @@ from vitp.io.parts import FilePart, base_address, part_address, split_address
 from vitp.io.slide_masks import SlideScale
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind, slide_place
 from vitp.io.tissue import find_tissue
+from vitp.io.volume_kinds import is_dicom_slide
 from vitp.records.geometry import as_flat, as_points
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 
@@ -97,13 +98,14 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
 
 
 def _may_be_slide(address: str, mpp: float | None) -> bool:
-    if mpp is None and Path(base_address(address)).suffix.lower() not in _MAY_BE:
+    path = Path(base_address(address))
+    if mpp is None and path.suffix.lower() not in _MAY_BE and not is_dicom_slide(path):
         return False
     if slide_kind(address) is not None:
         return True
     if mpp is not None:
         raise ConfigError(
-            f"{Path(base_address(address)).name} isn't a slide, and only slides are read at micrometres a pixel",
+            f"{path.name} isn't a slide, and only slides are read at micrometres a pixel",
             where="mpp",
             fix="leave it out, or keep slides in a set of their own",
         )

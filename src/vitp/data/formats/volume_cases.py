@@ -31,6 +31,7 @@ from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role, segment_names
 from vitp.io.dicom_volume import series_word
 from vitp.io.volume_kinds import is_dicom_file
+from vitp.io.volume_labels import is_cropped
 
 _CHANNEL = re.compile(r"_(\d{4})$")
 
@@ -249,7 +250,7 @@ def _in_folders(root: Path, files: Sequence[Path], channels: Sequence[str]) -> C
         if folder in of_objects.values():
             continue
         place = within(folder, root)
-        masks = {file: key for file in own if (key := ends_as_mask(volume_stem(file))) is not None}
+        masks = _masks_of(own)
         plain = [file for file in own if file not in masks]
         if folder in of_objects:
             objects = [LabelVolume(file, volume_stem(file)) for file in by_folder[of_objects[folder]]]
@@ -277,6 +278,19 @@ def _in_folders(root: Path, files: Sequence[Path], channels: Sequence[str]) -> C
             f"volumes and masks in one folder: {within(labelled.address, root)} with {first}"
         )
     return layout
+
+
+def _masks_of(files: Sequence[Path]) -> dict[Path, str]:
+    """Return the masks of a folder with the names of what they label, "" for all of it.
+
+    A `.seg.nrrd` is one whatever its name; where it is called like none of several images, it is left to be a stranger.
+    """
+    masks = {file: key for file in files if (key := ends_as_mask(volume_stem(file))) is not None}
+    drawn = [file for file in files if file not in masks and is_cropped(str(file))]
+    plain = {volume_stem(file) for file in files if file not in masks and file not in drawn}
+    for file in drawn:
+        masks[file] = volume_stem(file) if volume_stem(file) in plain or len(plain) != 1 else ""
+    return masks
 
 
 def _object_folders(by_folder: dict[Path, list[Path]]) -> dict[Path, Path]:

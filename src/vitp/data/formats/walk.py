@@ -21,7 +21,8 @@ from vitp.core.reading import check_file, parse_json, parse_xml, read_text
 from vitp.data.formats.volume_names import is_series, is_volume_name, volume_suffix
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
-from vitp.io.slides import is_zarr_image
+from vitp.io.slides import is_slide_folder
+from vitp.io.volume_kinds import is_dicom_slide
 from vitp.records.labels import SPLITS
 
 DEEPEST = 4
@@ -140,8 +141,8 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def _is_one(folder: Path) -> bool:
-    """Return whether a folder is one image: a file a band, an OME-Zarr, or the DICOM files of a series."""
-    return is_zarr_image(folder) or is_band_folder(folder) or is_series(folder)
+    """Return whether a folder is one image: a file a band, an OME-Zarr, or the DICOM files of a series or slide."""
+    return is_slide_folder(folder) or is_band_folder(folder) or is_series(folder)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -192,7 +193,7 @@ def files_below(
 def volume_files(root: Path) -> list[Path]:
     """Return the volumes and medical images below a folder, sorted: files, and folders that hold a series."""
     found = files_below(root, whole=is_series)
-    return [path for path in found if path.is_dir() or is_volume_name(path)]
+    return [path for path in found if path.is_dir() or (is_volume_name(path) and not is_dicom_slide(path))]
 
 
 def _is_image(name: str) -> bool:

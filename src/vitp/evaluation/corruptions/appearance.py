@@ -7,7 +7,7 @@ same noise, only stronger, and clouds grow but never move. Labels stay: what is 
 Lengths of things in the scene are published for an image side of 800 px, and grow with the image (`scaled`). What the
 sensor does (noise, blur, compression) happens pixel by pixel, and doesn't.
 
-All are defined for any number of channels: light, veils and clouds are the same in each, noise is its own for each, and
+All are defined for any number of channels, of bytes or of floating numbers on 0–255: light, veils and clouds are the same in each, noise is its own for each, and
 JPEG compresses channels that aren't three one by one.
 
 Shapes: H × W pixels, C channels.
@@ -40,7 +40,10 @@ SHADOW_LIGHT = 0.45
 BIAS_ORDER = 3
 
 
-def _as_bytes(values_HWC: np.ndarray) -> np.ndarray:
+def _like(values_HWC: np.ndarray, image_HWC: np.ndarray) -> np.ndarray:
+    """Return values within 0–255: whole numbers where the image has bytes, as they are where it is floating."""
+    if image_HWC.dtype != np.uint8:
+        return values_HWC.clip(0, 255).astype(image_HWC.dtype)
     rounded_HWC: np.ndarray = np.rint(values_HWC)
     return rounded_HWC.clip(0, 255).astype(np.uint8)
 
@@ -50,25 +53,27 @@ def brightness_contrast(
 ) -> np.ndarray:
     """Return gain · x + offset: less contrast around a rising level; black and white are lost last."""
     gain, offset = gain_offset
-    return _as_bytes(image_HWC * gain + 255 * offset)
+    return _like(image_HWC * gain + 255 * offset, image_HWC)
 
 
 def haze(image_HWC: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Return (1 − share) · x + share · white: an even veil, that adds light and takes as much from the ground's."""
-    return _as_bytes(image_HWC * (1 - share) + 255 * share)
+    return _like(image_HWC * (1 - share) + 255 * share, image_HWC)
 
 
 def gaussian_noise(image_HWC: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
     """Return the image plus independent normal noise (deviation on 0..1) for each pixel and channel."""
     noise_HWC = rng.standard_normal(image_HWC.shape, dtype=np.float32)
-    return _as_bytes(image_HWC + 255 * deviation * noise_HWC)
+    return _like(image_HWC + 255 * deviation * noise_HWC, image_HWC)
 
 
 def salt_and_pepper(image_HWC: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Return the image with a share of its channels' values dead (0) or saturated (255), as many of each."""
     chance_HWC = rng.random(image_HWC.shape, dtype=np.float32)
     half = share / 2
-    return np.where(chance_HWC < half, 0, np.where(chance_HWC >= 1 - half, 255, image_HWC)).astype(np.uint8)
+    return np.where(chance_HWC < half, 0, np.where(chance_HWC >= 1 - half, 255, image_HWC)).astype(
+        image_HWC.dtype
+    )
 
 
 def gaussian_deviation(side: int) -> float:
@@ -90,6 +95,9 @@ def motion_blur(image_HWC: np.ndarray, length: int, rng: np.random.Generator) ->
 
 def compression_artefacts(image_HWC: np.ndarray, quality: int, rng: np.random.Generator) -> np.ndarray:
     """Return the image after JPEG: three channels together as colours, others one by one as grey."""
+    if image_HWC.dtype != np.uint8:
+        coded_HWC = compression_artefacts(np.rint(image_HWC).astype(np.uint8), quality, rng)
+        return coded_HWC.astype(image_HWC.dtype)
     if image_HWC.shape[2] != 3:
         planes = (np.ascontiguousarray(plane_HW) for plane_HW in np.moveaxis(image_HWC, 2, 0))
         return np.stack([_grey_jpeg(plane_HW, quality) for plane_HW in planes], axis=2)
@@ -127,7 +135,7 @@ def gap_mask(size: tuple[int, int], count_width: tuple[int, int], rng: np.random
 def data_gaps(image_HWC: np.ndarray, count_width: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Return the image with parallel stripes of zeros; see `gap_mask`."""
     missing_HW = gap_mask((image_HWC.shape[0], image_HWC.shape[1]), count_width, rng)
-    return np.where(missing_HW[..., None], 0, image_HWC).astype(np.uint8)
+    return np.where(missing_HW[..., None], 0, image_HWC).astype(image_HWC.dtype)
 
 
 def fractal_noise(
@@ -181,7 +189,7 @@ def cloud_opacity(size: tuple[int, int], cover: float, rng: np.random.Generator)
 def cloud(image_HWC: np.ndarray, cover: float, rng: np.random.Generator) -> np.ndarray:
     """Return the image under thick, evenly light grey clouds (see `cloud_opacity`)."""
     opacity_HW1 = cloud_opacity((image_HWC.shape[0], image_HWC.shape[1]), cover, rng)[..., None]
-    return _as_bytes(image_HWC * (1 - opacity_HW1) + 255 * CLOUD_WHITE * opacity_HW1)
+    return _like(image_HWC * (1 - opacity_HW1) + 255 * CLOUD_WHITE * opacity_HW1, image_HWC)
 
 
 def cumulus(image_HWC: np.ndarray, cover: float, rng: np.random.Generator) -> np.ndarray:
@@ -206,7 +214,7 @@ def cumulus(image_HWC: np.ndarray, cover: float, rng: np.random.Generator) -> np
 
     ground_HWC = image_HWC * light_HW[..., None]
     opacity_HW1 = opacity_HW[..., None]
-    return _as_bytes(ground_HWC * (1 - opacity_HW1) + 255 * white_HW[..., None] * opacity_HW1)
+    return _like(ground_HWC * (1 - opacity_HW1) + 255 * white_HW[..., None] * opacity_HW1, image_HWC)
 
 
 def _shifted(values_HW: np.ndarray, by_2: np.ndarray) -> np.ndarray:
@@ -227,7 +235,7 @@ def speckle(image_HWC: np.ndarray, looks: float, rng: np.random.Generator) -> np
     Of L averaged looks at a rough surface, x · Gamma(L, 1/L) is what a radar measures; its deviation is x / √L. Each
     severity draws anew, for a gamma variable can't be scaled into another.
     """
-    return _as_bytes(image_HWC * rng.gamma(looks, 1 / looks, (*image_HWC.shape[:2], 1)))
+    return _like(image_HWC * rng.gamma(looks, 1 / looks, (*image_HWC.shape[:2], 1)), image_HWC)
 
 
 def rician_noise(image_HWC: np.ndarray, deviation: float, rng: np.random.Generator) -> np.ndarray:
@@ -238,7 +246,7 @@ def rician_noise(image_HWC: np.ndarray, deviation: float, rng: np.random.Generat
     """
     noise_2HW1 = rng.standard_normal((2, *image_HWC.shape[:2], 1), dtype=np.float32)
     real_HW1, imaginary_HW1 = 255 * deviation * noise_2HW1
-    return _as_bytes(np.hypot(image_HWC + real_HW1, imaginary_HW1))
+    return _like(np.hypot(image_HWC + real_HW1, imaginary_HW1), image_HWC)
 
 
 def bias_field(image_HWC: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
@@ -256,4 +264,4 @@ def bias_field(image_HWC: np.ndarray, strength: float, rng: np.random.Generator)
     polynomial_HW = y_H @ weights @ x_W.T
     polynomial_HW -= polynomial_HW.mean()
     polynomial_HW /= max(float(np.abs(polynomial_HW).max()), 1e-9)
-    return _as_bytes(image_HWC * np.exp(strength * polynomial_HW)[..., None])
+    return _like(image_HWC * np.exp(strength * polynomial_HW)[..., None], image_HWC)

@@ -66,7 +66,7 @@ def translation(size: tuple[int, int], length: float, rng: np.random.Generator) 
 
 
 def warp(pixels: np.ndarray, matrix: np.ndarray, *, nearest: bool = False, fill: int = 0) -> np.ndarray:
-    """Return uint8 (H, W) or (H, W, C) pixels moved by a matrix on a canvas of the same size.
+    """Return (H, W) or (H, W, C) pixels, uint8 or float32, moved by a matrix on a canvas of the same size.
 
     Args:
         pixels: Image or mask.

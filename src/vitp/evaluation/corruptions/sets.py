@@ -17,12 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitp.core.errors import ConfigError
 from vitp.data.image_sample import ImageSample
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
+from vitp.io.open_pixels import open_seen
 from vitp.io.part_files import geotiff
-from vitp.records.channels import Channels
+from vitp.records.channels import Channel, Channels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 Load = Callable[[str], np.ndarray]
@@ -95,13 +97,60 @@ def corrupted_set(
         keep: Files that stay; older ones are removed as new ones come, so that a large set needs little room.
             None: all. At least twice as many as are read at once.
         load: Reads the clean images.
-        channels: What is seen of their bands; None: pictures. A band that stands in several channels is corrupted once.
+        channels: What is seen of their bands; None: pictures. A band that stands in several channels is corrupted once;
+            where these show several ranges of its values, its values are, and 0–255 are all that any of them shows.
 
     Raises:
         DataError: An image can't be read (when its item is touched).
+        ConfigError: A band is shown by several ranges of which one is each file's own.
     """
+    if channels is not None and (wide := wide_channels(channels)) is not None:
+        channels, load = wide, partial(_load_values, channels=wide)
     items = CorruptedItems(labelled.items, corruption, severity, Path(folder), seed, keep, load, channels)
     return replace(labelled, name=f"{labelled.name}, {corruption.name} {severity}", items=items)
+
+
+def wide_channels(channels: Channels) -> Channels | None:
+    """Return each band once, with a range that holds those of all its channels; None: no band has several.
+
+    Raises:
+        ConfigError: A band has several ranges of which one is each file's own, so that nothing holds all of them.
+    """
+    ranges: dict[str, list[Channel]] = {}
+    for channel in channels.channels:
+        own = ranges.setdefault(channel.band, [])
+        if channel not in own:
+            own.append(channel)
+    if all(len(own) == 1 for own in ranges.values()):
+        return None
+    for band, own in ranges.items():
+        if len(own) > 1 and (any(one.by_file for one in own) or len({one.transform for one in own}) > 1):
+            words = " and ".join(one.range_words for one in own)
+            raise ConfigError(
+                f"band {band} is seen in several channels, by {words}: no values can be corrupted that all of them show",
+                where="corruptions",
+                fix="use a model whose channels show fixed ranges (-o window=lung,soft_tissue where the set is compiled)",
+            )
+    wide = [
+        own[0].model_copy(update={"low": min(o.low for o in own), "high": max(o.high for o in own)})
+        for own in ranges.values()
+    ]
+    return Channels(channels=tuple(wide))
+
+
+def _load_values(address: str, channels: Channels) -> np.ndarray:
+    """Return (H, W, C) float32, 0–255 from the low to the high value of each channel, without rounding."""
+    with open_seen(address, channels) as pixels:
+        channels.check_bands(pixels.names, where=pixels.where)
+        names = [str(name) for name in channels.named_in(pixels.names)]
+        values_CHW, valid_CHW = pixels.read_quantity(bands=names)
+    scaled_CHW = values_CHW.astype(np.float64)
+    for channel, values_HW in zip(channels.channels, scaled_CHW, strict=True):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            own_HW = 10 * np.log10(values_HW) if channel.transform == "db" else values_HW
+            values_HW[:] = (own_HW - channel.low) * (255 / (channel.high - channel.low))
+    scaled_CHW[~(valid_CHW & np.isfinite(scaled_CHW))] = 0
+    return np.ascontiguousarray(scaled_CHW.clip(0, 255).astype(np.float32).transpose(1, 2, 0))
 
 
 class CorruptedItems(Sequence[LabelledImage]):

@@ -1,0 +1,415 @@
+"""Label Studio's JSON and JSON-MIN: choices, rectangles (turned, too), polygons, ellipses, brushes and texts.
+
+A task is unlabelled where its annotations were cancelled (skipped) or there are only drafts or predictions; an
+annotation that was submitted without a region says that there is nothing. Shapes are in percent of the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names
+from vitp.data.formats.walk import comma_list, parse_label_json, read_label_text
+from vitp.io.images import IMAGE_SUFFIXES
+from vitp.records.geometry import as_flat
+from vitp.records.labels import LabelledSet
+from vitp.records.regions import outline
+from vitp.records.tool_shapes import TASK_KEY, turned_corners, decode_brush, ellipse_ring
+
+_REGIONS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels", "labels")
+"""Keys of a value that name the class of a region."""
+
+_SHAPES = ("rectangle", "polygon", "ellipse", "brush", "keypoint", *_REGIONS)
+_AFTER = ("annotator", "annotation_id")
+"""Keys of JSON-MIN that stand behind those of the controls."""
+
+Several = Literal["", "latest", "first"]
+
+
+def label_studio_files(root: Path) -> list[Path]:
+    """Return the files in a folder, or in its `annotations/`, that Label Studio exported."""
+    if root.is_file():
+        return [root] if _is_export(root) else []
+    folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
+    return [path for folder in folders for path in sorted(folder.glob("*.json")) if _is_export(path)]
+
+
+def _is_export(path: Path) -> bool:
+    try:
+        content = parse_label_json(read_label_text(path), path)
+    except DataError:
+        return False
+    rows = content if isinstance(content, list) else []
+    return bool(rows) and all(
+        isinstance(row, dict)
+        and ("annotation_id" in row or (isinstance(row.get("data"), dict) and "annotations" in row))
+        for row in rows
+    )
+
+
+@dataclass(frozen=True)
+class _Annotation:
+    """One annotation of a task: its results, each with `type`, `value` and the like, and who made it."""
+
+    results: tuple[dict[str, Any], ...]
+    by: str = ""
+    cancelled: bool = False
+    truth: bool = False
+    updated: str = ""
+
+
+@dataclass
+class _Task:
+    """A task of a file: what it is about, its annotations, and the results of its predictions."""
+
+    where: str
+    data: dict[str, Any]
+    annotations: list[_Annotation] = field(default_factory=list)
+    waiting: str = "without an annotation"
+
+
+def read_label_studio(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    classes: str | list[str] | None = None,
+    semantic: bool | str | None = None,
+    several: Several = "",
+    annotator: str = "",
+    choices: str = "",
+    image: str = "",
+    before: str = "",
+    after: str = "",
+) -> LabelledSet:
+    """Read what Label Studio exported as JSON or JSON-MIN.
+
+    Args:
+        root: A file, or a folder with files in itself or in `annotations/`; images lie anywhere below, and are found by
+            the ends of their paths and by the names that uploads get.
+        options: Name, licence, splits.
+        classes: The object classes in order; the places of others are ignored. Those of whole images that aren't named
+            are left out.
+        semantic: True: masks of classes instead of objects; "both": beside them; by default as the files say.
+        several: Which of several different annotations of a task counts: the `latest` or the `first`.
+        annotator: Number or e-mail of the one whose annotations count.
+        choices: Name of the control that holds the class of an image, where there are several.
+        image: Key of the task's data that names the image, where there are several.
+        before: Of the earlier date, where labels are of what changed.
+        after: Of the later date.
+
+    Raises:
+        DataError: A file can't be understood, has two readings, or too many labels can't be used.
+        ConfigError: An option doesn't fit.
+    """
+    if several not in ("", "latest", "first"):
+        raise ConfigError(f'is "{several}"', where="several", fix="choose latest or first")
+    if bool(before) != bool(after):
+        raise ConfigError("needs both", where="before, after", fix="name the keys of both dates")
+    base = root if root.is_dir() else root.parent
+    builder = SetBuilder(base, options)
+    tasks = [task for path in label_studio_files(root) for task in _tasks(builder, path)]
+    if not tasks:
+        raise DataError("no export of Label Studio found", where=str(root), fix="export the project as JSON")
+    known = comma_list(classes)
+    said = {str(task.data[TASK_KEY]) for task in tasks if TASK_KEY in task.data}
+    task_name = said.pop() if len(said) == 1 else ""
+    tools = ToolSet(builder, "change" if before else task_name)
+    if tools.task == "change":
+        before, after = before or "before", after or "after"
+    reading = _Reading(tools, NamedImages(base), known, several, annotator, choices, image, (before, after))
+    for task in tasks:
+        reading.take(task)
+    counted = f"Label Studio: {len(tasks):,} tasks, {len(reading.tools.images):,} annotated"
+    builder.understand(counted + (f"; labels for {task_name}, as the files say" if task_name else ""))
+    return tools.build(known or sorted(reading.seen), semantic, class_names(known))
+
+
+def _tasks(builder: SetBuilder, path: Path) -> Iterator[_Task]:
+    """Yield the tasks of a file; rows of JSON-MIN that are of one task are its annotations.
+
+    Raises:
+        DataError: A row can't be understood.
+    """
+    minimal: dict[str, _Task] = {}
+    for number, row in enumerate(parse_label_json(read_label_text(path), path), 1):
+        where = builder.place(path, number)
+        if "annotations" not in row:
+            task = _minimal(row, where)
+            key = f"{row.get('id', number)}"
+            if key in minimal:
+                minimal[key].annotations += task.annotations
+                continue
+            minimal[key] = task
+            continue
+        rows = row["annotations"]
+        if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
+            raise DataError(
+                '"annotations" is no list of annotations', where=where, fix="export the project again"
+            )
+        task = _Task(where, row["data"], [_annotation(each, where) for each in rows])
+        if not rows and row.get("drafts"):
+            task.waiting = "with a draft that wasn't submitted"
+        yield task
+    yield from minimal.values()
+
+
+def _annotation(row: dict[str, Any], where: str) -> _Annotation:
+    results = row.get("result", [])
+    if not isinstance(results, list) or not all(isinstance(one, dict) for one in results):
+        raise DataError('"result" is no list of results', where=where, fix="export the project again")
+    by = row.get("completed_by")
+    by = by.get("email") or by.get("id") if isinstance(by, dict) else by
+    return _Annotation(
+        tuple(results),
+        "" if by is None else str(by),
+        bool(row.get("was_cancelled")),
+        bool(row.get("ground_truth")),
+        str(row.get("updated_at") or row.get("created_at") or ""),
+    )
+
+
+def _minimal(row: dict[str, Any], where: str) -> _Task:
+    """Return a row of JSON-MIN: data first, then `id`, the controls, and who made them."""
+    keys = list(row)
+    begin = keys.index("id") + 1 if "id" in keys else 0
+    end = min((keys.index(key) for key in _AFTER if key in keys), default=len(keys))
+    results: list[dict[str, Any]] = []
+    for key in keys[begin:end] if begin else [k for k in keys[:end] if isinstance(row[k], list)]:
+        for value in row[key] if isinstance(row[key], list) else [row[key]]:
+            result: dict[str, Any] = {"from_name": key, "value": value}
+            if isinstance(value, str):
+                # A single choice, or a single text, which has nothing else around it.
+                result |= {"type": "choices", "value": {"choices": [value]}}
+            elif isinstance(value, dict):
+                result |= {
+                    name: value[name] for name in ("original_width", "original_height") if name in value
+                }
+                result["type"] = next((name for name in (*_REGIONS, "choices", "text") if name in value), "")
+            else:
+                raise DataError(f'"{key}" holds {value!r:.40}', where=where, fix="export the project again")
+            results.append(result)
+    data = {key: row[key] for key in (keys[: begin - 1] if begin else keys) if key not in _AFTER}
+    by = str(row.get("annotator", ""))
+    return _Task(where, data, [_Annotation(tuple(results), by, updated=str(row.get("updated_at", "")))])
+
+
+@dataclass
+class _Reading:
+    """Reads tasks into a `ToolSet`; the arguments are those of `read_label_studio`."""
+
+    tools: ToolSet
+    images: NamedImages
+    known: tuple[str, ...] | None
+    several: Several
+    annotator: str
+    choices: str
+    image: str
+    dates: tuple[str, str]
+    seen: set[str] = field(default_factory=set)
+    controls: set[str] = field(default_factory=set)
+
+    def take(self, task: _Task) -> None:
+        """Add the image of a task with what its annotation says."""
+        builder, tools = self.tools.builder, self.tools
+        chosen = self._chosen(task)
+        if isinstance(chosen, str):
+            tools.states[chosen] += 1
+            return
+        first, *later = self._references(task)
+        paths = [self.images.find(reference, task.where) for reference in (first, *later)]
+        if None in paths:
+            name = (first, *later)[paths.index(None)]
+            builder.lose(task.where, f"{name} is missing; image left out", absent=True)
+            return
+        path = paths[0]
+        assert path is not None
+        size = builder.size_of(path, task.where)
+        if size is None:
+            return
+        image = ToolImage(path, task.where, builder.labels_of(size, task.where.rpartition(":")[0]))
+        image.later = paths[1] if later else None
+        results = _joined(chosen.results)
+        regions = {str(one.get("id")) for one in results if _kind(one) in _SHAPES}
+        for number, result in enumerate(results, 1):
+            self._take_result(image, result, f"{task.where}: result {number}", regions)
+        tools.images.append(image)
+
+    def _chosen(self, task: _Task) -> _Annotation | str:
+        """Return the annotation that counts, or what the task is instead.
+
+        Raises:
+            DataError: Two that differ may be meant.
+        """
+        own = [one for one in task.annotations if not self.annotator or one.by == self.annotator]
+        done = [one for one in own if not one.cancelled]
+        if not done:
+            return "skipped" if own else task.waiting if not task.annotations else "of other annotators"
+        done = [one for one in done if one.truth] or done
+        if len(done) > 1 and any(_said(one) != _said(done[0]) for one in done):
+            if not self.several:
+                names = " and ".join(dict.fromkeys(one.by or "somebody" for one in done))
+                raise DataError(
+                    f"has {len(done)} different annotations, of {names}",
+                    where=task.where,
+                    fix="-o several=latest or -o several=first takes one, -o annotator=WHO those of one; or mark one as "
+                    "ground truth",
+                )
+            done.sort(key=lambda one: one.updated)
+        return done[-1 if self.several == "latest" else 0]
+
+    def _references(self, task: _Task) -> list[str]:
+        """Return the names of a task's images.
+
+        Raises:
+            DataError: There is none, or there are several.
+        """
+        if self.tools.task == "change":
+            names = [task.data.get(key) for key in self.dates]
+            if not all(isinstance(name, str) and name for name in names):
+                what = f'has no image under "{self.dates[0]}" and "{self.dates[1]}"'
+                raise DataError(what, where=task.where, fix="name the keys with -o before=KEY -o after=KEY")
+            return [str(name) for name in names]
+        keys = [self.image] if self.image else [k for k, value in task.data.items() if _is_image(value)]
+        if not self.image and not keys and isinstance(task.data.get("image"), str):
+            keys = ["image"]
+        if len(keys) != 1 or not isinstance(task.data.get(keys[0]), str):
+            listed = " and ".join(f'"{key}"' for key in keys) or "none"
+            fix = "-o image=KEY names the one that is labelled; -o before=KEY -o after=KEY those of two dates"
+            raise DataError(f"has images under {listed}", where=task.where, fix=fix)
+        return [str(task.data[keys[0]])]
+
+    def _take_result(self, image: ToolImage, result: dict[str, Any], where: str, regions: set[str]) -> None:
+        kind, value = _kind(result), result.get("value")
+        if not isinstance(value, dict):
+            image.found.lose(where, "has no value")
+        elif kind in ("choices", "taxonomy"):
+            # A choice about a region is no class of the image.
+            if str(result.get("id")) not in regions and "x" not in value and "points" not in value:
+                self._take_choices(image, result, value, where)
+        elif kind in ("textarea", "text"):
+            texts = value.get("text")
+            image.captions += [
+                " ".join(str(one).split()) for one in (texts if isinstance(texts, list) else [texts]) if one
+            ]
+        elif kind in _SHAPES:
+            image.drawn = True
+            self._take_region(image.found, result, value, where)
+        elif kind not in ("relation", "rating", "number", "datetime"):
+            image.drawn = True
+            image.found.lose(where, f'is of the kind "{kind}", which no reader knows')
+
+    def _take_choices(
+        self, image: ToolImage, result: dict[str, Any], value: dict[str, Any], where: str
+    ) -> None:
+        control = str(result.get("from_name", ""))
+        if self.choices and control != self.choices:
+            return
+        self.controls.add(control)
+        if len(self.controls) > 1:
+            names = " and ".join(sorted(self.controls))
+            fix = "-o choices=NAME says which one is the class of the image"
+            raise DataError(f"choices are made in {names}", where=where, fix=fix)
+        found = value.get("choices", value.get("taxonomy"))
+        for name in found if isinstance(found, list) else [found]:
+            chosen = name[-1] if isinstance(name, list) and name else name
+            if isinstance(chosen, str) and chosen.strip():
+                image.classes.append(" ".join(chosen.split()))
+
+    def _take_region(
+        self, found: ImageLabels, result: dict[str, Any], value: dict[str, Any], where: str
+    ) -> None:
+        told_names: Any = next((value[key] for key in _REGIONS if value.get(key)), [])
+        several = told_names if isinstance(told_names, list) else [told_names]
+        names = [" ".join(str(name).split()) for name in several]
+        named = " or ".join(names) or "an object without a class"
+        if result.get("image_rotation"):
+            found.lose(where, f"{named} was drawn on an image turned by {result['image_rotation']}°")
+            return
+        told = [result.get(key) for key in ("original_width", "original_height")]
+        if any(told) and tuple(told) != found.size:
+            width, height = found.size
+            found.lose(
+                where, f"{named} is of an image of {told[0]}×{told[1]}, and this one has {width}×{height}"
+            )
+            return
+        try:
+            shape = _shape(value, found.size)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            found.lose(where, f"{named} can't be understood ({type(error).__name__}: {error})")
+            return
+        if shape is None:
+            return
+        if len(names) != 1:
+            why = (
+                "a region without a class" if not names else f"may be of several classes ({', '.join(names)})"
+            )
+            found.ignore(where, why, "unknown", shape)
+            return
+        if found.add(where, names[0], shape, known=self.known) is not None:
+            self.seen.add(names[0])
+
+
+def _kind(result: dict[str, Any]) -> str:
+    return str(result.get("type", "")).lower()
+
+
+def _is_image(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    path = value.partition("#")[0]
+    return Path(path if "?d=" in path else path.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
+
+
+def _said(annotation: _Annotation) -> list[str]:
+    """Return what an annotation says, without names and numbers of its parts."""
+    return sorted(f"{_kind(one)} {one.get('to_name')} {one.get('value')}" for one in annotation.results)
+
+
+def _joined(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return results without the doubles of regions whose class stands in a result of its own."""
+    labelled = {
+        str(one.get("id"))
+        for one in results
+        if isinstance(one.get("value"), dict) and any(key in one["value"] for key in _REGIONS)
+    }
+    return [
+        one
+        for one in results
+        if _kind(one) not in _SHAPES[:5] or str(one.get("id")) not in labelled or "id" not in one
+    ]
+
+
+def _shape(value: dict[str, Any], size: tuple[int, int]) -> LabelShape | None:
+    """Return a region in pixels; None: a brush that painted nothing.
+
+    Raises:
+        KeyError, TypeError, ValueError: It is none.
+    """
+    width, height = size
+    if "rle" in value:
+        found = outline(decode_brush(value["rle"], height, width))
+        if not found.rings:
+            return None
+        return LabelShape(polygons=tuple(map(as_flat, found.rings)), holes=tuple(map(as_flat, found.holes)))
+    if "points" in value:
+        ring = [(float(x) * width / 100, float(y) * height / 100) for x, y in value["points"]]
+        if value.get("closed") is False or len(ring) < 3:
+            raise ValueError("its outline isn't closed")
+        return LabelShape(polygons=(tuple(number for point in ring for number in point),))
+    x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100
+    turn = float(value.get("rotation") or 0)
+    if "radiusX" in value:
+        radii = float(value["radiusX"]) * width / 100, float(value["radiusY"]) * height / 100
+        return LabelShape(polygons=(ellipse_ring(x, y, *radii, turn),))
+    if "height" not in value:
+        raise ValueError("a point has no area")
+    across, down = float(value["width"]) * width / 100, float(value["height"]) * height / 100
+    if turn % 360 == 0:
+        return LabelShape(box=(x, y, x + across, y + down))
+    return LabelShape(quad=turned_corners(x, y, across, down, turn))
