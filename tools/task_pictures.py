@@ -121,9 +121,7 @@ JOBS = {
     "segmentation": Job(
         forest, (*CROPS, "data.crop=128", "data.global_batch=8", "head.kind=fpn", *WINDOWS), 30, _test_forest
     ),
-    "change": Job(
-        pairs, ("data.global_batch=8", "head.kind=fpn"), 100, _test_pairs
-    ),
+    "change": Job(pairs, ("data.global_batch=8", "head.kind=fpn"), 100, _test_pairs),
     "detection": Job(blood_cells, (*SMALL, "data.resize.size=240"), 120, _test_cells),
     "instance": Job(nuclei, (*SMALL, "data.resize.size=192"), 120, _test_nuclei),
     "oriented": Job(

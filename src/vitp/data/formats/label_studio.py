@@ -20,7 +20,7 @@ from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
 from vitp.records.regions import outline
-from vitp.records.tool_shapes import TASK_KEY, turned_corners, decode_brush, ellipse_ring
+from vitp.records.tool_shapes import TASK_KEY, decode_brush, ellipse_ring, turned_corners
 
 _REGIONS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels", "labels")
 """Keys of a value that name the class of a region."""
