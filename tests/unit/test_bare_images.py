@@ -45,6 +45,7 @@ def folder_of(root: Path, count: int = 24) -> Path:
             array[..., ::2] //= 4
         if number % 4 == 1:
             array[:, array.shape[1] // 2 :] = array[:, array.shape[1] // 2 :] // 4 + 96
+        array = array[:, ::-1] if number % 8 < 4 else array  # else all would be rougher on the left
         (root / "sub").mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / ("sub" if number % 5 == 0 else ".") / f"view_{number}.png")
     return root

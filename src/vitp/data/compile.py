@@ -48,7 +48,7 @@ from vitp.data.synthesis.constant import (
     constant_tasks,
     without_tasks,
 )
-from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, Asked, pretext_records
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, PretextRecord, pretext_records
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address
 from vitp.records.channels import Channels
@@ -420,7 +420,7 @@ def _write_lines(
 
 def _of_pixels(
     item: LabelledImage, labelled: LabelledSet, roots: Roots, seed: int, config: SynthesisConfig
-) -> list[Asked]:
+) -> list[PretextRecord]:
     weights = {name: config.weight(name) for name in PRETEXT_TASKS}
     if not any(weights.values()):
         return []

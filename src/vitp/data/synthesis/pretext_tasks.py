@@ -27,7 +27,7 @@ from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn
 from vitp.records.labels import LabelledImage
 
-CELLS = 3
+NINTHS_SIDE = 3
 """Rows and columns of the grid in which patches are blank and crops lie."""
 
 _LOOKED_AT = 96
@@ -69,7 +69,7 @@ class PretextQuestion:
 
 
 @dataclass(frozen=True)
-class Look:
+class SmallImage:
     """An image as its questions see it.
 
     Attributes:
@@ -100,7 +100,7 @@ class Look:
         return FilePart(window=(x1, y1, x2, y2))
 
 
-def look_at(item: LabelledImage, channels: Channels | None) -> Look | None:
+def look_at(item: LabelledImage, channels: Channels | None) -> SmallImage | None:
     """Return an image at a small size; None where it is too small or can't be read."""
     if min(item.width, item.height) < _SMALLEST:
         return None
@@ -117,7 +117,7 @@ def look_at(item: LabelledImage, channels: Channels | None) -> Look | None:
     scale = min(1.0, _LOOKED_AT / max(pixels_HWC.shape[:2]))
     side = tuple(max(8, round(n * scale)) for n in pixels_HWC.shape[1::-1])
     small_HWC = cv2.resize(pixels_HWC.astype(np.float32) / 255, side, interpolation=cv2.INTER_AREA)
-    return Look(small_HWC.reshape(*small_HWC.shape[:2], -1), (item.width, item.height), seen.is_rgb)
+    return SmallImage(small_HWC.reshape(*small_HWC.shape[:2], -1), (item.width, item.height), seen.is_rgb)
 
 
 # --- questions about the image itself
@@ -144,7 +144,7 @@ def colour_names(pixels_HWC: np.ndarray) -> np.ndarray:
     return found_HW
 
 
-def colour(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def colour(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask for the colour that covers most of the image, where it leads clearly."""
     if not look.coloured:
         return None
@@ -164,7 +164,7 @@ def _halves(values_HW: np.ndarray, axis: int) -> tuple[float, float]:
     return float(first.mean()), float(second.mean())
 
 
-def brighter_half(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def brighter_half(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which half is brighter: left or right, or upper or lower."""
     axis = int(rng.integers(2))
     one, other = _halves(look.grey_HW, axis)
@@ -175,7 +175,7 @@ def brighter_half(look: Look, rng: np.random.Generator) -> PretextQuestion | Non
     return PretextQuestion(question, first if one > other else second)
 
 
-def texture_half(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def texture_half(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which half has more texture: the larger mean gradient."""
     axis = int(rng.integers(2))
     one, other = _halves(gradients(look.grey_HW), axis)
@@ -204,7 +204,7 @@ def _unlike(one_HWC: np.ndarray, other_HWC: np.ndarray) -> bool:
     return float(np.abs(a - b).mean()) > _ALIKE
 
 
-def turned(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def turned_copy(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask by how much a copy is turned; not of images that look alike when they are turned."""
     copies = [np.rot90(look.small_HWC, -quarters) for quarters in range(4)]
     pairs = ((a, b) for number, a in enumerate(copies) for b in copies[:number])
@@ -214,7 +214,7 @@ def turned(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
     return PretextQuestion(worded(rng, phrases.TURNED), str(degrees), (FilePart(turn=degrees),), True)
 
 
-def mirrored(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def mirrored(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask whether a copy is the mirror image; not of symmetric images."""
     if not _unlike(look.small_HWC, look.small_HWC[:, ::-1]):
         return None
@@ -223,15 +223,15 @@ def mirrored(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
     return PretextQuestion(worded(rng, phrases.MIRRORED), "yes" if mirror else "no", (view,), True)
 
 
-def missing_patch(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def missing_patch(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which cell of the grid is blank; only a cell that shows something is, and no other one may look so."""
-    edges = [round(1000 * n / CELLS) for n in range(CELLS + 1)]
+    edges = [round(1000 * n / NINTHS_SIDE) for n in range(NINTHS_SIDE + 1)]
     cells = {
         (row, column): look.part(
             (edges[column] / 1000, edges[row] / 1000, edges[column + 1] / 1000, edges[row + 1] / 1000)
         )
-        for row in range(CELLS)
-        for column in range(CELLS)
+        for row in range(NINTHS_SIDE)
+        for column in range(NINTHS_SIDE)
     }
     blank = [place for place, values in cells.items() if np.abs(values - 128 / 255).mean() < 2 * _ALIKE]
     shown = [place for place, values in cells.items() if values.std() > _STRUCTURE]
@@ -239,7 +239,7 @@ def missing_patch(look: Look, rng: np.random.Generator) -> PretextQuestion | Non
         return None
     row, column = one_of(rng, shown)
     hole = FilePart(hole=(edges[column], edges[row], edges[column + 1], edges[row + 1]))
-    question = worded(rng, phrases.MISSING_PATCH, n=CELLS)
+    question = worded(rng, phrases.MISSING_PATCH, n=NINTHS_SIDE)
     return PretextQuestion(question, f"row {row + 1}, column {column + 1}", (hole,))
 
 
@@ -251,10 +251,10 @@ def place_name(row: int, column: int) -> str:
     return "centre" if row == column == 1 else f"{_ROWS[row]} {_COLUMNS[column]}"
 
 
-def crop_place(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def crop_place(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask in which ninth of the image a crop lies; it must fit nowhere else."""
-    row, column = (int(n) for n in rng.integers(CELLS, size=2))
-    x, y = ((n + 0.5) / CELLS + rng.uniform(-0.04, 0.04) for n in (column, row))
+    row, column = (int(n) for n in rng.integers(NINTHS_SIDE, size=2))
+    x, y = ((n + 0.5) / NINTHS_SIDE + rng.uniform(-0.04, 0.04) for n in (column, row))
     side = 0.32
     x, y = (min(max(v, side / 2), 1 - side / 2) for v in (x, y))
     box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
@@ -274,7 +274,7 @@ def crop_place(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
     )
 
 
-def larger_crop(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
+def larger_crop(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which of two crops shows the larger part of an image; one of them lies within the other."""
     side = rng.uniform(0.6, 0.9)
     x, y = rng.uniform(0, 1 - side, 2)
@@ -291,7 +291,7 @@ def larger_crop(look: Look, rng: np.random.Generator) -> PretextQuestion | None:
     return PretextQuestion(worded(rng, phrases.LARGER_CROP), "first" if first_larger else "second", views)
 
 
-Ask = Callable[[Look, np.random.Generator], PretextQuestion | None]
+Ask = Callable[[SmallImage, np.random.Generator], PretextQuestion | None]
 
 PLAIN_TASKS: Mapping[str, Ask] = {
     "colour": colour,
@@ -299,7 +299,7 @@ PLAIN_TASKS: Mapping[str, Ask] = {
     "texture_half": texture_half,
 }
 VIEW_TASKS: Mapping[str, Ask] = {
-    "turned": turned,
+    "turned": turned_copy,
     "mirrored": mirrored,
     "missing_patch": missing_patch,
     "crop_place": crop_place,
@@ -310,7 +310,7 @@ PRETEXT_TASKS = (*PLAIN_TASKS, *VIEW_TASKS)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PretextRecord:
     """A record, and the task of each of its turns."""
 
     record: InstructionRecord
@@ -326,7 +326,7 @@ def pretext_records(
     seed: int,
     most: int,
     **head: Any,
-) -> list[Asked]:
+) -> list[PretextRecord]:
     """Return records of questions that the image alone answers: one about itself, and one for each view.
 
     Args:
@@ -350,7 +350,7 @@ def pretext_records(
         turns = [(f"{IMAGE_MARK}\n" if not number else "", q) for number, (_, q) in enumerate(plain)]
         texts = tuple(Turn(mark + q.question, q.answer) for mark, q in turns)
         records.append(_record(f"{item.id}@itself", (named.image,), texts, (look.size,), head))
-    found = [Asked(record, tuple(name for name, _ in plain)) for record in records]
+    found = [PretextRecord(record, tuple(name for name, _ in plain)) for record in records]
     for name, question in _asked(VIEW_TASKS, chosen, look, rng, views):
         parts = [FilePart()] * question.whole + list(question.views)
         images = tuple(part_address(named.image, part) for part in parts)
@@ -359,7 +359,7 @@ def pretext_records(
             f"{f'Image-{n}: ' if len(images) > 1 else ''}{IMAGE_MARK}\n" for n in range(1, 1 + len(images))
         ]
         turn = Turn("".join(marks) + question.question, question.answer)
-        found.append(Asked(_record(f"{item.id}@{name}", images, (turn,), sizes, head), (name,)))
+        found.append(PretextRecord(_record(f"{item.id}@{name}", images, (turn,), sizes, head), (name,)))
     return found
 
 
@@ -381,7 +381,11 @@ def _size(part: FilePart, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def _asked(
-    tasks: Mapping[str, Ask], weights: Mapping[str, float], look: Look, rng: np.random.Generator, most: int
+    tasks: Mapping[str, Ask],
+    weights: Mapping[str, float],
+    look: SmallImage,
+    rng: np.random.Generator,
+    most: int,
 ) -> list[tuple[str, PretextQuestion]]:
     """Return up to `most` questions of different tasks, chosen by their weights."""
     left = [name for name in tasks if name in weights]
