@@ -155,7 +155,7 @@ def _kind_of(path: Path) -> str:
 
 
 def default_space(config: TunedConfig) -> Space:
-    """Return what is tuned where the user says nothing: rate, layer decay, weight decay, VRL's ratio, shares of sets."""
+    """Return what is tuned where the user says nothing: rate, decays, the ratio of VRL, shares of the sets."""
     lr = config.optim.lr
     space: Space = {
         "optim.lr": Range(low=lr / 10, high=lr * 10, log=True),
