@@ -56,6 +56,9 @@ def expected(old: dict[str, Any]) -> dict[str, Any]:
     own = SECTIONS.get(old.get("objective", ""))
     found = {}
     for key, value in leaves(old):
+        if key == "train.tensorboard":  # a switch then, a list of all who are told now
+            found["log.trackers"] = ["tensorboard"] if value else []
+            continue
         first = key.partition(".")[0]
         if first in SECTIONS.values() and first != own:
             continue

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import yaml
 from pydantic import Field, model_validator
+from typing_extensions import TypeIs
 
 from vitp.core.config import SettingsModel, load_config, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.files import to_json
 from vitp.core.reading import parse_yaml, read_text
-from vitp.objectives.vitp import ViTPSettings
 from vitp.recipes.paradigms import pretrain_settings
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
@@ -26,6 +26,15 @@ TunedConfig: TypeAlias = FinetuneConfig | PretrainConfig
 Space: TypeAlias = "dict[str, Range]"
 
 
+Whole = Annotated[int, Field(ge=-(10**9), le=10**9)]
+Number = Annotated[float, Field(ge=-1e9, le=1e9)]
+
+
+def is_finetuning(config: TunedConfig) -> TypeIs[FinetuneConfig]:
+    """Return whether a configuration is that of a finetuning, which has a task."""
+    return "task" in type(config).model_fields
+
+
 class Range(SettingsModel):
     """The values of one key: `choices`, or all numbers from `low` to `high`."""
 
@@ -35,7 +44,7 @@ class Range(SettingsModel):
     """Largest value."""
     log: bool = False
     """Even in the logarithm, for values that differ by orders of magnitude."""
-    choices: list[str | float | bool | None] | None = None
+    choices: list[str | Whole | Number | bool | None] | None = None
     """All values there are."""
 
     @model_validator(mode="after")
@@ -162,8 +171,8 @@ def default_space(config: TunedConfig) -> Space:
         "optim.layer_decay": Range(low=0.6, high=1.0),
         "optim.weight_decay": Range(low=1e-3, high=0.3, log=True),
     }
-    if isinstance(config, PretrainConfig):
-        if isinstance(config.objective, ViTPSettings):
+    if not is_finetuning(config):
+        if config.objective.has_language_model:
             space["objective.vrl.ratio"] = Range(low=0.0, high=0.9)
         if len(config.data.mixture) > 1:
             space[SHARES_OF_SETS] = Range(low=0.25, high=4.0, log=True)
@@ -180,7 +189,7 @@ def of_each_set(space: Space, config: TunedConfig) -> Space:
     """
     if SHARES_OF_SETS not in space:
         return space
-    if not isinstance(config, PretrainConfig) or len(config.data.mixture) < 2:
+    if is_finetuning(config) or len(config.data.mixture) < 2:
         fix = "leave it out"
         raise ConfigError("there are no sets that share the batches", where=SHARES_OF_SETS, fix=fix)
     shares = {

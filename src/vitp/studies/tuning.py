@@ -35,10 +35,10 @@ from vitp.engine.config import LogSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 from vitp.evaluation.online import OnlineProbes
-from vitp.runs.finetune import FinetuneConfig, run_validated
+from vitp.runs.finetune import run_validated
 from vitp.runs.folder import exclusive, started
 from vitp.runs.pretrain import run_pretraining
-from vitp.studies.space import Space, TunedConfig, of_each_set, own_values, with_values
+from vitp.studies.space import Space, TunedConfig, is_finetuning, of_each_set, own_values, with_values
 
 DATABASE, ORDER_FILE, BEST_FILE = "tune.db", "tune.yaml", "best.yaml"
 _STUDY = "vitp"
@@ -159,7 +159,7 @@ def _checked(order: TuneOrder) -> TuneOrder:
     if distributed.world_size() > 1:
         fix = "start `vitp tune` on the same folder several times instead of with torchrun"
         raise ConfigError("a trial is a run of one process", where="vitp tune", fix=fix)
-    if isinstance(config, FinetuneConfig):
+    if is_finetuning(config):
         if config.train.val_every == 0:
             raise ConfigError("scores no validation image", where="train.val_every", fix="give another value")
     elif config.probe.data is None:
@@ -173,7 +173,7 @@ def _checked(order: TuneOrder) -> TuneOrder:
 
 def measure_of(config: TunedConfig) -> str:
     """Return in words what a trial is scored by."""
-    if isinstance(config, FinetuneConfig):
+    if is_finetuning(config):
         return f"{config.task} on the validation images after {config.train.steps} steps at most"
     return f"probes of the frozen features on validation images, after {config.train.steps} steps at most"
 
@@ -317,7 +317,7 @@ def _score(config: TunedConfig, folder: Path, reported: Hook) -> float:
         DataError: Nothing could be scored.
     """
     quiet, resume = Console(quiet=True), started(folder)
-    if isinstance(config, FinetuneConfig):
+    if is_finetuning(config):
         curve = run_validated(config, folder, [reported], resume=resume, console=quiet)
         scores = [score for _, score in curve if score == score]
         chosen = max(scores, default=None)

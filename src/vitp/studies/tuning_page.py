@@ -8,8 +8,8 @@ from pathlib import Path
 from vitp.core.reading import read_text
 from vitp.report.charts import Bar, BarChart, Curve, LineChart
 from vitp.report.page import Block, Code, Column, HtmlPage, KeyValue, Section, Table, TableCell, Text
-from vitp.runs.finetune import FinetuneConfig
 from vitp.studies.cost import duration
+from vitp.studies.space import is_finetuning
 from vitp.studies.tuning import BEST_FILE, TrialRow, Tuned, TuneOrder
 
 PAGE_FILE = "report.html"
@@ -55,9 +55,7 @@ def write_page(tuned: Tuned, order: TuneOrder) -> Path:
 def _best(tuned: Tuned, order: TuneOrder) -> Section:
     if tuned.best is None:
         return Section("The best settings", [Text("No trial has come to its end yet.", "note")])
-    command = (
-        f"vitp finetune {order.config.task}" if isinstance(order.config, FinetuneConfig) else "vitp pretrain"
-    )
+    command = f"vitp finetune {order.config.task}" if is_finetuning(order.config) else "vitp pretrain"
     note = (
         "One score of one seed each: settings that lie within the spread of repeats are equally good. Before a number is "
         "published, train the best settings with other seeds, and look at the test images then."
