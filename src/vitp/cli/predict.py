@@ -84,6 +84,10 @@ _Url: TypeAlias = Annotated[
 ]
 
 
+def _tell(one: Unusable) -> None:
+    print_lines([f"can't be used: {one.image}: {one.reason}"])
+
+
 def _url(url: str, tool: str | None) -> str:
     if url and tool != "label-studio":
         raise ConfigError("is for Label Studio alone", where="--image-url", fix="add --for label-studio")
@@ -124,9 +128,6 @@ def predict_command(
     if not complete:
         check_folder(out, is_predictions, what="predictions", overwrite=force)
 
-    def tell(one: Unusable) -> None:
-        print_lines([f"can't be used: {one.image}: {one.reason}"])
-
     model, settings = open_model(run, [*(override or []), *([f"tta={tta}"] if tta else [])])
     seen = (resolution, mpp, not all_tiles, fmt)
     options = MapOptions(vector, probabilities, pictures, *seen, tool or "", _url(image_url, tool))
@@ -143,7 +144,7 @@ def predict_command(
         overwrite=force,
         resume=resume,
         options=options,
-        tell=tell,
+        tell=_tell,
         say=lambda note: print_lines([note]),
     )
     if distributed.rank() == 0:

@@ -55,7 +55,7 @@ def _sides(points_42: np.ndarray) -> tuple[float, float]:
     return float(np.hypot(*along)), float(np.hypot(*down))
 
 
-def turned_corners(x: float, y: float, width: float, height: float, degrees: float) -> tuple[float, ...]:
+def rectangle_corners(x: float, y: float, width: float, height: float, degrees: float) -> tuple[float, ...]:
     """Return the corners x1, y1, …, x4, y4 of what `rectangle_of` gives: turned about the first corner."""
     turn = np.radians(degrees)
     right, down = np.array([np.cos(turn), np.sin(turn)]), np.array([-np.sin(turn), np.cos(turn)])
@@ -73,13 +73,13 @@ def centred_corners(x1: float, y1: float, x2: float, y2: float, degrees: float) 
         [-half[0] * np.cos(turn) + half[1] * np.sin(turn), -half[0] * np.sin(turn) - half[1] * np.cos(turn)]
     )
     first = centre + offset
-    return turned_corners(float(first[0]), float(first[1]), x2 - x1, y2 - y1, degrees)
+    return rectangle_corners(float(first[0]), float(first[1]), x2 - x1, y2 - y1, degrees)
 
 
 def unturned_box(quad: Sequence[float]) -> tuple[float, float, float, float, float]:
     """Return x1, y1, x2, y2 of the box that becomes a rectangle when it is turned about its centre, and the angle."""
     x, y, width, height, degrees = rectangle_of(quad)
-    centre_x, centre_y = as_points(turned_corners(x, y, width, height, degrees)).mean(0).tolist()
+    centre_x, centre_y = as_points(rectangle_corners(x, y, width, height, degrees)).mean(0).tolist()
     half_x, half_y = width / 2, height / 2
     return centre_x - half_x, centre_y - half_y, centre_x + half_x, centre_y + half_y, degrees
 

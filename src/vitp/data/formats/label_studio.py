@@ -20,7 +20,7 @@ from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
 from vitp.records.regions import outline
-from vitp.records.tool_shapes import TASK_KEY, decode_brush, ellipse_ring, turned_corners
+from vitp.records.tool_shapes import TASK_KEY, decode_brush, ellipse_ring, rectangle_corners
 
 _REGIONS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels", "labels")
 """Keys of a value that name the class of a region."""
@@ -412,4 +412,4 @@ def _shape(value: dict[str, Any], size: tuple[int, int]) -> LabelShape | None:
     across, down = float(value["width"]) * width / 100, float(value["height"]) * height / 100
     if turn % 360 == 0:
         return LabelShape(box=(x, y, x + across, y + down))
-    return LabelShape(quad=turned_corners(x, y, across, down, turn))
+    return LabelShape(quad=rectangle_corners(x, y, across, down, turn))
