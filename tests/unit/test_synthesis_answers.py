@@ -30,7 +30,7 @@ from vitp.data.synthesis.answers import (
 from vitp.data.synthesis.build import QUESTION_TASKS, score_answer
 from vitp.data.synthesis.facts import scale_box, scale_quad
 from vitp.data.synthesis.object_tasks import turned_box
-from vitp.data.synthesis.scoring import quad_iou, turned_corners
+from vitp.data.synthesis.scoring import quad_iou, turned_text_box
 
 
 def turned_quad(x: float, y: float, w: float, h: float, angle: float) -> tuple[float, ...]:
@@ -121,7 +121,7 @@ def test_oriented_forms_describe_the_same_rectangle(
     quad = turned_quad(x, y, w, h, angle)
     box, turn = turned_box(quad, 500, 500, 1000)
     assert -90 < turn <= 90
-    assert quad_iou(turned_corners(box, turn), [v * 2 for v in quad]) > 0.85
+    assert quad_iou(turned_text_box(box, turn), [v * 2 for v in quad]) > 0.85
     if min(quad) >= 0 and max(quad) <= 500:
         text = scale_quad(quad, 500, 500, 1000)
         assert quad_iou(text, [v * 2 for v in quad]) > 0.85

@@ -156,8 +156,8 @@ def timm_config_of(
     stated = {**(config.get("model_args") or {}), **arguments}
     size = stated.get("img_size") or (published.get("input_size") or [None])[-1]
     # What a backbone sets by itself.
-    own = ("num_classes", "global_pool", "img_size", "dynamic_img_size", "fc_norm", "pretrained", "in_chans")
-    own += ("use_fc_norm",)
+    own = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "pretrained", "in_chans"}
+    own |= {"fc_norm", "use_fc_norm"}
     bands = (config.get(EXTRA) or {}).get("channels")
     return TimmSettings(
         architecture=architecture or config["architecture"],
@@ -205,7 +205,8 @@ def convert_state(
         prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
         before = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
     after = _through_timm(before, model, config.architecture, where)
-    own, notes = model.state_dict(), ()
+    own = model.state_dict()
+    notes: tuple[str, ...] = ()
     if "norm.weight" in own and "norm.weight" not in after and "fc_norm.weight" in after:
         # The norm stands behind timm's pooling: its features are the tokens before it.
         config, notes = _without_norm(config, model), ("its norm stands behind the pooling and is left out",)

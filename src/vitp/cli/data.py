@@ -31,7 +31,7 @@ from vitp.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
-    from vitp.data.compile import CompileSummary
+    from vitp.data.compile_summary import CompileSummary
     from vitp.data.leaks import LeakReport
     from vitp.data.lengths import RecordLength
 

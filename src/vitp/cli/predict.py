@@ -148,9 +148,7 @@ def predict_command(
         say=lambda note: print_lines([note]),
     )
     if distributed.rank() == 0:
-        console = make_console()
-        console.print(f"wrote predictions of {count} images to {out}")
-        if unusable:
-            console.print(f"{len(unusable)} of {count + len(unusable)} images left out")
+        left = f"; {len(unusable)} of {count + len(unusable)} images left out" if unusable else ""
+        make_console().print(f"wrote predictions of {count} images to {out}{left}")
     if unusable:
         raise typer.Exit(1)

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from vitp.core import leftovers
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import parse_json, read_text
-from vitp.core.version import __version__
+from vitp.data.compile_summary import COMPILED_FORMAT, CompileSummary, SplitCounts
 from vitp.data.formats import detect, read_labels
 from vitp.data.formats.channels import declare_again
 from vitp.data.formats.class_names import check_names
@@ -55,80 +53,6 @@ from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
-_FORMAT = "vitp-compiled"
-_LABELS = ("objects", "scene", "tags", "semantic", "change", "transition")
-"""Fields of an image that are None where nobody labelled it; empty ones say that there is nothing."""
-
-
-@dataclass
-class SplitCounts:
-    """What one split holds.
-
-    Attributes:
-        images: Labelled images.
-        records: Instruction records; fewer than images when there was nothing to ask of some.
-        unlabelled: Images without a record of which no label is known.
-        turns: Questions.
-        tasks: Questions of each task.
-        objects: Objects of each class, difficult ones left out.
-        scenes: Images of each scene class.
-        unasked: Images of which there was nothing to ask.
-    """
-
-    images: int = 0
-    records: int = 0
-    unlabelled: int = 0
-    turns: int = 0
-    tasks: Counter[str] = field(default_factory=Counter)
-    objects: Counter[str] = field(default_factory=Counter)
-    scenes: Counter[str] = field(default_factory=Counter)
-    unasked: int = 0
-
-    def count(self, item: LabelledImage, records: Sequence[tuple[str, ...]]) -> None:
-        """Add one image and the tasks that each of its records asks (none: nothing could be asked)."""
-        self.images += 1
-        self.objects.update(label.category for label in item.objects or () if not label.difficult)
-        self.scenes.update(item.tags or () if item.scene is None else (item.scene,))
-        for tasks in records:
-            self.records += 1
-            self.turns += len(tasks)
-            self.tasks.update(tasks)
-        if not records:
-            self.unasked += 1
-            told = any(getattr(item, name) is not None for name in _LABELS)
-            self.unlabelled += not (told or item.captions or item.change_captions)
-
-
-@dataclass(frozen=True)
-class CompileSummary:
-    """What was compiled.
-
-    Attributes:
-        name: Of the set.
-        out: Where it lies.
-        fmt: Format that was read.
-        licence: Of the data.
-        seed: Of splits and questions.
-        splits: Split → counts.
-        findings: Lines about labels that were left out or mended, each with file and row.
-        unasked: Images of which there was nothing to ask.
-        constant: Tasks that were not asked, as nearly all images would give the same answer.
-        content_hash: SHA-256 over the record and label lines of all splits, and the channels where there are any.
-        understood: Lines about how the files were understood: classes, splits, what became of the labels.
-    """
-
-    name: str
-    out: Path
-    fmt: str
-    licence: str
-    seed: int
-    splits: dict[str, SplitCounts]
-    findings: tuple[str, ...]
-    unasked: int
-    content_hash: str
-    constant: dict[str, ConstantTask] = field(default_factory=dict)
-    understood: tuple[str, ...] = ()
-
 
 def compile_labels(
     src: str | Path,
@@ -149,7 +73,7 @@ def compile_labels(
 
     Args:
         src: Folder (or file) of the set; the domain for `fmt="scenes"`.
-        fmt: A key of `vitp.data.formats.LABEL_FORMATS`, or "auto".
+        fmt: A key of `vitp.data.formats.LABELCOMPILED_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
         seed: Of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels; those of rasters are windows of their files.
@@ -302,7 +226,7 @@ def _write(
             constant=constant,
             understood=(*job.also_there, *labelled.understood),
         )
-        _write_summary(temporary, summary, job.settings)
+        summary.write(temporary, job.settings)
         if crops is not None:
             leftovers.claim(crops).unlink()
             crops.rename(temporary / "crops")
@@ -343,7 +267,7 @@ def _check_out(out: Path, base: Path | None, *, force: bool) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     try:
-        ours = bool(parse_json(read_text(out / "summary.json")).get("format") == _FORMAT)
+        ours = bool(parse_json(read_text(out / "summary.json")).get("format") == COMPILED_FORMAT)
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:
@@ -446,31 +370,3 @@ def _content_hash(out: Path, channels: Channels | None) -> str:
     if channels is not None:
         digest.update(channels.model_dump_json().encode())
     return digest.hexdigest()
-
-
-def _write_summary(out: Path, summary: CompileSummary, options: dict[str, Any]) -> None:
-    write_json(
-        out / "summary.json",
-        {
-            "format": _FORMAT,
-            "vitp": __version__,
-            "name": summary.name,
-            "label_format": summary.fmt,
-            "licence": summary.licence,
-            "seed": summary.seed,
-            "content_hash": summary.content_hash,
-            "unasked": summary.unasked,
-            "constant_tasks": {name: asdict(task) for name, task in summary.constant.items()},
-            "splits": {
-                split: {
-                    key: dict(sorted(own.items())) if isinstance(own, Counter) else own
-                    for key, own in vars(counts).items()
-                    if key != "unasked"
-                }
-                for split, counts in summary.splits.items()
-            },
-            "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
-            "understood": list(summary.understood),
-            "findings": list(summary.findings),
-        },
-    )

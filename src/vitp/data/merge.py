@@ -23,7 +23,8 @@ import numpy as np
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.check_patients import MedicalFiles
-from vitp.data.compile import CompileSummary, compile_set
+from vitp.data.compile import compile_set
+from vitp.data.compile_summary import CompileSummary
 from vitp.data.formats.places import find_places, near_pairs, on_one_plane
 from vitp.data.formats.splits import assign_fractions
 from vitp.data.formats.vitp_labels import read_compiled

@@ -124,11 +124,12 @@ class VisionTower(PlainViT):
     def __init__(self, config: VisionSettings, *, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        self.model: Any = _create_vit(config, drop_path)
-        share_graphs(self.model)
+        vit: Any = _create_vit(config, drop_path)
+        self.model = vit
+        share_graphs(vit)
         if config.positions == "bicubic":
-            use_bicubic_positions(self.model)
-        patch_h, patch_w = self.model.patch_embed.patch_size
+            use_bicubic_positions(vit)
+        patch_h, patch_w = vit.patch_embed.patch_size
         if patch_h != patch_w or config.image_size % patch_h:
             raise ConfigError(
                 f"patches of {patch_h}×{patch_w} don't cut {config.image_size} px evenly",
@@ -139,8 +140,8 @@ class VisionTower(PlainViT):
         self.image_size = (config.image_size, config.image_size)
         self.in_channels = config.channels
         self.mean, self.std = config.normalisation
-        self.width: int = self.model.embed_dim
-        self.num_layers = len(self.model.blocks)
+        self.width: int = vit.embed_dim
+        self.num_layers = len(vit.blocks)
         self.channels = (self.width,) * self.num_layers
         self.strides = (self.patch_size,) * self.num_layers
 

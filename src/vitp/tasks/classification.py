@@ -56,8 +56,8 @@ class ClassificationSettings(SettingsModel):
     focal: float = Field(0.0, ge=0, le=10)
     """Exponent γ of focal loss, such as 2: what is right already counts (1 − p)^γ; 0: all count alike."""
     class_balance: float = Field(0.0, ge=0, lt=1)
-    """Parameter β of the class-balanced loss, such as 0.999: classes weigh by the effective number of their training images; 0:
-    all weigh the same."""
+    """Parameter β of the class-balanced loss, such as 0.999: classes weigh by the effective number of their training
+    images; 0: all weigh the same."""
     class_weights: list[Weight] | None = None
     """One positive weight for each class; none: those of `class_balance`."""
 

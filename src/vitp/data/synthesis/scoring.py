@@ -113,7 +113,7 @@ def boxes_f1(predicted: str, expected: str) -> float:
     return match_f1(parse_boxes(predicted), parse_boxes(expected), overlap)
 
 
-def turned_corners(box: TextBox, angle: float) -> tuple[float, ...]:
+def turned_text_box(box: TextBox, angle: float) -> tuple[float, ...]:
     """Return the corners of a box that is turned around its centre by degrees, clockwise in the image."""
     x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
     return tuple(float(v) for v in cv2.boxPoints(((x, y), (box[2] - box[0], box[3] - box[1]), angle)).ravel())
@@ -129,7 +129,7 @@ def oriented_f1(predicted: str, expected: str) -> float:
     shapes = []
     for text in (predicted, expected):
         found: list[tuple[str, tuple[float, ...]]] = [*parse_quads(text)]
-        found += [(label, turned_corners(box, angle)) for label, box, angle in parse_geochat(text)]
+        found += [(label, turned_text_box(box, angle)) for label, box, angle in parse_geochat(text)]
         shapes.append(found)
     return match_f1(shapes[0], shapes[1], quad_iou)
 
