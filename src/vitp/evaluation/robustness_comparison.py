@@ -21,7 +21,7 @@ from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TASK_FORMAT, LabelKind, TaskModel, TestSettings
+from vitp.tasks.base import TASK_FORMAT, InputSize, LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.model_folder import load_task
 
@@ -31,7 +31,12 @@ ROBUSTNESS_FILE = "robustness.json"
 def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, TestSettings]:
     """Return a finetuned model on the device and the settings of its test, with `key=value` changes."""
     model = load_task(run)
-    settings = make_config(TestSettings, dict(model.description.get("test", {})), overrides, where="--set")
+    stored = dict(model.description.get("test", {}))
+    settings = make_config(TestSettings, stored, overrides, where="--set")
+    resize, known = settings.resize or InputSize(), (stored.get("resize") or {}).get("size")
+    if resize.mode == "none" and resize.size not in (None, known):
+        fix = "set resize.mode=fixed too (a square of it), or resize.mode=long or short (that side gets it)"
+        raise ConfigError("no image would get this size: resize.mode is none", where="resize.size", fix=fix)
     return model.to(resolve_device("auto")), settings
 
 
