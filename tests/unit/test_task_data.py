@@ -184,12 +184,12 @@ def test_predictions_of_whole_images_need_no_more_than_is_seen(
     source = SimpleNamespace(raster=False, image=str(path), dates=(str(path),), name="large")
     shapes: list[tuple[int, ...]] = []
 
-    def predicted(model: object, images: list[torch.Tensor], *_: object) -> list[Prediction]:
+    def predicted(model: object, images: list[torch.Tensor], *_: object, **__: object) -> list[Prediction]:
         shapes.append(tuple(images[0].shape))
         return [Prediction(probabilities_C=torch.ones(1))]
 
     def read(task: str) -> tuple[int, ...]:
-        options = SimpleNamespace(pictures=False)
+        options = SimpleNamespace(pictures=False, tool=None)
         model = SimpleNamespace(name=task, description={})
         job = SimpleNamespace(model=model, settings=seen, options=options)
         prediction_files._predict(job, source)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TASK_FORMAT, LabelKind, TaskModel, TestSettings
+from vitp.tasks.base import STAGGERED_OVERLAP, TASK_FORMAT, LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.model_folder import load_task
 
@@ -29,9 +29,16 @@ ROBUSTNESS_FILE = "robustness.json"
 
 
 def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, TestSettings]:
-    """Return a finetuned model on the device and the settings of its test, with `key=value` changes."""
+    """Return a finetuned model on the device and the settings of its test, with `key=value` changes.
+
+    An overlap that is too small for staggered windows turns `stagger` off where that is not asked for as well: the two
+    were chosen together.
+    """
     model = load_task(run)
     settings = make_config(TestSettings, dict(model.description.get("test", {})), overrides, where="--set")
+    asked = {word.partition("=")[0].strip().removeprefix("test.") for word in overrides}
+    if "overlap" in asked and "stagger" not in asked and settings.overlap < STAGGERED_OVERLAP:
+        settings = settings.model_copy(update={"stagger": False})
     return model.to(resolve_device("auto")), settings
 
 
