@@ -17,7 +17,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data import image_sample
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches
-from vitp.inference import prediction_files
+from vitp.inference import pictures, prediction_files
 from vitp.io import image_file, pixels
 from vitp.metrics.results import Prediction, Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
@@ -127,7 +127,7 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (image_file, pixels, data, image_sample, prediction_files):
+    for module in (image_file, pixels, data, image_sample, pictures, prediction_files):
         monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
 
 
