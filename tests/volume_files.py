@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
+from pydicom.uid import CTImageStorage, EnhancedCTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 ORIENTATIONS = {
     # World axis (0 right, 1 front, 2 up) and sign of each axis of the array.
@@ -85,6 +86,40 @@ def write_series(folder: Path, voxels_IJK: np.ndarray, matrix_44: np.ndarray, **
         )
         save_dicom(image, folder / f"im{names[place]}")
     return folder
+
+
+def enhanced_ct(
+    voxels_IJK: np.ndarray, matrix_44: np.ndarray, order: Sequence[int], **elements: Any
+) -> Dataset:
+    """Return one enhanced CT object; frame n shows slice `order[n]` along the last axis, and only its groups say so."""
+    lps = matrix_44.copy()
+    lps[:2] *= -1
+    steps = np.linalg.norm(lps[:3, :3], axis=0)
+    stored_FHW = np.ascontiguousarray(voxels_IJK.transpose(2, 1, 0)[list(order)])
+    data = dicom_image(
+        stored_FHW[0],
+        SOPClassUID=EnhancedCTImageStorage,
+        NumberOfFrames=len(order),
+        FrameOfReferenceUID="1.2.3.9",
+    )
+    data.PixelData = stored_FHW.tobytes()
+    turn, measures, values, shared = Dataset(), Dataset(), Dataset(), Dataset()
+    turn.ImageOrientationPatient = [*(lps[:3, 0] / steps[0]), *(lps[:3, 1] / steps[1])]
+    measures.PixelSpacing, measures.SliceThickness = [float(steps[1]), float(steps[0])], float(steps[2])
+    values.RescaleSlope, values.RescaleIntercept, values.RescaleType = 1, 0, "HU"
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [turn], [measures]
+    shared.PixelValueTransformationSequence = [values]
+    data.SharedFunctionalGroupsSequence = [shared]
+    data.PerFrameFunctionalGroupsSequence = []
+    for place in order:
+        where, content, own = Dataset(), Dataset(), Dataset()
+        where.ImagePositionPatient = [float(f"{one:.6f}") for one in lps[:3, 3] + place * lps[:3, 2]]
+        content.StackID, content.InStackPositionNumber = "1", place + 1
+        own.PlanePositionSequence, own.FrameContentSequence = [where], [content]
+        data.PerFrameFunctionalGroupsSequence.append(own)
+    for name, value in elements.items():
+        setattr(data, name, value)
+    return data
 
 
 def corners(shape) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -15,12 +15,15 @@ from rich.console import Console
 
 from tests.e2e.conftest import done
 from vitp.core.config import make_config
+from vitp.core.errors import ConfigError
+from vitp.evaluation.robustness_comparison import open_model
 from vitp.models.vision import VisionSettings
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig, build_run, run_finetune
 from vitp.runs.folder import as_begun
 from vitp.tasks.base import InputSize
 from vitp.tasks.build import NeckSettings, build_model, empty_backbone, open_backbone
+from vitp.tasks.label_notes import label_notes
 from vitp.tasks.model_folder import load_task, stated_settings, task_description
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes
 
@@ -271,3 +274,102 @@ def test_necks_of_models_are_written_as_they_were_built(tmp_path: Path) -> None:
     model = build_model("segmentation", backbone, ("a", "b"), neck, {"width": 32})
     model.save_pretrained(tmp_path / "model")
     assert load_task(tmp_path / "model").description["neck"]["options"]["prior_width"] == 32
+
+
+# --- how windows lie, and sizes that don't say of which side
+
+
+def fields(root: Path, side: int = 160, count: int = 6) -> Path:
+    """Write images of `side` × `side` px, the left half of which is a field, and their masks."""
+    rng = np.random.default_rng(0)
+    for k in range(count):
+        pixels_HWC = rng.integers(40, 70, (side, side, 3), dtype=np.uint8)
+        pixels_HWC[:, : side // 2] += 100
+        mask_HW = (pixels_HWC[..., 0] > 100).astype(np.uint8)
+        for folder, array in (("images", pixels_HWC), ("masks", mask_HW)):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(root / folder / f"{k}.png")
+    (root / "classes.txt").write_text("0 soil\n1 field\n")
+    return root
+
+
+def mapped(root: Path, **changes: Any) -> FinetuneConfig:
+    head = {"kind": "fpn", "width": 16, "auxiliary": 0}
+    config = tiny(root, **changes).model_dump(mode="json", exclude_unset=True)
+    return make_config(FinetuneConfig, config | {"task": "segmentation", "head": head})
+
+
+def test_windows_of_class_maps_are_said_and_stay_those_of_the_run(tmp_path: Path) -> None:
+    root = fields(tmp_path / "set")
+    config = mapped(root)
+    run_finetune(config, tmp_path / "run", console=QUIET)
+    test = stated_settings(task_description(tmp_path / "run/model"))
+    assert (test.overlap, test.stagger) == (0.5, True)
+    stated = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["test"]
+    assert (stated["overlap"], stated["stagger"]) == (0.5, True)
+    # Begun again from the same words, or resumed from its own file, it goes on as it began.
+    for again in (
+        config,
+        make_config(FinetuneConfig, yaml.safe_load((tmp_path / "run/config.yaml").read_text())),
+    ):
+        gone_on = as_begun(again, tmp_path / "run").test
+        assert (gone_on.overlap, gone_on.stagger) == (0.5, True)
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old/config.yaml").write_text(yaml.safe_dump({"task": "segmentation", "data": {"root": str(root)},
+                                                              "test": {"overlap": 0.25}}))  # fmt: skip
+    assert (
+        as_begun(config, tmp_path / "old").test.overlap,
+        as_begun(config, tmp_path / "old").test.stagger,
+    ) == (
+        0.25,
+        False,
+    )
+    said = [line for line in build_run(config).notes if "test.overlap 0.5, test.stagger true" in line]
+    assert len(said) == 1
+    given = build_run(mapped(root, test={"overlap": 0.125}))
+    assert (given.config.test.overlap, given.config.test.stagger) == (0.125, False)
+    assert not any("test.stagger" in line for line in given.notes)
+
+
+@pytest.mark.parametrize("key", ["data.resize.size", "test.resize.size"])
+def test_a_size_alone_is_refused(tmp_path: Path, key: str) -> None:
+    values = {"task": "segmentation", "data": {"root": "somewhere"}}
+    with pytest.raises(ConfigError, match=r"resize is .*mode=fixed.*mode=long or mode=short"):
+        make_config(FinetuneConfig, values, [f"{key}=64"])
+    part, _, _ = key.partition(".")
+    found = make_config(FinetuneConfig, values, [f"{key}=64", f"{part}.resize.mode=long"])
+    assert getattr(found, part).resize == InputSize(mode="long", size=64)
+    # Runs that were begun with a size alone state both.
+    assert InputSize.model_validate({"mode": "none", "size": 64}).of(9, 8) == (9, 8)
+
+
+def test_a_size_that_no_image_would_get_is_refused_where_a_model_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Model:
+        description: ClassVar[Any] = {"test": {"resize": {"mode": "none", "size": None}}}
+
+        def to(self, _: Any) -> Any:
+            return self
+
+    monkeypatch.setattr("vitp.evaluation.robustness_comparison.load_task", lambda _: Model())
+    with pytest.raises(ConfigError, match=r"resize\.mode is none"):
+        open_model("run", ["resize.size=64"])
+    assert open_model("run", ["resize.size=64", "resize.mode=short"])[1].resize == InputSize(
+        mode="short", size=64
+    )
+    Model.description = {"test": {"resize": {"mode": "none", "size": 64}}}
+    assert open_model("run", [])[1].resize == InputSize(mode="none", size=64)
+    Model.description = {"test": {"resize": None}}
+    with pytest.raises(ConfigError, match="mode=fixed"):
+        open_model("run", ["resize.size=64"])
+
+
+def test_objects_on_slices_of_volumes_are_said_to_have_no_scores_by_case() -> None:
+    box = (ObjectLabel("nodule", (1.0, 1.0, 5.0, 5.0)),)
+    slices = [LabelledImage(f"{k}", f"a.nii.gz#slice={k}&plane=axial", 9, 9, objects=box) for k in range(2)]
+    pictures = [LabelledImage("0", "a.png", 9, 9, objects=box)]
+    for kind in ("objects", "instances", "oriented"):
+        notes = label_notes({"test": LabelledSet("set", slices)}, kind, ["nodule"], learned=None)  # type: ignore[arg-type]
+        assert sum("slice by slice" in line for line in notes) == 1
+    assert not label_notes({"test": LabelledSet("set", pictures)}, "objects", ["nodule"], learned=None)

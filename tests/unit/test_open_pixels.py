@@ -16,6 +16,7 @@ from PIL import Image
 import vitp
 from tests.raster_files import GEOGRAPHIC, PLACES, POLAR, UTM, values, write_raster
 from vitp.core.errors import DataError
+from vitp.io.ground import pixel_metres
 from vitp.io.open_pixels import Geometry, open_pixels
 
 TYPES = ("uint8", "uint16", "int16", "float32")
@@ -281,7 +282,30 @@ def test_control_points_alone_place_nothing_and_it_is_said(tmp_path: Path) -> No
 def test_pixels_have_metres(
     place: tuple[str, tuple[float, ...]], wanted: tuple[float, float], within: float
 ) -> None:
-    assert Geometry(place[0], place[1]).metres((83, 61)) == pytest.approx(wanted, abs=within)  # type: ignore[arg-type]
+    geometry = Geometry(place[0], place[1])  # type: ignore[arg-type]
+    assert pixel_metres(geometry, (83, 61)) == pytest.approx(wanted, abs=within)
+
+
+LOCAL = 'LOCAL_CS["plan",UNIT["foot",0.3048],AXIS["e",EAST],AXIS["n",NORTH]]'
+
+
+def test_a_local_plan_has_the_metres_of_its_unit() -> None:
+    assert pixel_metres(Geometry(LOCAL, (2.0, 0.0, 0.0, 0.0, -3.0, 0.0)), (83, 61)) == pytest.approx(
+        (0.6096, 0.9144)
+    )
+
+
+@pytest.mark.parametrize(
+    ("crs", "transform"),
+    [
+        ("nonsense", (1.0, 0.0, 0.0, 0.0, -1.0, 0.0)),
+        ("EPSG:32633", (10.0, 0.0, 5e9, 0.0, -10.0, 5e9)),
+        ("EPSG:4326", (1.0, 0.0, -180.0, 0.0, -1.0, 500.0)),
+    ],
+)
+def test_places_that_no_metre_reaches_are_refused(crs: str, transform: tuple[float, ...]) -> None:
+    with pytest.raises(DataError, match="can't be measured in metres"):
+        pixel_metres(Geometry(crs, transform), (83, 61))  # type: ignore[arg-type]
 
 
 def test_pictures_come_by_the_same_contract(tmp_path: Path) -> None:

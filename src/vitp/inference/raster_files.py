@@ -31,6 +31,7 @@ from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
 from vitp.inference.vectors import VectorFile, VectorKind, vector_path
 from vitp.inference.volumes import VolumePrediction
+from vitp.io.ground import pixel_metres
 from vitp.io.images import image_size
 from vitp.io.open_pixels import open_pixels
 from vitp.io.slides import SlidePlace, slide_place
@@ -202,7 +203,7 @@ class RasterWork(LargeWork[RasterPrediction]):
         wanted, geometry = self.options.resolution, ground.pixels.geometry
         if wanted is None or geometry is None:
             return None
-        own = math.sqrt(math.prod(geometry.metres(ground.pixels.size)))
+        own = math.sqrt(math.prod(pixel_metres(geometry, ground.pixels.size)))
         self.say(f"{self.source.image} has {own:.4g} m a pixel and is seen at {wanted:g} m")
         return own / wanted
 

@@ -14,7 +14,6 @@ from typing import Any, Self
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.parts import FilePart, Window, check_window
 from vitp.io.value_math import averaged, between, percentile_range
@@ -80,43 +79,6 @@ class Geometry:
         a, b, c, d, e, f = self.transform
         x, y = window[:2]
         return Geometry(self.crs, (a, b, a * x + b * y + c, d, e, d * x + e * y + f))
-
-    def metres(self, size: tuple[int, int]) -> tuple[float, float]:
-        """Return how many metres a pixel of the image has along its rows and along its columns.
-
-        Projected systems give them themselves, in whatever unit they count, unless they stretch the ground by
-        more than 1 % at the centre of the image, as Web Mercator does. Then, and in degrees, the distance on the
-        ellipsoid counts.
-
-        Args:
-            size: Width and height of the image.
-
-        Raises:
-            DataError: pyproj isn't installed, or doesn't know the system.
-        """
-        return _metres(self, size)
-
-
-def _metres(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float]:
-    where = geometry.crs[:60]
-    pyproj = need("geo", "pyproj", where)
-    x, y = size[0] / 2, size[1] / 2
-    ends_42 = geometry.to_map(np.array([[x - 0.5, y], [x + 0.5, y], [x, y - 0.5], [x, y + 0.5]]))
-    try:
-        crs = pyproj.CRS.from_user_input(geometry.crs)
-        inside = pyproj.Transformer.from_crs(crs, crs.geodetic_crs or "EPSG:4326", always_xy=True)
-        longitudes, latitudes = inside.transform(ends_42[:, 0], ends_42[:, 1])
-        ellipsoid = crs.get_geod() or pyproj.Geod(ellps="WGS84")
-        _, _, lengths = ellipsoid.inv(longitudes[::2], latitudes[::2], longitudes[1::2], latitudes[1::2])
-    except pyproj.exceptions.ProjError as error:
-        what = f"is a coordinate system that can't be measured in metres ({error})"
-        raise DataError(what, where=where, fix="give the file a known one (gdal_edit -a_srs)") from error
-    if crs.is_projected:
-        unit = crs.axis_info[0].unit_conversion_factor
-        own = np.linalg.norm(ends_42[1::2] - ends_42[::2], axis=1) * unit
-        if np.all(np.abs(own / lengths - 1) <= 0.01):
-            lengths = own
-    return float(lengths[0]), float(lengths[1])
 
 
 class Pixels(ABC):

@@ -108,28 +108,75 @@ def ground_matrix(geometry: Geometry, size: tuple[int, int]) -> tuple[float, flo
     Returns:
         East and north of one pixel along x, east and north of one pixel along y; None where the reference system
         says nothing about the earth and has no length, or doesn't reach there.
+
+    Raises:
+        DataError: pyproj isn't installed, or doesn't know the system.
     """
-    pyproj = need("geo", "pyproj", geometry.crs)
+    return _measured(geometry, size, _STEP)[0]
+
+
+def pixel_metres(geometry: Geometry, size: tuple[int, int]) -> tuple[float, float]:
+    """Return how many metres a pixel of an image has along its rows and along its columns.
+
+    Projected systems give them themselves, in whatever unit they count, unless they stretch the ground by more than
+    1 % at the centre of the image, as Web Mercator does. Then, and in degrees, the distance on the ellipsoid counts.
+
+    Args:
+        geometry: Where the image lies.
+        size: Width and height of the image.
+
+    Raises:
+        DataError: pyproj isn't installed, or the system can't be measured in metres there.
+    """
+    ground, own = _measured(geometry, size, 0.5)
+    if ground is None:
+        raise _immeasurable(geometry, "it says nothing about the earth, or doesn't reach there")
+    lengths = math.hypot(*ground[:2]), math.hypot(*ground[2:])
+    if own is not None and all(
+        abs(one / length - 1) <= 0.01 for one, length in zip(own, lengths, strict=True)
+    ):
+        return own
+    return lengths
+
+
+def _measured(
+    geometry: Geometry, size: tuple[int, int], step: float
+) -> tuple[tuple[float, float, float, float] | None, tuple[float, float] | None]:
+    """Return `ground_matrix`, and the lengths of the same sides on the map of a projected system.
+
+    Args:
+        geometry: Where the image lies.
+        size: Width and height of the image.
+        step: Pixels on each side of the centre over which is measured.
+    """
+    pyproj = need("geo", "pyproj", geometry.crs[:60])
     middle = np.array([size[0] / 2, size[1] / 2])
-    steps = np.array([[-_STEP, 0], [_STEP, 0], [0, -_STEP], [0, _STEP]])
-    placed = geometry.to_map(middle + steps)
-    crs = pyproj.CRS.from_user_input(geometry.crs)
-    geod = crs.get_geod()
-    if geod is None or crs.geodetic_crs is None:
-        unit = metres_of_unit(geometry.crs)
-        if unit is None:
-            return None
-        across, down = ((placed[k + 1] - placed[k]) * unit / (2 * _STEP) for k in (0, 2))
-        return float(across[0]), float(across[1]), float(down[0]), float(down[1])
-    lonlat = reproject(placed, geometry.crs, crs.geodetic_crs.to_wkt())
-    if not np.isfinite(lonlat).all():
-        return None
-    found: list[float] = []
-    for k in (0, 2):
-        azimuth, _, length = geod.inv(*lonlat[k], *lonlat[k + 1])
-        angle = math.radians(azimuth)
-        found += [length * math.sin(angle) / (2 * _STEP), length * math.cos(angle) / (2 * _STEP)]
-    return found[0], found[1], found[2], found[3]
+    placed_42 = geometry.to_map(middle + np.array([[-step, 0], [step, 0], [0, -step], [0, step]]))
+    try:
+        crs = pyproj.CRS.from_user_input(geometry.crs)
+        unit, geod = metres_of_unit(geometry.crs), crs.get_geod()
+        sides_22 = (placed_42[1::2] - placed_42[::2]) * (unit or math.nan) / (2 * step)
+        if geod is None or crs.geodetic_crs is None:
+            found = [float(value) for value in sides_22.ravel()]
+        else:
+            lonlat_42 = reproject(placed_42, geometry.crs, crs.geodetic_crs.to_wkt())
+            found = []
+            for k in (0, 2):
+                azimuth, _, length = geod.inv(*lonlat_42[k], *lonlat_42[k + 1])
+                angle = math.radians(azimuth)
+                found += [length * math.sin(angle) / (2 * step), length * math.cos(angle) / (2 * step)]
+    except pyproj.exceptions.ProjError as error:
+        raise _immeasurable(geometry, str(error)) from error
+    ground = (found[0], found[1], found[2], found[3]) if np.isfinite(found).all() else None
+    if not crs.is_projected:
+        return ground, None
+    across, down = np.linalg.norm(sides_22, axis=1)
+    return ground, (float(across), float(down))
+
+
+def _immeasurable(geometry: Geometry, why: str) -> DataError:
+    what = f"is a coordinate system that can't be measured in metres ({why})"
+    return DataError(what, where=geometry.crs[:60], fix="give the file a known one (gdal_edit -a_srs)")
 
 
 def geometry_of(address: str | Path) -> Geometry | None:

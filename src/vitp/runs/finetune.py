@@ -181,7 +181,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
         notes += said
-    config = _without_seams(config, kind)
+    config, said = _without_seams(config, kind)
+    notes += said
     repeats, config, said = balanced_classes(config, kind, splits["train"], classes)
     notes += said
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
@@ -221,12 +222,17 @@ def _fitted(
     return config.model_copy(update={"data": data, "test": test, "head": head, "neck": neck}), said
 
 
-def _without_seams(config: FinetuneConfig, kind: LabelKind) -> FinetuneConfig:
-    """Return the configuration with windows of class maps that show no seams, where it says nothing of them."""
+def _without_seams(config: FinetuneConfig, kind: LabelKind) -> tuple[FinetuneConfig, list[str]]:
+    """Return the configuration with windows of class maps that show fewer seams, where it says nothing of them, and a
+    line that says it."""
     test = config.test
-    if kind not in ("semantic", "change") or {"overlap", "stagger"} & test.model_fields_set:
-        return config
-    return config.model_copy(update={"test": test.model_copy(update=SEAMLESS)})
+    if kind not in ("semantic", "change") or {*SEAMLESS} & test.model_fields_set:
+        return config, []
+    line = (
+        "class maps: where images are seen through windows, neighbours share half of their width and begin at "
+        "different parts of a patch (test.overlap 0.5, test.stagger true)"
+    )
+    return config.model_copy(update={"test": test.model_copy(update=SEAMLESS)}), [line]
 
 
 def _input_size(wanted: InputSize | None, side: int) -> InputSize:
@@ -322,14 +328,19 @@ def _trained(
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
         run = build_run(config)
-        if run.config.backbone.channels is not None and distributed.rank() == 0:
-            # Found in the data, so that a resumed run goes on with them.
-            save_config(config.model_copy(update={"backbone": run.config.backbone}), out / CONFIG_FILE)
+        if (kept := _kept(config, run.config)) != config and distributed.rank() == 0:
+            save_config(kept, out / CONFIG_FILE)
         say(run.notes, console)
         validation = run.validation(out)
         with tracked(out, config.log, run.config.model_dump(mode="json")) as trackers:
             parts = replace(run.parts([validation, *hooks]), trackers=trackers)
             yield run, validation, train_parts(parts, out, console=console, resume=resume), trackers
+
+
+def _kept(config: FinetuneConfig, built: FinetuneConfig) -> FinetuneConfig:
+    """Return what is written of a run: as it is given, with what a resumed run couldn't find out again as it was."""
+    test = config.test.model_copy(update={name: getattr(built.test, name) for name in SEAMLESS})
+    return config.model_copy(update={"backbone": built.backbone, "test": test})
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from vitp.core import distributed, sealed
 from vitp.core.config import CONFIG_FILE, Settings, SettingsModel, load_config, save_config
@@ -40,6 +41,8 @@ BEFORE_THEY_WERE = {
     "data.sizes": "fixed",
 }
 """Settings that the oldest runs don't state, since there was one way only → that way."""
+_WINDOWS = ("overlap", "stagger")
+"""Settings of `test` whose defaults depend on the task."""
 EXTENDING = ("train.steps", "train.epochs", "train.choose", "train.patience", "train.min_gain")
 """Settings that a resumed run may change, too: how long it is, and which of its weights are taken in the end.
 
@@ -101,7 +104,8 @@ def settings_that_differ(run_dir: Path, config: SettingsModel) -> list[str]:
 def as_begun(config: Settings, run_dir: Path) -> Settings:
     """Return a configuration with what a run did that began before there was a choice of how to do it.
 
-    What its tower sees of bands, which a run finds in its data when it begins, is that of the run, too.
+    What its tower sees of bands, which a run finds in its data when it begins, is that of the run, too, and so is how
+    its windows lie where the configuration doesn't say it.
     Defaults and recipes may differ from it by now, and a run goes on as it began. Without a run nothing changes.
 
     Raises:
@@ -120,6 +124,9 @@ def as_begun(config: Settings, run_dir: Path) -> Settings:
         found = (stated.get(part) or {}).get("channels")
         if found is not None and part in values and values[part].get("channels", found) is None:
             values[part]["channels"] = found
+    test = getattr(config, "test", None)
+    if isinstance(test, BaseModel) and not {*_WINDOWS} & test.model_fields_set:
+        values["test"] |= {name: way for name, way in (stated.get("test") or {}).items() if name in _WINDOWS}
     return type(config).model_validate(values)
 
 

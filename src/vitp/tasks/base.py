@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from vitp.checkpoints.description import CONFIG
@@ -82,7 +82,17 @@ class InputSize(SettingsModel):
     mode: Literal["none", "fixed", "short", "long"] = "none"
     """`fixed`: a square of `size`; `short` or `long`: that side becomes `size`; `none`: as they are."""
     size: int | None = Field(None, ge=8, le=65_536)
-    """Pixels of that side."""
+    """Pixels of that side; refused where no `mode` says which side it is."""
+
+    @model_validator(mode="after")
+    def _size_of_a_side(self) -> Self:
+        # Runs of before that were given a size alone state both, and still load.
+        if self.size is not None and "mode" not in self.model_fields_set:
+            raise ValueError(
+                "a size alone doesn't say of which side; set mode=fixed too (a square of it), mode=long or mode=short "
+                "(that side gets it), or leave size out"
+            )
+        return self
 
     def of(self, height: int, width: int) -> tuple[int, int]:
         """Return the height and width that an image of this height and width gets.

@@ -9,6 +9,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic
+from vitp.io.parts import split_address
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind
 from vitp.tasks.data import CHANGE_CLASSES
@@ -19,7 +20,18 @@ MOST_MASKS = 500
 MOST_NAMES = 8
 """Classes that a line names at most."""
 
+_SLICEWISE = (
+    "objects of volumes are found and scored slice by slice (AP), and not joined across slices, so there are no scores "
+    "by case in mm and ml; class maps have them (vitp finetune segmentation)"
+)
 _HOLDERS = {"semantic": "a labelled pixel", "change": "a changed pixel", "scene": "a class"}
+
+
+def _are_slices(part: LabelledSet, kind: LabelKind) -> bool:
+    """Return whether objects are learned or scored on slices of volumes; the first image tells."""
+    if kind not in ("objects", "instances", "oriented"):
+        return False
+    return any(split_address(item.image)[1].slice is not None for item in part.items[:1])
 
 
 def label_notes(
@@ -42,7 +54,7 @@ def label_notes(
     Raises:
         DataError: The training images hold nothing to learn: no clear object, no labelled or changed pixel.
     """
-    notes = []
+    notes = [_SLICEWISE] if any(_are_slices(part, kind) for part in splits.values()) else []
     for name, part in splits.items():
         if not isinstance(part.items, list | tuple) or not len(part):
             continue
