@@ -219,7 +219,9 @@ def gathered(
 
 def is_allowed(name: str, patterns: Sequence[str]) -> bool:
     """Return whether a name is one of those that may leave."""
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    return any(
+        fnmatch.fnmatchcase(name, pattern) and name.count("/") == pattern.count("/") for pattern in patterns
+    )
 
 
 def _listed(found: _Source) -> dict[str, Path]:

@@ -296,13 +296,13 @@ def vision_of(description: Mapping[str, Any]) -> VisionSettings | None:
 
 def _use_of_task(task: str, name: str) -> str:
     later = " --later later" if task == "change" else ""
-    pair = ", None, [read('later.png')]" if task == "change" else ""
+    pair = ', None, [read("later.png")]' if task == "change" else ""
     return (
         f"## Use\n\n```sh\nvitp predict {name} images{later} --out found\n```\n\n"
         "```python\nfrom vitp import load_task, predict_images\nfrom vitp.io.images import load_planes\nimport torch\n\n"
         f'model = load_task("{name}")\n\n\n'
         "def read(path):\n    return torch.from_numpy(load_planes(path, channels=model.in_channels))\n\n\n"
-        f"(found,) = predict_images(model, [read('image.png')]{pair})\n```"
+        f'(found,) = predict_images(model, [read("image.png")]{pair})\n```'
     )
 
 
@@ -334,7 +334,7 @@ def scores_text(scores: Mapping[str, Any] | None, data: str) -> str:
     rows = [(name, _shown(name, value), _between(name, ends)) for name, value in scores["values"].items()]
     said = f"On {scores.get('images', 0):,} images of {data or 'the run'} ({scores.get('split', 'test')})"
     parts = [
-        f"{said}; shares in hundredths. Models were chosen by {headline}.",
+        f"{said}; shares in hundredths. The headline is {headline}.",
         markdown_table(("Score", "Value", "95 % interval"), rows),
     ]
     of_classes = scores.get("per_class_intervals", {})

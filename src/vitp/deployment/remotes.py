@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -22,7 +22,7 @@ from vitp.core.files import atomic_path, sha256
 from vitp.core.reading import open_file
 from vitp.core.remote import HUB_SCHEME, VARIABLE, allowed_schemes
 from vitp.core.sealed import SUMS
-from vitp.deployment.bundle import OURS, Bundle, SharedFile, gathered, is_allowed
+from vitp.deployment.bundle import OURS, Bundle, SharedFile, gathered, is_allowed, understood
 
 FOLDER_PREFIX = "file:"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
@@ -35,13 +35,17 @@ class Remote(Protocol):
 
     @property
     def title(self) -> str:
-        """What it is called."""
+        """What messages call it."""
 
-    def files(self) -> dict[str, str] | None:
-        """Return name → digest of what it holds; None: it isn't there yet."""
+    @property
+    def name(self) -> str:
+        """What the card calls the model: the last part is its folder's name."""
 
-    def digest(self, file: SharedFile, known: str) -> str:
-        """Return the digest of a file in the form that `known` has."""
+    def files(self, names: Iterable[str]) -> dict[str, str] | None:
+        """Return name → digest of what it holds, of the folders of some names at least; None: it isn't there yet."""
+
+    def holds(self, file: SharedFile, known: str) -> bool:
+        """Return whether what `files` said of a file is the file's own content."""
 
     def send(self, files: Sequence[SharedFile], stale: Sequence[str], message: str) -> None:
         """Put files there and remove others, all in one go where the remote can."""
@@ -58,21 +62,23 @@ class FolderRemote:
         """The folder's path."""
         return str(self.folder)
 
-    def files(self) -> dict[str, str] | None:
-        """Return name → SHA-256."""
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name or "model"
+
+    def files(self, names: Iterable[str]) -> dict[str, str] | None:
+        """Return the names of files in the folder itself, and those of the names that are there; no digests."""
         if not self.folder.exists():
             return None
         if not self.folder.is_dir():
             raise VitpError("is a file", where=self.title, fix="name a folder")
-        return {
-            path.relative_to(self.folder).as_posix(): sha256(path)
-            for path in sorted(self.folder.rglob("*"))
-            if path.is_file()
-        }
+        found = {path.name: "" for path in self.folder.iterdir() if path.is_file()}
+        return found | {name: "" for name in names if (self.folder / name).is_file()}
 
-    def digest(self, file: SharedFile, known: str) -> str:
-        """Return the SHA-256."""
-        return file.sha256
+    def holds(self, file: SharedFile, known: str) -> bool:
+        """Compare the SHA-256."""
+        return sha256(self.folder / file.name) == file.sha256
 
     def send(self, files: Sequence[SharedFile], stale: Sequence[str], message: str) -> None:
         """Copy files, the list of digests last: until then a reader sees that not all is there."""
@@ -106,7 +112,12 @@ class HubRemote:
         """The repository's id."""
         return self.repository
 
-    def files(self) -> dict[str, str] | None:
+    @property
+    def name(self) -> str:
+        """The same."""
+        return self.repository
+
+    def files(self, names: Iterable[str]) -> dict[str, str] | None:
         """Return name → digest: SHA-256 of large files, git's own of small ones."""
         try:
             info = self.api.repo_info(self.repository, repo_type="model")
@@ -132,14 +143,14 @@ class HubRemote:
             if hasattr(entry, "blob_id")
         }
 
-    def digest(self, file: SharedFile, known: str) -> str:
-        """Return what the hub would say of a file's content."""
+    def holds(self, file: SharedFile, known: str) -> bool:
+        """Compare with what the hub would say of the file's content."""
         if known.startswith("sha256:"):
-            return f"sha256:{file.sha256}"
+            return known == f"sha256:{file.sha256}"
         digest = hashlib.sha1(f"blob {file.size}\0".encode(), usedforsecurity=False)
         with open_file(file.path) as content:
             hashlib.file_digest(content, lambda: digest)
-        return digest.hexdigest()
+        return digest.hexdigest() == known
 
     def send(self, files: Sequence[SharedFile], stale: Sequence[str], message: str) -> None:
         """Make the repository where it is missing, and send everything as one commit."""
@@ -271,10 +282,14 @@ def push_model(
     """
     remote = remote_of(repository, private=private, dry_run=dry_run)
     on_hub = isinstance(remote, HubRemote)
-    with gathered(source, remote.title, hub=on_hub, licence=licence, also=also) as bundle:
+    if isinstance(remote, FolderRemote):
+        _check_elsewhere(remote.folder, source)
+    with gathered(source, remote.name, hub=on_hub, licence=licence, also=also) as bundle:
         if on_hub and dry_run:
             return PushReport(remote.title, bundle, {file.name: "not asked" for file in bundle.files}, ())
-        there = remote.files()
+        there = remote.files(
+            [file.name for file in bundle.files] + [name for name in OURS if "*" not in name]
+        )
         states = _states(remote, bundle, there)
         stale = _stale(remote, bundle, states, there or {}, overwrite)
         report = PushReport(remote.title, bundle, states, stale)
@@ -283,11 +298,19 @@ def push_model(
         return report
 
 
+def _check_elsewhere(folder: Path, source: str | Path) -> None:
+    own = (Path(source), understood(source)[1])
+    if any(folder.resolve().is_relative_to(one.resolve()) for one in own):
+        raise ConfigError(
+            "is the model's own folder", where=f"{FOLDER_PREFIX}{folder}", fix="name a folder outside of it"
+        )
+
+
 def _states(remote: Remote, bundle: Bundle, there: dict[str, str] | None) -> dict[str, FileState]:
     states: dict[str, FileState] = {}
     for file in bundle.files:
         known = (there or {}).get(file.name)
-        same = known is not None and remote.digest(file, known) == known
+        same = known is not None and remote.holds(file, known)
         states[file.name] = "new" if known is None else "unchanged" if same else "changed"
     return states
 
