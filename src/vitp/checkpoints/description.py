@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -375,10 +375,14 @@ def without_places(value: Any, *, relative: bool = False, key: str = "") -> Any:
         return value
     plain = value.removeprefix("file://")
     if PurePosixPath(plain).is_absolute() or _DRIVE.match(plain) or plain.startswith(("~", "../")):
-        return PureWindowsPath(plain).name
+        return _last_part(plain)
     if relative and re.search(r"[/\\]", value) and "://" not in value:
-        return value if key in _NAMES_MODELS and hub_id(value) else PureWindowsPath(value).name
-    return _PLACE.sub(lambda match: PureWindowsPath(match[0]).name, value)
+        return value if key in _NAMES_MODELS and hub_id(value) else _last_part(value)
+    return _PLACE.sub(lambda match: _last_part(match[0]), value)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
 def _read(path: Path, parse: Any) -> Any:
