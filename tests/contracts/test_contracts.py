@@ -338,6 +338,7 @@ SURFACE = {
         "--samples", "--set -s", "--json",
     ],
     "recipe": RECIPE,
+    "push": ["SOURCE", "REPOSITORY", "--dry-run", "--private", "--license", "--also", "--force"],
     "recipes parity": ["NAME", "--images", "--json"],
     "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
@@ -382,7 +383,7 @@ def test_help_groups_the_commands_in_panels() -> None:
     shown = {name: c for name, c in group.commands.items() if not c.hidden}  # type: ignore[attr-defined]
     panels = [shown[name].rich_help_panel for name in group.list_commands(None) if name in shown]  # type: ignore[attr-defined]
     assert list(dict.fromkeys(panels)) == [DATA, TRAIN, USE, JUDGE, PLAN]
-    assert len(panels) == len(shown) == 22
+    assert len(panels) == len(shown) == 23
     assert [name for name, command in group.commands.items() if command.hidden] == ["recipe"]  # type: ignore[attr-defined]
 
 
