@@ -116,6 +116,7 @@ TEMPLATES: tuple[Template, ...] = (
     Template(("export", "{in}/run", "--out", "{out}"), ("run",), ("--image-size",), ("--format",), "vitp_backbone.json", 1.5),
     Template(("export", "{in}/export", "--verify"), ("export",), (), ("--against",), weight=2),
     Template(("export", "{in}/model-timm", "--out", "{out}"), ("model-timm",), (), (), "vitp_backbone.json", 2),
+    Template(("push", "{in}/export", "file:{out}"), ("export",), (), ("--license", "--also"), "config.json", 0.5),
     *(Template(("convert", f"{{in}}/model-{layout}", "{out}", "--to", "vitp"), (f"model-{layout}",), ("--heads", "--image-size"), ("--architecture", "--template", "--dtype"), "config.json") for layout in ("hf", "original")),
     Template(("swap", "{in}/run", "{out}", "--vision", "{in}/export"), ("run", "export"), ("--seed", "--shuffle"), ("--vision", "--language"), "config.json"),
     Template(("probe", "{in}/export", "{in}/compiled", "--seeds", "1", "--out", "{out}.json"), ("export", "compiled"), ("--labels", "--seeds"), ("--compare",), "file"),
