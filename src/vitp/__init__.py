@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.probes import run_probes
     from vitp.inference.ask import Assistant
+    from vitp.inference.outputs import to_supervision
     from vitp.io.open_pixels import open_pixels
     from vitp.io.volumes import open_volume
     from vitp.models.backbone import Backbone
@@ -57,6 +58,7 @@ _HOMES = {
     "run_probes": "vitp.evaluation.probes",
     "save_vlm": "vitp.checkpoints.writing",
     "starter_config": "vitp.recipes.paradigms",
+    "to_supervision": "vitp.inference.outputs",
     "verify_export": "vitp.checkpoints.verify",
 }
 
@@ -87,6 +89,7 @@ __all__ = [
     "run_probes",
     "save_vlm",
     "starter_config",
+    "to_supervision",
     "verify_export",
 ]
 

@@ -16,8 +16,9 @@ CHOOSERS = ("recipes/", "studies/")
 HOMONYMS = {
     "clip": {"data/formats/identity.py"},
     "dense": {"models/attention_layouts.py", "models/vlm.py", "runs/check/batches.py"},
+    "siglip": {"checkpoints/transformers_vits.py"},
 }
-"""Files where the word means something else: images of one video, attention by a dense mask."""
+"""Files where the word means something else: images of one video, attention by a dense mask, towers of that name."""
 
 ROOTS = {"PretrainConfig", "ImagePretrainConfig", "FinetuneConfig"}
 

@@ -285,6 +285,17 @@ RECIPE = [
 
 SURFACE = {
     "": ["--version"],
+    "tune": [
+        "WHAT", "--out", "--data", "--init --backbone", "--probe", "--space", "--steps", "--trials", "--minutes",
+        "--prune", "--seed", "--set -s",
+    ],
+    "serve": [
+        "MODEL", "--host", "--port", "--root", "--token", "--device", "--max-upload-mb", "--max-pixels", "--queue",
+        "--batch",
+    ],
+    "data merge": [
+        "OLD", "NEW", "--out", "--splits", "--val", "--test", "--seed", "--complete", "--other-patients", "--force",
+    ],
     "ask": ["MODEL", "ARGUMENTS", "--draw", "--max-tokens", "--max-tiles"],
     "convert": [
         "SOURCE", "OUT", "--to", "--dtype", "--architecture", "--heads", "--image-size", "--positions", "--template",
@@ -318,7 +329,7 @@ SURFACE = {
     ],
     "predict": [
         "RUN", "IMAGES", "--out", "--later", "--vector", "--probabilities", "--format", "--resolution", "--mpp",
-        "--all-tiles", "--tta", "--pictures", "--set -s", "--resume", "--force",
+        "--all-tiles", "--tta", "--pictures", "--for", "--image-url", "--set -s", "--resume", "--force",
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],
@@ -327,6 +338,7 @@ SURFACE = {
         "--samples", "--set -s", "--json",
     ],
     "recipe": RECIPE,
+    "push": ["SOURCE", "REPOSITORY", "--dry-run", "--private", "--license", "--also", "--force"],
     "recipes parity": ["NAME", "--images", "--json"],
     "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
@@ -371,7 +383,7 @@ def test_help_groups_the_commands_in_panels() -> None:
     shown = {name: c for name, c in group.commands.items() if not c.hidden}  # type: ignore[attr-defined]
     panels = [shown[name].rich_help_panel for name in group.list_commands(None) if name in shown]  # type: ignore[attr-defined]
     assert list(dict.fromkeys(panels)) == [DATA, TRAIN, USE, JUDGE, PLAN]
-    assert len(panels) == len(shown) == 20
+    assert len(panels) == len(shown) == 23
     assert [name for name, command in group.commands.items() if command.hidden] == ["recipe"]  # type: ignore[attr-defined]
 
 

@@ -174,9 +174,9 @@ def write_config(path: Path, data: Path, **changes: Any) -> Path:
             "num_workers": 0,
             "log_every": 1,
             "save_every": 4,
-            "tensorboard": False,
             "threads": 1,
         },
+        "log": {"trackers": []},
     }
     for section, settings in changes.items():
         values[section] = {**values.get(section, {}), **settings} if isinstance(settings, dict) else settings

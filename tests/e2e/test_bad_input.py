@@ -63,7 +63,7 @@ def refused_run(tmp_path: Path, data: Path, *more: object, **changes: Any) -> st
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_missing_image_is_named_with_its_row(tmp_path: Path, rows: Path, workers: int) -> None:
     (rows.parent / "5.png").unlink()
-    train = {"steps": 4, "num_workers": workers, "tensorboard": False}
+    train = {"steps": 4, "num_workers": workers}
     error = refused_run(tmp_path, rows, train=train)
     assert "5.png: image is missing; check the path" in error and "rows.jsonl:6" in error
     check = vitp("data", "check", rows, "--json")
@@ -93,7 +93,7 @@ def test_a_broken_image_is_named_with_its_row(
     tmp_path: Path, rows: Path, spoil: Callable[[Path], None], message: str, workers: int
 ) -> None:
     spoil(rows.parent / "5.png")
-    train = {"steps": 4, "num_workers": workers, "tensorboard": False}
+    train = {"steps": 4, "num_workers": workers}
     error = refused_run(tmp_path, rows, train=train)
     assert message in error and "5.png" in error and "rows.jsonl:6" in error
     check = vitp("data", "check", rows)

@@ -56,7 +56,7 @@ def learned(root: Path, out: Path, bands: str, seed: int, scale: Scale) -> float
     done(
         *("pretrain", "--data", data, "--objective", "mae", "--out", run, "--steps", scale.pretraining),
         *("--init", "random", "-s", f"model.vision={VISION}", "-s", "data.global_batch=8", *common),
-        *("-s", "train.num_workers=0", "-s", "train.tensorboard=false"),
+        *("-s", "train.num_workers=0", "-s", "log.trackers=[]"),
     )
     done("export", run, "--out", export)
     channels, exported = read_channels(data), load_backbone(export)

@@ -107,7 +107,8 @@ def test_volumes_leave_no_name_anywhere(kind: str, files: Path, tmp_path: Path) 
     config = write_config(
         tmp_path / "run.yaml",
         data,
-        train={"steps": 2, "tensorboard": True},
+        train={"steps": 2},
+        log={"trackers": ["tensorboard"]},
         probe={"data": str(data), "images": 10},
     )
     clean(done("pretrain", config, "--out", run), run)

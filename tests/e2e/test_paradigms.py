@@ -24,7 +24,8 @@ def config(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data": {"mixture": [str(compiled)], "global_batch": 4},
         "image_text": {"text_width": 32, "text_layers": 1, "text_heads": 2, "dimension": 16},
         "optim": {"lr": 3e-3, "warmup_ratio": 0.1},
-        "train": {"steps": 6, "num_workers": 0, "log_every": 1, "save_every": 3, "tensorboard": False},
+        "train": {"steps": 6, "num_workers": 0, "log_every": 1, "save_every": 3},
+        "log": {"trackers": []},
     }
     path.write_text(yaml.safe_dump(values), encoding="utf-8")
     return path

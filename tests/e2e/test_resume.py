@@ -27,7 +27,6 @@ def config(compiled: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "save_every": 7,
         "log_every": 1,
         "num_workers": 1,
-        "tensorboard": False,
         "threads": 1,
     }
     return write_config(path, compiled, train=train)

@@ -429,7 +429,7 @@ def test_what_is_there_is_never_lost(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("vitp.data.compile._write_summary", fail)
+        patch.setattr("vitp.data.compile_summary.CompileSummary.write", fail)
         with pytest.raises(KeyboardInterrupt):
             compile_labels(root, "masks", out, seed=1, force=True, **OPTIONS)
     assert tree(out) == before

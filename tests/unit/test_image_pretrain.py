@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -85,9 +85,12 @@ def test_a_run_leaves_a_backbone(objective: str, folder: Path, tmp_path: Path) -
 def test_a_run_probes_while_it_goes_on(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
+    class Silent(Hook):
+        history: ClassVar[list[dict[str, float]]] = []
+
     def probes(labelled: LabelledSet, every: int, *, max_images: int) -> Hook:
         seen.append((labelled.name, len(labelled), every, max_images))
-        return Hook()
+        return Silent()
 
     monkeypatch.setattr("vitp.runs.pretrain.OnlineProbes", probes)
     settings = config(folder, "mae", probe={"data": str(folder), "every": 1, "images": 10})
@@ -153,7 +156,7 @@ def test_several_folders_are_sampled_by_their_rates(folder: Path, tmp_path: Path
 
 
 def test_folders_without_what_is_needed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="holds no compiled labels"):
+    with pytest.raises(DataError, match="holds no image"):
         build(config(tmp_path, "mae"))
 
 

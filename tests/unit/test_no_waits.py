@@ -113,6 +113,7 @@ def trainer_of(objective: ViTPObjective, device: torch.device) -> Trainer:
     groups = objective.parameter_groups()
     trainer.optimizer, _ = build_optimizer(objective, groups, trainer.optim)
     trainer.gradients = Gradients(groups, objective.vision_tower)
+    trainer.average = None
     trainer.loss_weights, trainer._masks_steps = {}, device.type == "cuda"
 
     def forward_backward(*_: Any, **__: Any) -> Tensor:

@@ -17,7 +17,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data import image_sample
 from vitp.data.augment import AugmentSettings
 from vitp.data.batches import SampledBatches
-from vitp.inference import prediction_files
+from vitp.inference import pictures, prediction_files
 from vitp.io import image_file, pixels
 from vitp.metrics.results import Prediction, Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
@@ -127,7 +127,7 @@ def test_pairs_must_fit_each_other(tmp_path: Path) -> None:
 
 
 def _pretend_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (image_file, pixels, data, image_sample, prediction_files):
+    for module in (image_file, pixels, data, image_sample, pictures, prediction_files):
         monkeypatch.setattr(module, "LARGE_PIXELS", 1000)
 
 
@@ -184,12 +184,12 @@ def test_predictions_of_whole_images_need_no_more_than_is_seen(
     source = SimpleNamespace(raster=False, image=str(path), dates=(str(path),), name="large")
     shapes: list[tuple[int, ...]] = []
 
-    def predicted(model: object, images: list[torch.Tensor], *_: object) -> list[Prediction]:
+    def predicted(model: object, images: list[torch.Tensor], *_: object, **__: object) -> list[Prediction]:
         shapes.append(tuple(images[0].shape))
         return [Prediction(probabilities_C=torch.ones(1))]
 
     def read(task: str) -> tuple[int, ...]:
-        options = SimpleNamespace(pictures=False)
+        options = SimpleNamespace(pictures=False, tool=None)
         model = SimpleNamespace(name=task, description={})
         job = SimpleNamespace(model=model, settings=seen, options=options)
         prediction_files._predict(job, source)  # type: ignore[arg-type]

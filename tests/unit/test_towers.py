@@ -303,7 +303,7 @@ def test_what_goes_back_to_dinov3_says_so(tmp_path: Path, caplog: pytest.LogCapt
     export_backbone(tmp_path / "once", tmp_path / "twice")  # it stays with the weights
     assert "dinov3-license" in caplog.text
     card = (tmp_path / "twice" / "README.md").read_text()
-    assert 'license: other\nlicense_name: "dinov3-license"\n' in card
+    assert "license: other\nlicense_name: dinov3-license\n" in card
     assert "`hf`, licence: dinov3-license." in card
     assert (
         "rotary: computed for each size" in card and "table" not in card.split("Positions")[1].split("|")[1]

@@ -45,7 +45,7 @@ def test_the_tower_of_a_finetuned_model_is_a_backbone(tmp_path, task):
 def test_a_finetuned_network_without_a_vit_says_so(tmp_path):
     backbone = timm_backbone(TimmSettings(architecture="resnet10t", image_size=64))
     build_model("classification", backbone, ["ship", "plane"]).save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="is finetuned from a resnet10t, which is no ViT"):
+    with pytest.raises(CheckpointError, match="is finetuned from a resnet10t, which is no plain ViT"):
         load_backbone(tmp_path)
 
 

@@ -1,9 +1,12 @@
-"""The model card of an exported backbone: a README in the form of the Hugging Face hub."""
+"""The model cards of backbones and vision-language models: READMEs in the form of the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
 
 from vitp.checkpoints.description import BackboneDescription, Provenance
 from vitp.checkpoints.origin import PERMISSIVE, licence_words
@@ -25,15 +28,48 @@ def model_card(description: BackboneDescription, name: str) -> str:
     origin = description.provenance
     with described_by(origin.source):
         parts = [
-            *(_head(description, name), _contract(description), _bands(description.vision.channels)),
+            *(_head(description, name), _contract(description), bands_section(description.vision.channels)),
             _usage(description, name),
         ]
-        parts += [_start(description.vision), _origin(origin), _learned(origin)]
+        parts += [start_section(description.vision), origin_section(origin), learned_section(origin)]
         if notes := description.extra:
             rows = [
                 (k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False)) for k, v in notes.items()
             ]
             parts.append("## Notes\n\n" + markdown_table(("", ""), rows))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def weights_card(
+    name: str, kind: str, head: Mapping[str, Any], vision: VisionSettings, provenance: Provenance, loads: str
+) -> str:
+    """Return the README of a vision-language model, or of a tower in the layout of other software.
+
+    Args:
+        name: Of the folder.
+        kind: What it is, in a sentence.
+        head: What the hub reads.
+        vision: Of its tower.
+        provenance: Where the weights come from.
+        loads: Code that loads it, in a fence of Markdown.
+    """
+    mean, std = (", ".join(f"{value:g}" for value in values) for values in vision.normalisation)
+    what = "RGB" if vision.channels is None else f"{len(vision.channels)} bands (below)"
+    rows = [
+        ("Tower", vision.architecture),
+        ("Input", f"{what} on 0..1, then (x − mean) / std; tiles of {vision.image_size} px"),
+        ("Mean", mean),
+        ("Std", std),
+    ]
+    parts = [
+        f"{card_head(head)}# {name}\n\n{kind}",
+        "## Contract\n\n" + markdown_table(("", ""), rows),
+        bands_section(vision.channels),
+        f"## Use\n\n{loads}",
+        start_section(vision),
+        origin_section(provenance),
+        learned_section(provenance),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -43,11 +79,48 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
+def card_head(values: Mapping[str, Any], before: str = "") -> str:
+    """Return a card that begins with what the hub reads of it (YAML between two lines of hyphens).
+
+    Args:
+        values: Key → value; empty ones are left out.
+        before: The card so far. What its head says stays, as its author may have written it.
+    """
+    said: dict[str, Any] = {}
+    parts = before.split("---\n", 2) if before.startswith("---\n") else []
+    if len(parts) == 3:
+        try:
+            found = yaml.safe_load(parts[1])
+        except yaml.YAMLError:
+            found = None
+        if isinstance(found, dict):
+            said, before = found, parts[2].lstrip("\n")
+    merged = {**said, **{key: value for key, value in values.items() if value and key not in said}}
+    return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n\n{before}"
+
+
+def licence_keys(licence: str) -> dict[str, str]:
+    """Return a licence as the head of a card on the hub states it; nothing where none is stated."""
+    if not licence:
+        return {}
+    known = licence.lower().replace(" ", "-")
+    return {"license": known} if known in _HUB_LICENCES else {"license": "other", "license_name": licence}
+
+
+_HUB_LICENCES = (
+    *PERMISSIVE,
+    *("cc-by-4.0", "cc-by-sa-4.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0"),
+    *("cc-by-3.0", "cc-by-sa-3.0", "gpl-3.0", "agpl-3.0", "lgpl-3.0", "mpl-2.0", "openrail", "gemma"),
+    *("llama3", "llama3.1", "llama3.2", "odc-by", "odbl", "pddl", "isc", "wtfpl", "zlib"),
+)
+"""Names of licences that the hub knows."""
+
+
 def _head(d: BackboneDescription, name: str) -> str:
+    tags = ["image-feature-extraction", "timm", "transformers", "vitp"]
+    head = {"library_name": "timm", **licence_keys(d.vision.licence), "tags": tags}
     return (
-        f"---\nlibrary_name: timm\n{_licence_key(d.vision.licence)}tags:\n- image-feature-extraction\n- timm\n"
-        "- transformers\n- vitp\n---\n\n"
-        f"# {name}\n\n"
+        f"{card_head({**head, 'pipeline_tag': 'image-feature-extraction'})}# {name}\n\n"
         f"A Vision Transformer ({d.vision.architecture}, {d.parameters / 1e6:.1f} M parameters, {d.layers} layers of "
         f"width {d.width}) exported by vitp {d.vitp_version} on {d.created}. Only the backbone: no head, no "
         "projector, no language model."
@@ -60,17 +133,7 @@ _POSITIONS = {
 }
 
 
-def _licence_key(licence: str) -> str:
-    """Return the licence as the head of a card on the hub states it."""
-    if not licence:
-        return ""
-    known = licence.lower() in PERMISSIVE
-    return (
-        f"license: {licence.lower()}\n" if known else f"license: other\nlicense_name: {json.dumps(licence)}\n"
-    )
-
-
-def _start(vision: VisionSettings) -> str:
+def start_section(vision: VisionSettings) -> str:
     """Return which published weights the tower goes back to, and their licence; nothing where none are known."""
     if not vision.weights_of:
         return ""
@@ -122,7 +185,7 @@ _FIRST = {
 }
 
 
-def _bands(channels: Channels | None) -> str:
+def bands_section(channels: Channels | None) -> str:
     """Return which bands the tower sees, and how values of a file become its input; nothing for RGB pictures."""
     if channels is None:
         return ""
@@ -210,7 +273,8 @@ verify_export("{name}")  # recomputes the hash and the test vectors, through tim
 {"" if pictures else _FILE.format(**alike)}"""
 
 
-def _origin(provenance: Provenance) -> str:
+def origin_section(provenance: Provenance) -> str:
+    """Return on which data weights were trained."""
     lines = ["## Training data", ""]
     steps = f", {provenance.steps} optimizer steps" if provenance.steps else ""
     lines.append(f"From `{provenance.source}`{steps}.")
@@ -232,7 +296,8 @@ def _origin(provenance: Provenance) -> str:
     return "\n".join(lines)
 
 
-def _learned(provenance: Provenance) -> str:
+def learned_section(provenance: Provenance) -> str:
+    """Return how far the vision tower moved; nothing where that isn't known."""
     evidence = provenance.evidence
     if not evidence:
         return ""

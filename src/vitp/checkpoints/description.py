@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
 from torch import Tensor
 
+from vitp.checkpoints.hub import hub_id
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import CONFIG_FILE, SettingsModel
 from vitp.core.errors import CheckpointError
@@ -34,6 +36,15 @@ VLM_FORMAT = "vitp-vlm-1"
 
 EXTRA = "vitp"
 """Key of a published configuration under which we keep what the layout has no place for."""
+
+
+_NAMES_MODELS = ("init", "backbone", "weights", "weights_of")
+"""Keys whose values may name a model of the hub."""
+
+_DRIVE = re.compile(r"[A-Za-z]:[/\\]|\\\\")
+_PLACE = re.compile(
+    r"(?<![\w:/.<~-])(?:file://)?(?:~|\.\.|[A-Za-z]:)?[/\\](?:[^/\\\s\"'`<>|]+[/\\])*[^/\\\s\"'`<>|,;)]+"
+)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -326,7 +337,7 @@ def provenance_of_run(run: Path) -> Provenance:
             steps=evidence.get("step") if evidence else None,
             mixture=mixture,
             evidence=evidence,
-            configuration=_without_folders(configuration) if isinstance(configuration, dict) else None,
+            configuration=without_places(configuration) if isinstance(configuration, dict) else None,
         )
 
 
@@ -346,13 +357,32 @@ def provenance_of_folder(folder: Path) -> Provenance:
     return provenance_of_run(folder)
 
 
-def _without_folders(value: Any) -> Any:
-    """Return configuration values with absolute paths cut down to their last part."""
+def without_places(value: Any, *, relative: bool = False, key: str = "") -> Any:
+    """Return a JSON value whose texts name no folders: of each path the last part stays.
+
+    Args:
+        value: Any.
+        relative: Whether paths without a root are cut, too, but for models of the hub.
+        key: Under which the value stands.
+    """
+    if key == "classes":  # some are called like "/m/01"
+        return value
     if isinstance(value, dict):
-        return {key: _without_folders(inner) for key, inner in value.items()}
+        return {name: without_places(inner, relative=relative, key=name) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_without_folders(inner) for inner in value]
-    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        return [without_places(inner, relative=relative, key=key) for inner in value]
+    if not isinstance(value, str):
+        return value
+    plain = value.removeprefix("file://")
+    if PurePosixPath(plain).is_absolute() or _DRIVE.match(plain) or plain.startswith(("~", "../")):
+        return _last_part(plain)
+    if relative and re.search(r"[/\\]", value) and "://" not in value:
+        return value if key in _NAMES_MODELS and hub_id(value) else _last_part(value)
+    return _PLACE.sub(lambda match: _last_part(match[0]), value)
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]+", path.rstrip("/\\"))[-1]
 
 
 def _read(path: Path, parse: Any) -> Any:

@@ -167,7 +167,7 @@ def write_backbone(
     )
     write_json(folder / CONFIG, timm_config(tower))
     write_json(folder / DESCRIPTION, description.model_dump(mode="json"))
-    images_BCHW = _test_images(tower.image_size[0], tower.num_channels)
+    images_BCHW = vector_images(tower.image_size[0], tower.num_channels)
     (folder / TEST_VECTORS).parent.mkdir(exist_ok=True)
     save_tensors(
         folder / TEST_VECTORS,
@@ -243,8 +243,11 @@ def features_of(tower: VisionTower, images_BCHW: Tensor) -> dict[str, Tensor]:
     return {"last": last_BND, "middle": middle_BND}
 
 
-def _test_images(size: int, channels: int) -> Tensor:
-    """Return (2, C, size, size) uint8: waves, which tell the geometry, and noise, which tells every weight."""
+def vector_images(size: int, channels: int) -> Tensor:
+    """Return the images of test vectors, (2, C, size, size) uint8.
+
+    Waves tell the geometry, noise tells every weight.
+    """
     y, x = np.mgrid[0:size, 0:size] / size
     waves = np.stack([np.sin((3 + c) * np.pi * x) * np.cos((5 - c) * np.pi * y) for c in range(channels)])
     smooth = np.rint((waves + 1) * 127.5).astype(np.uint8)

@@ -46,17 +46,34 @@ def write_graph(
     batch = {0: torch.export.Dim("batch", min=1, max=_MOST_IMAGES)}
     shapes = (batch,) if any_batch else None
     if kind == "torch-export":
-        torch.export.save(torch.export.export(module, (sample,), dynamic_shapes=shapes), path)
+        program = torch.export.export(module, (sample,), dynamic_shapes=shapes)
+        for part in program.graph_module.modules():
+            for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
+                node.meta.pop("stack_trace", None)  # folders of this machine, which are nobody's business
+        torch.export.save(program, path)
         return
     names: dict[str, Any] = {"input_names": ["image"], "output_names": list(outputs), "opset_version": OPSET}
     with _quiet():
         if importlib.util.find_spec("onnxscript") is not None:
             names |= {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
             torch.onnx.export(module, (sample,), path, dynamo=True, **names)
+            _forget_places(path)
         else:
             if any_batch:
                 names["dynamic_axes"] = {name: {0: "batch"} for name in ("image", *outputs)}
             torch.onnx.export(module, (sample,), path, dynamo=False, **names)
+
+
+def _forget_places(path: Path) -> None:
+    """Remove from an ONNX file in which lines of which folders its nodes were made."""
+    onnx = need("onnx", "onnx", str(path))
+    model = onnx.load(path)
+    for nodes in (model.graph.node, *(function.node for function in model.functions)):
+        for node in nodes:
+            kept = [entry for entry in node.metadata_props if not entry.key.startswith("pkg.torch.onnx.")]
+            del node.metadata_props[:]
+            node.metadata_props.extend(kept)
+    onnx.save(model, path)
 
 
 @contextmanager

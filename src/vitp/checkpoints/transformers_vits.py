@@ -83,7 +83,7 @@ def is_transformers_vit(config: Mapping[str, Any], *, where: str) -> bool:
         raise CheckpointError(
             "is a ConvNeXt, whose grid changes from stage to stage: vision towers are plain ViTs",
             where=where,
-            fix='take a DINOv3 ViT, or finetune timm\'s copy of it: backbone.init "timm:convnext_tiny.dinov3_lvd1689m"',
+            fix='take a DINOv3 ViT, or finetune timm\'s copy of it: backbone.init "timm:convnext_tiny"',
         )
     return kind in _FAMILIES
 

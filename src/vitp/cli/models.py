@@ -1,4 +1,4 @@
-"""`vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`: models that are trained."""
+"""`vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`, `vitp push`: models that are trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vitp.cli.options import (
     TestOverride,
     format_options,
 )
-from vitp.cli.output import make_console, print_lines, print_scores, write_result
+from vitp.cli.output import make_console, print_lines, print_scores, print_table, write_result
 from vitp.cli.panels import JUDGE, USE
 from vitp.core.errors import ConfigError
 
@@ -36,6 +36,7 @@ def register(app: typer.Typer) -> None:
     app.command("export", rich_help_panel=USE)(export_command)
     app.command("convert", rich_help_panel=USE)(convert_command)
     app.command("swap", rich_help_panel=USE)(swap_command)
+    app.command("push", rich_help_panel=USE)(push_command)
     app.command("eval", rich_help_panel=JUDGE)(eval_command)
 
 
@@ -338,3 +339,56 @@ def swap_command(
     make_console().print(
         f"wrote {out} (projector {made}): align it with `vitp pretrain`, align.steps above 0"
     )
+
+
+def push_command(
+    source: Annotated[
+        str, typer.Argument(help='Run, model folder, export, or "starter": the model that is passed on.')
+    ],
+    repository: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or file:PATH for a folder.")
+    ],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would leave, with the card; send nothing.")
+    ] = False,
+    private: Annotated[
+        bool, typer.Option("--private", help="On the hub: a repository for its owner alone.")
+    ] = False,
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--license", help="Licence of these weights, as in apache-2.0. By default their origin's."
+        ),
+    ] = "",
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", help="Another file of the source that is to leave. Repeatable."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another model that is there.")] = False,
+) -> None:
+    """Pass a model on: weights, configuration, test vectors and a card go to the hub or to a folder.
+
+    Nothing leaves that isn't listed (docs/sharing.md). The hub is asked with --allow-remote hf alone.
+    """
+    from vitp.deployment.remotes import push_model
+
+    done = push_model(
+        source,
+        repository,
+        private=private,
+        dry_run=dry_run,
+        licence=licence,
+        also=also or [],
+        overwrite=force,
+    )
+    rows = [(file.name, f"{file.size:,}", done.states[file.name]) for file in done.bundle.files]
+    print_table(("File", "Bytes", "There"), rows, f"{source}: {done.bundle.said}", left=1)
+    print_lines(f"{'would remove' if dry_run else 'removed'} there: {name}" for name in done.stale)
+    if dry_run:
+        print_lines(["", *done.bundle.card.splitlines(), ""])
+    count, size = len(done.sent), sum(file.size for file in done.sent)
+    if not count:
+        print_lines([f"{done.title} has all of it already; nothing {'would be' if dry_run else 'was'} sent"])
+        return
+    verb = "would send" if dry_run else "sent"
+    print_lines([f"{verb} {count} of {len(rows)} files ({size:,} bytes) to {done.title}"])

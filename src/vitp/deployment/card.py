@@ -1,13 +1,23 @@
-"""The card of an exported task model: what it takes, what it gives, what was compared, how it is used."""
+"""The cards of task models, as they are and as graphs, and what every card says that is passed on.
+
+What a model takes, what it gives, what was compared and scored, how it is used, what it is not for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from vitp.checkpoints.card import markdown_table
+from vitp.checkpoints.card import (
+    bands_section,
+    card_head,
+    markdown_table,
+    start_section,
+)
+from vitp.checkpoints.description import without_places
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
+from vitp.models.vision import VisionSettings
 from vitp.runtime.contract import GraphContract
 from vitp.tasks.base import TaskModel
 
@@ -25,6 +35,19 @@ _OUTPUTS = {
     "oriented": "`detections` ({batch}, 4 + {classes} + 1, rows): centre x and y, longer and shorter side, scores, "
     "angle in radians, clockwise; before the suppression of overlapping rows",
 }
+
+
+PIPELINES = {
+    "classification": "image-classification",
+    "segmentation": "image-segmentation",
+    "change": "image-segmentation",
+    "detection": "object-detection",
+    "instance": "image-segmentation",
+    "oriented": "object-detection",
+    "backbone": "image-feature-extraction",
+    "language": "image-text-to-text",
+}
+"""Kind of model → what the hub calls its use."""
 
 
 def graph_card(done: ExportedGraph, model: TaskModel, options: GraphOptions, name: str) -> str:
@@ -50,8 +73,9 @@ def graph_card(done: ExportedGraph, model: TaskModel, options: GraphOptions, nam
 def _title(contract: GraphContract, model: TaskModel, options: GraphOptions, name: str) -> str:
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     form = "ONNX" if options.kind == "onnx" else "torch.export"
+    head = {"library_name": "onnx" if options.kind == "onnx" else "pytorch", "tags": [contract.task, "vitp"]}
     return (
-        f"---\nlibrary_name: {'onnx' if options.kind == 'onnx' else 'pytorch'}\ntags:\n- {contract.task}\n- vitp\n---\n\n"
+        f"{card_head({**head, 'pipeline_tag': PIPELINES[contract.task]})}"
         f"# {name}\n\nA model for {contract.task} ({len(contract.classes)} classes, {parameters:.1f} M parameters) as a "
         f"graph in {form}."
     )
@@ -216,5 +240,187 @@ def _trained(card: dict[str, Any]) -> str:
         "seed": "Seed",
         "chosen": "Weights",
     }
-    rows = [(word, str(card[key])) for key, word in words.items() if card.get(key) not in (None, "")]
+    told = without_places(card, relative=True)
+    rows = [(word, str(told[key])) for key, word in words.items() if told.get(key) not in (None, "")]
     return "## Training\n\n" + markdown_table(("", ""), rows)
+
+
+def task_card(description: Mapping[str, Any], name: str, parameters: int) -> str:
+    """Return the README of a finetuned model that stays one: `config.json` and weights.
+
+    Args:
+        description: Content of `config.json`.
+        name: Of the folder; the code of the card runs beside it.
+        parameters: Number of weights.
+    """
+    task, classes = description["task"], description["classes"]
+    vision = vision_of(description)
+    size = description.get("input", {})
+    channels = None if vision is None else vision.channels
+    seen = "their own size" if size.get("mode", "none") == "none" else f"{size['size']} px ({size['mode']})"
+    rows = [
+        ("Task", task),
+        ("Input", "8-bit RGB" if channels is None else f"{len(channels)} bands (below)"),
+        ("Images first get", seen),
+        ("Output", f"`Prediction` of `vitp.metrics.results`: {_FIELDS[task]}"),
+        ("Classes", ", ".join(classes)),
+    ]
+    head = {"library_name": "vitp", "tags": [task, "vitp"], "pipeline_tag": PIPELINES[task]}
+    parts = [
+        f"{card_head(head)}# {name}\n\nA model for {task} ({len(classes)} classes, {parameters / 1e6:.1f} M parameters), "
+        "finetuned with vitp.",
+        "## Contract\n\n" + markdown_table(("", ""), rows),
+        bands_section(channels),
+        _use_of_task(task, name),
+        "" if vision is None else start_section(vision),
+        _trained(description.get("card", {})),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+_FIELDS = {
+    "classification": "`probabilities_C`",
+    "segmentation": "`semantic_HW`, the class of each pixel",
+    "change": "`semantic_HW`, 1 where something changed",
+    "detection": "`boxes_N4`, `scores_N`, `labels_N`",
+    "instance": "`boxes_N4`, `scores_N`, `labels_N`, `masks_NHW`",
+    "oriented": "`boxes_N4`, `quads_N8`, `scores_N`, `labels_N`",
+}
+
+
+def vision_of(description: Mapping[str, Any]) -> VisionSettings | None:
+    """Return the tower of a task model's description; None where it isn't a plain ViT."""
+    backbone = description.get("backbone", {})
+    return VisionSettings.model_validate(backbone["config"]) if backbone.get("kind") == "vision" else None
+
+
+def _use_of_task(task: str, name: str) -> str:
+    later = " --later later" if task == "change" else ""
+    pair = ', None, [read("later.png")]' if task == "change" else ""
+    return (
+        f"## Use\n\n```sh\nvitp predict {name} images{later} --out found\n```\n\n"
+        "```python\nfrom vitp import load_task, predict_images\nfrom vitp.io.images import load_planes\nimport torch\n\n"
+        f'model = load_task("{name}")\n\n\n'
+        "def read(path):\n    return torch.from_numpy(load_planes(path, channels=model.in_channels))\n\n\n"
+        f'(found,) = predict_images(model, [read("image.png")]{pair})\n```'
+    )
+
+
+def shared_card(card: str, head: Mapping[str, Any], sections: Mapping[str, str]) -> str:
+    """Return a card with the sections that whoever gets the model needs, each where it isn't there yet.
+
+    Args:
+        card: README as it is.
+        head: What the hub reads, where the card doesn't say it itself.
+        sections: Heading → text; empty texts are left out.
+    """
+    lines = card_head(head, card).rstrip().splitlines()
+    for heading, text in sections.items():
+        if text and f"## {heading}" not in lines:
+            lines += ["", f"## {heading}", "", *text.splitlines()]
+    return "\n".join(lines) + "\n"
+
+
+def scores_text(scores: Mapping[str, Any] | None, data: str) -> str:
+    """Return the scores of a run as text and tables; nothing without scores.
+
+    Args:
+        scores: Content of the run's `scores.json`.
+        data: Name of the set.
+    """
+    if not scores or not isinstance(scores.get("values"), dict):
+        return ""
+    ends, headline = scores.get("intervals", {}), str(scores.get("headline", ""))
+    rows = [(name, _shown(name, value), _between(name, ends)) for name, value in scores["values"].items()]
+    said = f"On {scores.get('images', 0):,} images of {data or 'the run'} ({scores.get('split', 'test')})"
+    parts = [
+        f"{said}; shares in hundredths. The headline is {headline}.",
+        markdown_table(("Score", "Value", "95 % interval"), rows),
+    ]
+    of_classes = scores.get("per_class_intervals", {})
+    named = [
+        (str(one), _shown(headline, row[headline]), _between(headline, of_classes.get(one, {})))
+        for one, row in scores.get("per_class", {}).items()
+        if headline in row
+    ]
+    if named:
+        parts.append(markdown_table(("Class", headline, "95 % interval"), named))
+    return "\n\n".join(parts)
+
+
+def _shown(name: str, value: float | None) -> str:
+    if value is None:
+        return "–"
+    plain = name in ("images", "cases") or name.endswith(("pixels", "_mm", "_mm2", "_ml"))
+    return f"{value:.2f}" if plain else f"{100 * value:.1f}"
+
+
+def _between(name: str, ends: Mapping[str, Any]) -> str:
+    low, high = ends.get(name) or (None, None)
+    return "" if low is None or high is None else f"{_shown(name, low)} – {_shown(name, high)}"
+
+
+def licences_text(weights: str, licence: str, data: Sequence[tuple[str, str]]) -> str:
+    """Return what is known of the licences of weights and data.
+
+    Args:
+        weights: Published weights that these go back to; "": none that are known.
+        licence: Of those; "": none is stated.
+        data: Name and licence of each set.
+    """
+    rows = [(f"Weights that it goes back to: {weights}", licence or "not stated")] if weights else []
+    rows += [(f"Data: {name}", stated or "not stated") for name, stated in data]
+    if not rows:
+        return "Nothing is known of the licences of data or weights."
+    return (
+        markdown_table(("Of", "Licence"), rows)
+        + "\n\nThe licences are those that publishers and records state; whether they bind these weights is for you "
+        "to decide."
+    )
+
+
+def limits_text(kind: str, data: Sequence[str], scored: bool) -> str:
+    """Return what a model is for, and what it isn't.
+
+    Args:
+        kind: Task, "backbone" or "language".
+        data: Names of the sets that it learned from.
+        scored: Whether the card has scores.
+    """
+    of = f"images like those of {', '.join(data)}" if data else "images like those that it was trained on"
+    use = {
+        "backbone": "It is a start for finetuning and a source of features",
+        "language": "It answers questions and is a start for further training",
+    }.get(kind, f"It is for {kind}")
+    measured = (
+        "The scores above hold for that set and split alone."
+        if scored
+        else "No scores come with it: measure it on your own labelled images first."
+    )
+    written = " Its answers may be wrong however sure they sound." if kind == "language" else ""
+    return (
+        f"{use} on {of}: of the same sensor, bands, size of a pixel and kind of place. {measured} Nothing is known of "
+        f"other images, other seasons or rare classes.{written} No decision about a person's health, safety or rights "
+        "should rest on it alone."
+    )
+
+
+def vectors_text(name: str, kind: str) -> str:
+    """Return how a loaded model is compared with the test vectors beside it; kind as in `limits_text`."""
+    if kind in ("backbone", "language"):
+        return (
+            "`check/test_vectors.safetensors` holds images, and the features that they must give:\n\n"
+            "```python\nimport torch\nfrom safetensors.torch import load_file\nfrom vitp import load_backbone\n\n"
+            f'vectors = load_file("{name}/check/test_vectors.safetensors")\ntower = load_backbone("{name}")\n'
+            'found = tower.forward_tokens(tower.normalize(vectors["images"]))\n'
+            'torch.testing.assert_close(found, vectors["last"], atol=1e-4, rtol=1e-4)\n```'
+        )
+    later = ', [vectors["later"]]' if kind == "change" else ""
+    return (
+        "`check/test_vectors.safetensors` holds an image, and what the model must say of it:\n\n"
+        "```python\nimport torch\nfrom safetensors.torch import load_file\nfrom vitp import load_task\n\n"
+        f'vectors = load_file("{name}/check/test_vectors.safetensors")\n'
+        f'(found,) = load_task("{name}").predict([vectors["image"]]{later})\n'
+        'for key in vectors.keys() - {"image", "later"}:\n'
+        "    torch.testing.assert_close(getattr(found, key), vectors[key], atol=1e-3, rtol=1e-3)\n```"
+    )

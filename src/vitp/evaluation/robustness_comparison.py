@@ -21,7 +21,7 @@ from vitp.evaluation.robustness_result import RobustnessResult
 from vitp.models.vision import VisionTower
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
-from vitp.tasks.base import TASK_FORMAT, InputSize, LabelKind, TaskModel, TestSettings
+from vitp.tasks.base import STAGGERED_OVERLAP, TASK_FORMAT, InputSize, LabelKind, TaskModel, TestSettings
 from vitp.tasks.build import task_of
 from vitp.tasks.model_folder import load_task
 
@@ -29,10 +29,17 @@ ROBUSTNESS_FILE = "robustness.json"
 
 
 def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, TestSettings]:
-    """Return a finetuned model on the device and the settings of its test, with `key=value` changes."""
+    """Return a finetuned model on the device and the settings of its test, with `key=value` changes.
+
+    An overlap that is too small for staggered windows turns `stagger` off where that is not asked for as well: the two
+    were chosen together.
+    """
     model = load_task(run)
     stored = dict(model.description.get("test", {}))
     settings = make_config(TestSettings, stored, overrides, where="--set")
+    asked = {word.partition("=")[0].strip().removeprefix("test.") for word in overrides}
+    if "overlap" in asked and "stagger" not in asked and settings.overlap < STAGGERED_OVERLAP:
+        settings = settings.model_copy(update={"stagger": False})
     resize, known = settings.resize or InputSize(), (stored.get("resize") or {}).get("size")
     if resize.mode == "none" and resize.size not in (None, known):
         fix = "set resize.mode=fixed too (a square of it), or resize.mode=long or short (that side gets it)"

@@ -27,6 +27,8 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 from torch import Tensor
 
+from vitp.core.errors import ConfigError
+from vitp.core.extras import need
 from vitp.core.files import atomic_path, to_json, write_json, write_text
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
@@ -304,3 +306,59 @@ def write_summary(out: Path, task: str, found: Sequence[Named], classes: Sequenc
     if task == "oriented":
         objects = {named.name: named.prediction for named in found}
         write_dota_submission(objects, classes, out / "Task1.zip")
+
+
+def to_supervision(prediction: Prediction, classes: Sequence[str], *, threshold: float = 0.0) -> Any:
+    """Return a prediction as `supervision.Detections`, which other libraries draw, track, count and slice.
+
+    Objects become one row each, with `xyxy`, `mask` (instances), `confidence`, `class_id` and
+    `data["class_name"]`; the corners of oriented boxes are `data["xyxyxyxy"]`, (N, 4, 2). A class map becomes one row
+    for each class that is somewhere in the image (of change: what changed), with its mask and without a confidence.
+
+    Args:
+        prediction: Of one image, from `predict_images` or `TaskModel.predict`.
+        classes: Names of the model's classes.
+        threshold: Objects with a lower score, 0..1, are left out.
+
+    Raises:
+        ConfigError: supervision isn't installed, or the prediction is of a whole image (classification).
+    """
+    supervision = need("supervision", "supervision", "to_supervision", ConfigError)
+    if prediction.semantic_HW is not None:
+        return _map_of_classes(supervision, prediction.semantic_HW.numpy(), classes)
+    if prediction.scores_N is None or prediction.labels_N is None:
+        raise ConfigError(
+            "holds no objects and no class map",
+            where="to_supervision",
+            fix="of a classification take probabilities_C, as supervision.Classifications does",
+        )
+    kept = surest(prediction, threshold)
+    scores, labels = (tensor.numpy() for tensor in _scored(kept))
+    data: dict[str, Any] = {"class_name": np.array([classes[label] for label in labels], dtype=str)}
+    if kept.quads_N8 is not None:
+        quads_N42 = kept.quads_N8.numpy().reshape(-1, 4, 2)
+        data["xyxyxyxy"] = quads_N42
+        xyxy = np.concatenate([quads_N42.min(1), quads_N42.max(1)], axis=1)
+    else:
+        assert kept.boxes_N4 is not None
+        xyxy = kept.boxes_N4.numpy().reshape(-1, 4)
+    masks = None if kept.masks_NHW is None else kept.masks_NHW.numpy().astype(bool)
+    return supervision.Detections(
+        xyxy=xyxy, mask=masks, confidence=scores, class_id=labels.astype(int), data=data
+    )
+
+
+def _map_of_classes(supervision: Any, semantic_HW: np.ndarray, classes: Sequence[str]) -> Any:
+    changed = list(classes[:2]) == ["unchanged", "changed"]
+    found = [
+        label for label in np.unique(semantic_HW) if label < len(classes) and not (changed and label == 0)
+    ]
+    masks = np.array([semantic_HW == label for label in found], bool).reshape(-1, *semantic_HW.shape)
+    boxes = np.zeros((len(found), 4), np.float32)
+    for row, mask in enumerate(masks):
+        (y,), (x,) = (np.nonzero(mask.any(axis)) for axis in (1, 0))
+        boxes[row] = x[0], y[0], x[-1] + 1, y[-1] + 1
+    names = np.array([classes[label] for label in found], dtype=str)
+    return supervision.Detections(
+        xyxy=boxes, mask=masks, class_id=np.array(found, dtype=int), data={"class_name": names}
+    )

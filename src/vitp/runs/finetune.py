@@ -43,7 +43,7 @@ from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
 from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSettings
 from vitp.runs.folder import as_begun, claimed
-from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelReader,
@@ -60,7 +60,7 @@ from vitp.tasks.validation import Validation
 
 SCORES_FILE = "scores.json"
 CASES_FILE = "cases.csv"
-SEAMLESS = {"overlap": 0.5, "stagger": True}
+SEAMLESS = {"overlap": STAGGERED_OVERLAP, "stagger": True}
 """How windows of class maps lie in runs that don't say it; see "Seams" in docs/results.md."""
 
 

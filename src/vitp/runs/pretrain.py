@@ -231,7 +231,7 @@ def run_pretraining(
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
         say(_frozen_kernel(run), console)
-        probes: list[Hook] = []
+        probes: list[OnlineProbes] = []
         if probe.data is not None:
             probes.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
         with tracked(run_dir, config.log, config.model_dump(mode="json")) as trackers:
@@ -243,9 +243,9 @@ def run_pretraining(
             return result
 
 
-def _last(hooks: Sequence[Hook]) -> dict[str, Any]:
+def _last(hooks: Sequence[OnlineProbes]) -> dict[str, Any]:
     """Return the newest scores of the online probes, where there are any."""
-    rows = [hook.history[-1] for hook in hooks if isinstance(hook, OnlineProbes) and hook.history]
+    rows = [hook.history[-1] for hook in hooks if hook.history]
     return {name: value for row in rows for name, value in row.items() if name != "step"}
 
 

@@ -95,8 +95,12 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
 def questions() -> dict[str, Any]:
     """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(asdict(SYNTHESIS)))
-    if not found["neighbours"]:
-        del found["neighbours"]  # younger than the folders of results that are found again by these settings
+    for younger in (
+        "neighbours",
+        "pretext",
+    ):  # than the folders of results that are found again by these settings
+        if not found[younger]:
+            del found[younger]
     return found
 
 

@@ -32,6 +32,8 @@ from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
 from vitp.runtime.views import seen_size
 
+STAGGERED_OVERLAP = 0.5
+"""Share of a window that the next one sees again, from which on windows can begin at other parts of a patch."""
 TASK_FORMAT = "vitp-task-1"
 
 

@@ -1,0 +1,506 @@
+"""Models that leave: the files of each kind and nothing else, no folder of this machine, nothing sent twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import supervision
+import torch
+import yaml
+from huggingface_hub import errors
+from safetensors.torch import load_file
+
+from tests.unit.test_prediction_files import VISION, model_of
+from vitp import load_backbone, load_task, to_supervision
+from vitp.checkpoints.card import card_head, licence_keys
+from vitp.checkpoints.description import DataUsed, MixtureUsed, Provenance, without_places
+from vitp.checkpoints.export import write_backbone
+from vitp.checkpoints.formats import PixelsToFeatures
+from vitp.checkpoints.graphs import write_graph
+from vitp.cli import run as run_cli
+from vitp.core.errors import CheckpointError, ConfigError, VitpError
+from vitp.core.sealed import check_sums, write_sums
+from vitp.deployment import remotes
+from vitp.deployment.bundle import gathered
+from vitp.deployment.remotes import HubRemote, push_model, remote_of
+from vitp.metrics.results import Prediction
+from vitp.models.vision import VisionSettings, VisionTower
+
+SECRETS = ("/home/alice", "alice", "mueller_anna", "C:\\Users", "secret")
+SCORES = {
+    "split": "test",
+    "headline": "AP",
+    "values": {"AP": 0.5, "AR": None},
+    "per_class": {"sea": {"AP": 0.4}},
+    "images": 8,
+    "intervals": {"AP": [0.25, 0.75]},
+}
+
+
+def run_of(folder: Path, task: str = "segmentation") -> Path:
+    """Return a run with a finished model, and with much that is to stay."""
+    model = model_of(task)
+    model.description["card"] = {
+        "backbone": "/home/alice/secret/vit",
+        "data": "ships",
+        "licence": "CC-BY-4.0",
+        "train_images": 28,
+    }
+    model.save_pretrained(folder / "model")
+    (folder / "scores.json").write_text(json.dumps(SCORES))
+    for name in ("cases.csv", "metrics.jsonl", "config.yaml", "model/picture.png", "model/notes.md"):
+        (folder / name).write_text("/home/alice/secret/mueller_anna")
+    (folder / "checkpoints" / "step_1").mkdir(parents=True)
+    (folder / "checkpoints" / "step_1" / "model.safetensors").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_of(tmp_path_factory.mktemp("runs") / "ships")
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exports") / "vit"
+    arguments = {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}
+    settings = VisionSettings(arguments=arguments, image_size=32, weights_of="a/b", licence="dinov3-license")
+    mixture = MixtureUsed(fingerprint="1:2", sets=[DataUsed(name="scans", records=3, licence="MIT")])
+    configuration = {
+        "data": "patients/mueller_anna/scans",
+        "log": "C:\\Users\\alice\\runs",
+        "note": "as in ~/secret/plan, see file:///home/alice/x",
+        "init": "a/b",
+    }
+    provenance = Provenance(source="run", steps=2, mixture=mixture, configuration=configuration)
+    write_backbone(folder, VisionTower(settings).eval(), provenance)
+    return folder
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def check_silent(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert [word for word in SECRETS if word.encode() in content] == [], path
+
+
+def head_of(folder: Path) -> dict[str, Any]:
+    return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])
+
+
+TASK = {"README.md", "SHA256SUMS", "check/test_vectors.safetensors", "config.json", "model.safetensors"}
+
+
+def test_of_a_run_the_model_leaves_and_nothing_else(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    assert len(push_model(run, f"file:{out}", licence="Apache-2.0").sent) == 5
+    assert names(out) == TASK
+    check_silent(out)
+    check_sums(out, fix="")
+    card = (out / "README.md").read_text()
+    assert "| AP | 50.0 | 25.0 – 75.0 |" in card
+    assert "| AR | – |  |" in card
+    assert "| sea | 40.0 |  |" in card
+    assert "| Data: ships | CC-BY-4.0 |" in card
+    assert "| Backbone | vit |" in card
+    head = {"license": "apache-2.0", "library_name": "vitp", "pipeline_tag": "image-segmentation"}
+    assert head_of(out) == {**head, "tags": ["segmentation", "vitp"]}
+
+
+@pytest.mark.parametrize("task", ["classification", "segmentation", "change", "detection"])
+def test_what_arrives_is_the_model_and_the_card_checks_it(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = run_of(tmp_path / "run", task)
+    push_model(run, f"file:{tmp_path / 'model'}")
+    assert load_task(tmp_path / "model").classes == load_task(run).classes
+    vectors = load_file(tmp_path / "model/check/test_vectors.safetensors")
+    assert len(vectors) >= (3 if task in ("change", "detection") else 2)
+    monkeypatch.chdir(tmp_path)
+    code = (tmp_path / "model/README.md").read_text().split("## Test vectors")[1]
+    (block,) = re.findall(r"```python\n(.*?)```", code, re.S)
+    exec(block, {})
+    (key,) = [name for name in vectors if name not in ("image", "later")][:1]
+    broken = {**vectors, key: vectors[key][..., :0]}
+    monkeypatch.setattr("safetensors.torch.load_file", lambda path: broken)
+    with pytest.raises(AssertionError):
+        exec(block, {})
+
+
+def test_nothing_is_sent_twice(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    dry = push_model(run, f"file:{out}", dry_run=True)
+    assert set(dry.states.values()) == {"new"}
+    assert not out.exists()
+    push_model(run, f"file:{out}")
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert push_model(run, f"file:{out}").sent == ()
+    assert times == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    (out / "model.safetensors").write_bytes(b"cut off")
+    (out / "photo.png").write_bytes(b"of somebody")
+    assert [file.name for file in push_model(run, f"file:{out}").sent] == ["model.safetensors"]
+    again = push_model(run, f"file:{out}", licence="mit")
+    assert [file.name for file in again.sent] == ["README.md", "SHA256SUMS"]
+    assert (out / "photo.png").read_bytes() == b"of somebody"
+
+
+def test_another_model_is_replaced_only_when_asked(run: Path, backbone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    push_model(backbone, f"file:{out}")
+    (out / "photo.png").write_bytes(b"mine")
+    before = names(out)
+    with pytest.raises(VitpError, match=r"holds another model \(vitp_backbone\.json\); .*--force"):
+        push_model(run, f"file:{out}")
+    assert names(out) == before
+    assert push_model(run, f"file:{out}", overwrite=True).stale == ("vitp_backbone.json",)
+    assert names(out) == {*TASK, "photo.png"}
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "config.json").write_text("{}")
+    with pytest.raises(VitpError, match=r"holds another model \(config\.json\)"):
+        push_model(run, f"file:{foreign}")
+
+
+def test_a_backbone_leaves_without_folders_and_with_its_licences(backbone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    push_model(backbone, f"file:{out}", private=False)
+    assert names(out) == {*TASK, "vitp_backbone.json"}
+    check_silent(out)
+    configuration = json.loads((out / "vitp_backbone.json").read_text())["provenance"]["configuration"]
+    note = "as in plan, see x"
+    assert configuration == {"data": "scans", "log": "runs", "note": note, "init": "a/b"}
+    assert head_of(out)["license"] == "other"
+    assert head_of(out)["license_name"] == "dinov3-license"
+    card = (out / "README.md").read_text()
+    assert "| Weights that it goes back to: a/b | dinov3-license |" in card
+    assert "| Data: scans | MIT |" in card
+    assert card.count("## Training data") == 1
+    assert torch.equal(load_backbone(out).model.cls_token, load_backbone(backbone).model.cls_token)
+
+
+def test_the_starter_leaves_with_its_tokenizer_and_vectors(tmp_path: Path) -> None:
+    push_model("starter", f"file:{tmp_path / 'there'}")
+    assert names(tmp_path / "there") == {*TASK, "tokenizer.json", "tokenizer_config.json"}
+    assert head_of(tmp_path / "there")["pipeline_tag"] == "image-text-to-text"
+
+
+def graph_at(folder: Path, content: bytes) -> Path:
+    folder.mkdir()
+    description = {"kind": "onnx", "file": "model.onnx", "task": "detection", "card": {"data": "ships"}}
+    (folder / "vitp_graph.json").write_text(json.dumps(description))
+    (folder / "model.onnx").write_bytes(content)
+    (folder / "parity.json").write_text(json.dumps({"notes": ["on /home/alice/secret/ships (val)"]}))
+    (folder / "README.md").write_text("---\nlibrary_name: onnx\nlicense: mit\n---\n\n# mine\n\nA note.\n")
+    (folder / "log.txt").write_text("secret")
+    write_sums(folder, ["model.onnx", "vitp_graph.json", "parity.json"])
+    return folder
+
+
+def test_of_a_graph_the_comparison_leaves_and_its_card_stays(tmp_path: Path) -> None:
+    graph, out = graph_at(tmp_path / "graph", b"weights"), tmp_path / "there"
+    push_model(graph / "model.onnx", f"file:{out}")
+    assert names(out) == {"README.md", "SHA256SUMS", "model.onnx", "parity.json", "vitp_graph.json"}
+    check_silent(out)
+    assert json.loads((out / "parity.json").read_text())["notes"] == ["on ships (val)"]
+    assert head_of(out)["license"] == "mit"
+    assert "A note." in (out / "README.md").read_text()
+    assert "## Intended use and limits" in (out / "README.md").read_text()
+    (graph / "model.onnx").write_bytes(b"other")
+    with pytest.raises(CheckpointError, match="damaged"):
+        push_model(graph, f"file:{out}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("model.onnx", b'..File "/srv/x/graphs.py", line 3'),
+        ("model.onnx", b"../home/alice/vitp"),
+        ("README.md", b"# mine\n\nTrained in /mnt/disk/secret.\n"),
+        ("README.md", b"# mine\n\nfrom C:\\data\\x\n"),
+    ],
+)
+def test_what_still_names_a_folder_stays(name: str, content: bytes, tmp_path: Path) -> None:
+    graph = graph_at(tmp_path / "graph", content if name == "model.onnx" else b"weights")
+    if name == "README.md":
+        (graph / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)}: names a folder of this machine"):
+        push_model(graph, f"file:{tmp_path / 'there'}")
+    assert not (tmp_path / "there").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["torch-export", "onnx"])
+def test_graphs_hold_no_folders(kind: Any, tmp_path: Path) -> None:
+    path = tmp_path / "graph"
+    module = PixelsToFeatures(VisionTower(VisionSettings.model_validate(VISION))).eval()
+    write_graph(module, torch.rand(2, 3, 32, 32), kind, path, outputs=("features",))
+    assert str(Path(torch.__file__).parents[1]).encode() not in path.read_bytes()
+    assert str(Path(__file__).parents[2]).encode() not in path.read_bytes()
+
+
+def test_paths_become_names_and_other_words_stay() -> None:
+    kept = ["8-bit values / 255", "CC-BY 4.0", "a/b", "image/png", "https://x.org/a/b", "~", "n/a", "x:y"]
+    assert without_places(kept) == kept
+    cut = ["/a/b/c", "~/c", "../d/c", "C:\\a\\c", "\\\\host\\c", "file:///a/c"]
+    assert without_places(cut) == ["c"] * len(cut)
+    assert without_places({"classes": ["/m/01"], "x": "in /a/b/c, then"}) == {
+        "classes": ["/m/01"],
+        "x": "in c, then",
+    }
+    assert without_places({"data": "a/b", "init": "org/vit"}, relative=True) == {
+        "data": "b",
+        "init": "org/vit",
+    }
+
+
+def test_more_files_leave_only_by_name(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "there"
+    push_model(run, f"file:{out}", also=["scores.json"])
+    assert names(out) == {*TASK, "scores.json"}
+    for name, words in {"no.txt": "is no file", "../x": "is no file|outside"}.items():
+        with pytest.raises(VitpError, match=words):
+            push_model(run, f"file:{out}", also=[name])
+    with pytest.raises(CheckpointError, match="names a folder"):
+        push_model(run, f"file:{out}", also=["cases.csv"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("ships", "is no repository of the hub; write OWNER/NAME, or file:ships"),
+        ("file:", "names no folder"),
+        ("file://host/x", "names no folder"),
+        (
+            "here/ships",
+            "may be a repository of the hub, or a folder here; write hf-hub:here/ships or file:here",
+        ),
+        ("me/ships", "no connection is opened unless .*--allow-remote hf"),
+        ("hf-hub:here/ships", "no connection is opened unless"),
+    ],
+)
+def test_remotes_are_told_apart(
+    text: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VITP_ALLOW_REMOTE", raising=False)
+    with pytest.raises(ConfigError, match=words):
+        remote_of(text)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda run, tmp: (tmp / "nothing", {}), "is no file or folder"),
+        (lambda run, tmp: (tmp, {}), "holds nothing to push"),
+        (lambda run, tmp: (run / "checkpoints", {}), "holds nothing to push"),
+        (lambda run, tmp: (run, {"private": True}), "a folder is as private as its permissions"),
+        (lambda run, tmp: (run, {"to": f"file:{run / 'model' / 'x'}"}), "is the model's own folder"),
+    ],
+)
+def test_what_can_not_leave_is_said(make: Any, words: str, run: Path, tmp_path: Path) -> None:
+    source, options = make(run, tmp_path)
+    to = options.pop("to", f"file:{tmp_path.parent / 'there'}")
+    with pytest.raises(VitpError, match=words):
+        push_model(source, to, **options)
+
+
+class FakeHub:
+    """The hub's client as far as it is called, with a repository in memory."""
+
+    def __init__(self, failure: Exception | None = None) -> None:
+        self.files: dict[str, bytes] | None = None
+        self.private, self.failure, self.commits = False, failure, 0
+
+    def repo_info(self, repository: str, *, repo_type: str) -> Any:
+        if self.failure is not None:
+            raise self.failure
+        if self.files is None:
+            raise errors.RepositoryNotFoundError("404", response=answer(404))
+        return SimpleNamespace(private=self.private)
+
+    def list_repo_tree(self, repository: str, *, recursive: bool, repo_type: str) -> Any:
+        for name, content in (self.files or {}).items():
+            large = name.endswith(".safetensors")
+            lfs = SimpleNamespace(sha256=hashlib.sha256(content).hexdigest()) if large else None
+            blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+            yield SimpleNamespace(path=name, blob_id=blob, lfs=lfs)
+
+    def create_repo(self, repository: str, *, private: bool | None, exist_ok: bool, repo_type: str) -> None:
+        if self.files is None:
+            self.files, self.private = {".gitattributes": b"x"}, bool(private)
+
+    def create_commit(self, repository: str, *, operations: Any, commit_message: str, repo_type: str) -> None:
+        assert self.files is not None
+        self.commits += 1
+        for one in operations:
+            if hasattr(one, "path_or_fileobj"):
+                self.files[one.path_in_repo] = Path(one.path_or_fileobj).read_bytes()
+            else:
+                del self.files[one.path_in_repo]
+
+
+def answer(status: int) -> Any:
+    import httpx
+
+    return httpx.Response(status, request=httpx.Request("GET", "https://hub.invalid/x"))
+
+
+def test_the_hub_gets_one_commit_of_what_it_lacks(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = FakeHub()
+    monkeypatch.setattr(remotes, "hub_api", lambda: hub)
+    monkeypatch.setenv("VITP_ALLOW_REMOTE", "hf")
+    dry = push_model(run, "me/ships", private=True, dry_run=True)
+    assert (set(dry.states.values()), hub.files) == ({"not asked"}, None)
+    push_model(run, "me/ships", private=True)
+    assert hub.files is not None
+    assert (set(hub.files), hub.private, hub.commits) == ({*TASK, ".gitattributes"}, True, 1)
+    assert b"hf download me/ships --local-dir ships" in hub.files["README.md"]
+    assert push_model(run, "me/ships").sent == ()
+    assert hub.commits == 1
+    hub.files["config.json"] = b"{}"
+    hub.files["model.safetensors"] = b"other"
+    sent = [file.name for file in push_model(run, "me/ships").sent]
+    assert (sent, hub.commits) == (["config.json", "model.safetensors"], 2)
+    hub.private = False
+    with pytest.raises(VitpError, match="me/ships: is there already, and everybody can see it"):
+        push_model(run, "me/ships", private=True)
+
+
+@pytest.mark.parametrize(
+    ("failure", "words"),
+    [
+        (errors.OfflineModeIsEnabled("x"), "HF_HUB_OFFLINE is set; unset it"),
+        (
+            errors.HfHubHTTPError("no\nreally", response=answer(403)),
+            "doesn't let you write there; log in with",
+        ),
+        (errors.HfHubHTTPError("busy", response=answer(503)), r"the hub answered 503 \(busy\)"),
+        (errors.LocalTokenNotFoundError("x"), "doesn't let you write there"),
+        (errors.HFValidationError("x"), "is no name that the hub takes"),
+        (ConnectionError("no route"), r"can't be reached \(ConnectionError\); .*file:PATH"),
+        (errors.GatedRepoError("x", response=answer(403)), "doesn't let you write there"),
+    ],
+)
+def test_what_the_hub_says_is_one_line_and_exit_code_2(
+    failure: Exception,
+    words: str,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(remotes, "hub_api", lambda: FakeHub(failure))
+    monkeypatch.setenv("VITP_ALLOW_REMOTE", "hf")
+    assert run_cli(["push", str(run), "me/ships"]) == 2
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 1
+    assert re.search(words, said)
+
+
+def test_the_command_shows_files_and_card_first(
+    run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_cli(["push", str(run), f"file:{tmp_path / 'x'}", "--dry-run"]) == 0
+    shown = capfd.readouterr().out
+    assert [name for name in (*TASK, "would send 5 of 5") if name not in shown] == []
+    assert "## Intended use and limits" in shown
+    assert not (tmp_path / "x").exists()
+
+
+def test_heads_are_what_the_hub_takes() -> None:
+    assert licence_keys("CC-BY 4.0") == {"license": "cc-by-4.0"}
+    assert licence_keys("of: my own") == {"license": "other", "license_name": "of: my own"}
+    kept = card_head({"license": "mit", "tags": ["a"]}, "---\nlicense: other\n---\n# x\n---\ny\n")
+    assert kept == "---\nlicense: other\ntags:\n- a\n---\n\n# x\n---\ny\n"
+    assert card_head({}, "---\n: : [\n---\n").endswith("---\n: : [\n---\n")
+
+
+def test_the_remote_of_the_hub_needs_no_client_of_its_own() -> None:
+    assert HubRemote("me/x", False, FakeHub()).files([]) is None
+
+
+def test_bundles_vanish_after_their_block(run: Path) -> None:
+    with gathered(run, "ships") as bundle:
+        made = [file.path for file in bundle.files if run not in file.path.parents]
+        assert made
+        assert all(path.is_file() for path in made)
+    assert not any(path.exists() for path in made)
+
+
+BOXES = Prediction(
+    boxes_N4=torch.tensor([[1.0, 2.0, 5.0, 6.0], [0.0, 0.0, 3.0, 3.0]]),
+    scores_N=torch.tensor([0.9, 0.2]),
+    labels_N=torch.tensor([1, 0]),
+)
+
+
+def test_boxes_and_masks_are_detections() -> None:
+    found = to_supervision(BOXES, ("sea", "ship"))
+    assert isinstance(found, supervision.Detections)
+    assert found.xyxy.tolist() == [[1, 2, 5, 6], [0, 0, 3, 3]]
+    assert found.confidence.tolist() == pytest.approx([0.9, 0.2])
+    assert found.class_id.tolist() == [1, 0]
+    assert found["class_name"].tolist() == ["ship", "sea"]
+    assert found.mask is None
+    assert len(to_supervision(BOXES, ("sea", "ship"), threshold=0.5)) == 1
+    masks = torch.zeros(2, 8, 9, dtype=torch.bool)
+    masks[0, 2:6, 1:5] = True
+    with_masks = to_supervision(Prediction(**{**vars(BOXES), "masks_NHW": masks}), ("sea", "ship"))
+    assert np.array_equal(with_masks.mask, masks.numpy())
+    assert len(with_masks[with_masks.class_id == 1]) == 1
+
+
+def test_oriented_boxes_keep_their_corners() -> None:
+    quads = torch.tensor([[4.0, 0, 8, 4, 4, 8, 0, 4]])
+    scored = {"scores_N": torch.tensor([0.5]), "labels_N": torch.tensor([0])}
+    found = to_supervision(Prediction(quads_N8=quads, **scored), ("ship",))
+    assert found.xyxy.tolist() == [[0, 0, 8, 8]]
+    assert found.data["xyxyxyxy"].tolist() == [[[4, 0], [8, 4], [4, 8], [0, 4]]]
+    image = np.zeros((10, 10, 3), np.uint8)
+    assert supervision.OrientedBoxAnnotator().annotate(image, found).any()
+
+
+@pytest.mark.parametrize(
+    "extra", [{}, {"masks_NHW": torch.zeros(0, 4, 4, dtype=torch.bool)}, {"quads": True}]
+)
+def test_nothing_found_is_an_empty_detection(extra: dict[str, Any]) -> None:
+    quads = {"quads_N8": torch.zeros(0, 8)} if extra.pop("quads", False) else {}
+    none = Prediction(
+        boxes_N4=torch.zeros(0, 4), scores_N=torch.zeros(0), labels_N=torch.zeros(0).long(), **extra, **quads
+    )
+    found = to_supervision(none, ("ship",))
+    assert (len(found), found.xyxy.shape) == (0, (0, 4))
+    image = np.zeros((4, 4, 3), np.uint8)
+    assert not supervision.BoxAnnotator().annotate(image, found).any()
+
+
+def test_class_maps_are_one_row_a_class() -> None:
+    semantic = torch.tensor([[0, 0, 255], [2, 2, 255]], dtype=torch.uint8)
+    found = to_supervision(Prediction(semantic_HW=semantic), ("sea", "land", "ice"))
+    assert found.class_id.tolist() == [0, 2]
+    assert found["class_name"].tolist() == ["sea", "ice"]
+    assert found.xyxy.tolist() == [[0, 0, 2, 1], [0, 1, 2, 2]]
+    assert found.mask.sum((1, 2)).tolist() == [2, 2]
+    changed = to_supervision(Prediction(semantic_HW=(semantic == 2).byte()), ("unchanged", "changed"))
+    assert changed["class_name"].tolist() == ["changed"]
+    nothing = to_supervision(Prediction(semantic_HW=semantic * 0), ("unchanged", "changed"))
+    assert (len(nothing), nothing.mask.shape) == (0, (0, 2, 3))
+
+
+def test_without_the_package_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="holds no objects and no class map"):
+        to_supervision(Prediction(probabilities_C=torch.ones(2)), ("a", "b"))
+    monkeypatch.setitem(__import__("sys").modules, "supervision", None)
+    with pytest.raises(ConfigError, match=r"vitp\[supervision\]"):
+        to_supervision(BOXES, ("sea", "ship"))
