@@ -244,7 +244,10 @@ def features_of(tower: VisionTower, images_BCHW: Tensor) -> dict[str, Tensor]:
 
 
 def vector_images(size: int, channels: int) -> Tensor:
-    """Return the images of test vectors, (2, C, size, size) uint8: waves, which tell the geometry, and noise, which tells every weight."""
+    """Return the images of test vectors, (2, C, size, size) uint8.
+
+    Waves tell the geometry, noise tells every weight.
+    """
     y, x = np.mgrid[0:size, 0:size] / size
     waves = np.stack([np.sin((3 + c) * np.pi * x) * np.cos((5 - c) * np.pi * y) for c in range(channels)])
     smooth = np.rint((waves + 1) * 127.5).astype(np.uint8)
