@@ -1,4 +1,4 @@
-"""`vitp eval`, `vitp ask`, `vitp export`, `vitp convert`, `vitp swap`, `vitp push`: models that are trained."""
+"""`vitp eval`, `ask`, `export`, `convert`, `swap`, `push`: models that are trained."""
 
 from __future__ import annotations
 

@@ -181,7 +181,8 @@ class HubRemote:
         elif isinstance(error, errors.HFValidationError):
             what, fix = "is no name that the hub takes", "write OWNER/NAME"
         elif status is not None:
-            what = f"the hub answered {status} ({_line(error)})"
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+            what = f"the hub answered {status} ({first})"
             fix = "try again later; files that are there aren't sent twice"
         elif isinstance(error, OSError) and error.errno is not None and error.filename:
             what, fix = f"a file can't be read ({error.strerror})", "check its permissions"
@@ -189,10 +190,6 @@ class HubRemote:
             what = f"the hub can't be reached ({type(error).__name__})"
             fix = "check the network, or push to a folder: file:PATH"
         return VitpError(what, where=self.repository, fix=fix)
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
 def remote_of(text: str, *, private: bool = False, dry_run: bool = False) -> Remote:
