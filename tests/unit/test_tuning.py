@@ -238,9 +238,10 @@ TUNE = ("--backbone", "random", "--steps", "4", "-s", "train.val_every=2", "-s",
 
 @pytest.mark.slow
 def test_a_search_that_was_killed_goes_on(classes: Path, tmp_path: Path) -> None:
-    """Two processes on one folder, one of which is killed within a trial; then one more call."""
+    """A search is killed within a trial, and the next call ends as one that nobody stopped."""
     words = [sys.executable, "-m", "vitp", "tune", "classification", "--data", str(classes), *TUNE]
-    words += ["--no-prune", "--out", str(tmp_path / "out"), "--trials", "4", "-s", "train.save_every=1"]
+    words += ["-s", "data.format=folders", "--no-prune", "--out", str(tmp_path / "out"), "--trials", "4"]
+    words += ["-s", "train.save_every=1"]
     killed = subprocess.Popen(words, env=os.environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         trial = tmp_path / "out" / "trials" / "0001" / "checkpoints"
