@@ -43,7 +43,9 @@ def open_model(run: str | Path, overrides: Sequence[str]) -> tuple[TaskModel, Te
     resize, known = settings.resize or InputSize(), (stored.get("resize") or {}).get("size")
     if resize.mode == "none" and resize.size not in (None, known):
         fix = "set resize.mode=fixed too (a square of it), or resize.mode=long or short (that side gets it)"
-        raise ConfigError("no image would get this size: resize.mode is none", where="test.resize.size", fix=fix)
+        raise ConfigError(
+            "no image would get this size: resize.mode is none", where="test.resize.size", fix=fix
+        )
     return model.to(resolve_device("auto")), settings
 
 
