@@ -12,6 +12,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 
+import torch
+
 
 class Forked:
     """A function that runs in a process of its own; what it prints is kept. Used as a `subprocess.Popen`.
@@ -83,6 +85,13 @@ class Forked:
             said.append(file.read().decode())
             file.close()
         return said[0], said[1]
+
+
+def forks_can_train() -> bool:
+    """Return whether a fork of this process can go backward: not after a test of devices that aren't there."""
+    probe = Forked(lambda: torch.ones(1, requires_grad=True).sum().backward())
+    probe.communicate()
+    return probe.returncode == 0
 
 
 def fork_ranks(run: Callable[[], object], world: int, timeout: float) -> None:

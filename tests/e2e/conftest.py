@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.forks import Forked
+from tests.forks import Forked, forks_can_train
 from vitp.__main__ import run as run_program
 from vitp.cli import run as run_cli
 
@@ -126,9 +126,9 @@ def program(*arguments: object) -> Callable[[], None]:
     return run
 
 
-def fork(*arguments: object) -> Forked:
-    """Start `vitp …` in a process of its own, whose imports are done."""
-    return Forked(program(*arguments))
+def fork(*arguments: object) -> Forked | subprocess.Popen[str]:
+    """Start `vitp …` in a process of its own, whose imports are done where it can be a fork."""
+    return Forked(program(*arguments)) if forks_can_train() else start(*arguments)
 
 
 def finish(process: subprocess.Popen[str] | Forked, timeout: float = 240) -> Result:
@@ -217,7 +217,7 @@ def without_packages(names: Sequence[str], *commands: list[object]) -> Result:
 import json, sys
 for name in {tuple(names)}:
     sys.modules[name] = None
-from tests.forks import Forked
+from tests.forks import Forked, forks_can_train
 from vitp.__main__ import run as run_program
 from vitp.cli import run as run_cli
 for arguments in json.load(sys.stdin):
