@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Tag
 
 from vitp.objectives.dense import DenseSettings
+from vitp.objectives.distil import DistilSettings
 from vitp.objectives.distillation import DistillationSettings
 from vitp.objectives.image_text import ImageTextSettings
 from vitp.objectives.masked_image import MaskedImageSettings
@@ -33,6 +34,7 @@ AnyObjective = Annotated[
     | Annotated[ImageTextSettings, Tag("siglip")]
     | Annotated[SimCLRSettings, Tag("simclr")]
     | Annotated[DistillationSettings, Tag("dino")]
+    | Annotated[DistilSettings, Tag("distil")]
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")],
     Discriminator(_name_of),
