@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -195,6 +195,18 @@ def raise_together(error: VitpError | None) -> None:
     for other in gather(error):
         if other is not None:
             raise error or other
+
+
+def on_main(action: Callable[[], Any]) -> Any:
+    """Do something on rank 0; its user errors are raised on every rank. None elsewhere."""
+    result, error = None, None
+    if rank() == 0:
+        try:
+            result = action()
+        except VitpError as caught:
+            error = caught
+    raise_together(error)
+    return result
 
 
 def wrap(objective: nn.Module) -> nn.Module:

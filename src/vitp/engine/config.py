@@ -85,8 +85,9 @@ class TrainSettings(SettingsModel):
     batch: Literal["fixed", "auto"] = "fixed"
     """`auto`: a probe step chooses `micro_batches` and `compute.recompute`, the fastest that the GPU's memory
     holds; records of a step stay the same. Pretraining with a language model only."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in all cases."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 autocast on GPUs that have it, and fp32 elsewhere. `fp16` is for GPUs without bf16: with a scaled
+    loss, and steps that are skipped where the gradient overflows. Weights are fp32 in all cases."""
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of a moving average of the weights, such as 0.999, which is then what is validated, probed and kept as the
     model; none: no average. It takes as much memory as the trained weights."""

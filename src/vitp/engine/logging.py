@@ -84,7 +84,7 @@ def metrics_row(
         rates: Of the work since then.
         device: Whose memory is told.
     """
-    row = {name: value for name, value in asdict(metrics).items() if name != "work"}
+    row = {name: value for name, value in asdict(metrics).items() if name not in ("work", "skipped")}
     return {**row, "loss_mean": sum(window) / len(window), **rates, "memory_gb": memory_gb(device)}
 
 

@@ -310,11 +310,14 @@ def _package_table(found: DoctorReport) -> Table:
     return table
 
 
+_WITHOUT_BF16 = ", no bf16: train.precision fp16"
+
+
 def _machine_table(found: DoctorReport) -> Table:
     table = Table("", "", title="machine")
     for device in found.devices:
         memory = f", {device.memory_gib} GiB" if device.memory_gib is not None else ""
-        table.add_row(device.name, f"{device.detail}{memory}{', bf16' if device.bf16 else ''}")
+        table.add_row(device.name, f"{device.detail}{memory}{', bf16' if device.bf16 else _WITHOUT_BF16}")
     table.add_row("free disk", f"{found.free_gib} GiB")
     table.add_row("real images", escape(found.data or "none: VITP_DATA names no folder that is there"))
     table.add_row("starter model", "there" if found.starter else "missing: reinstall vitp")
