@@ -54,7 +54,7 @@ def test_the_scale_is_that_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "GROWTH_STEPS", 3)
     own, parameter = LossScale(torch.float16), nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([parameter], lr=0.0)
-    theirs = torch.amp.GradScaler("cpu", growth_interval=3)
+    theirs = torch.amp.GradScaler("cpu", init_scale=scaling.START, growth_interval=3)
     for finite in [True, False, True, True, True, True, False, False, *[True] * 7]:
         theirs.scale(parameter.sum() * (1.0 if finite else float("inf"))).backward()
         theirs.step(optimizer)

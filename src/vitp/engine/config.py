@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vitp.core.config import SettingsModel, Share, Weight
+from vitp.core.config import DEVICE_PATTERN, SettingsModel, Share, Weight
 
 
 class OptimSettings(SettingsModel):
@@ -108,8 +108,8 @@ class TrainSettings(SettingsModel):
     """Processes that prepare batches; 0: the training process does."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of dropout and drop path. The order of the data has its own seed."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one."""
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` (Apple's GPU; untested); `auto` takes a CUDA GPU where there is one."""
     deterministic: bool = False
     """Refuse operations that may differ from run to run."""
     loss_weights: dict[str, Weight] = Field(default_factory=dict)

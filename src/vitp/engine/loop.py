@@ -249,7 +249,7 @@ class Trainer:
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         # Files are hashed for it: once a run, and by one process.
-        own = distributed.on_main(self.source.fingerprint)
+        own = self._on_main(self.source.fingerprint)
         self._fingerprint = str(distributed.gather(own)[0])
         self._load_or_start()
         self._model: Any = self._trained if self.sharded else distributed.wrap(self.objective)
@@ -271,7 +271,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.on_start(self)
             if self._saved_step is None:
-                distributed.on_main(self.evidence.begin)
+                self._on_main(self.evidence.begin)
         self._trained.train()
         self._meter, self._began = Meter(), time.perf_counter()
         self._compiled = CompileWatch(self._trained)
@@ -293,7 +293,7 @@ class Trainer:
             raise VitpError(
                 "already holds a run", where=str(self.run_dir), fix="resume it, or name another folder"
             )
-        self._notes += distributed.on_main(self.evidence.mend) or []
+        self._notes += self._on_main(self.evidence.mend) or []
         own = (self._trained, self.optimizer, self._names, self.average)
         found = recovery.load_newest(
             self.run_dir, lambda saved: is_of_source(saved, self.source, self._fingerprint), *own
@@ -356,7 +356,7 @@ class Trainer:
             for hook in self.hooks:
                 hook.on_step_end(self, self.step, metrics)
             if check:
-                distributed.on_main(lambda: self.evidence.check(self.step))
+                self._on_main(lambda: self.evidence.check(self.step))
         if self.hooks:
             self._trained.train()
         if looks and self.patience.judge(self.step, self.hooks):
@@ -377,9 +377,7 @@ class Trainer:
         if news := self._compiled.news():
             self._log.say(news)
 
-    def _skip_or_refuse(
-        self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]
-    ) -> None:
+    def _skip_or_refuse(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
         """Throw the gradients away; where the loss scale can't fall, save the last good state and raise."""
         self.optimizer.zero_grad()
         what, suspects = numerics.what_is_not_finite(batches, losses_MK, losses)
@@ -425,6 +423,9 @@ class Trainer:
         if self._log is not None:
             self._log.scalars(step, values)
 
+    def _on_main(self, action: Any) -> Any:
+        return distributed.on_main(action, self.is_main)
+
     def _finish(self) -> TrainResult:
         if self.patience.ended:
             self.say(str(self.patience))
@@ -434,10 +435,10 @@ class Trainer:
         with self._whole():
             for hook in self.hooks:
                 hook.on_end(self)
-            evidence = distributed.on_main(lambda: self.evidence.finish(self.step)) or {}
+            evidence = self._on_main(lambda: self.evidence.finish(self.step)) or {}
             if self._log is not None:
                 self._log.say(summary(evidence))
-            model = distributed.on_main(lambda: save_pretrained(self.objective, self.run_dir))
+            model = self._on_main(lambda: save_pretrained(self.objective, self.run_dir))
         if self.average is not None and not self.sharded:
             self.average.swap()
         last = checkpoint.folder(self.run_dir, self.step)

@@ -43,9 +43,7 @@ def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return None
     lacks = device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
-    if lacks or (
-        device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
+    if lacks or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         if precision == "auto":
             return None
         raise ConfigError("this GPU has no bf16", where="train.precision", fix='use "fp16", "fp32" or "auto"')

@@ -68,9 +68,7 @@ class LossScale:
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, as JSON; empty where there is no scale."""
-        return (
-            {"scale": self.value, "finite": self._finite, "skipped": self.skipped} if self.active else {}
-        )
+        return {"scale": self.value, "finite": self._finite, "skipped": self.skipped} if self.active else {}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; from one of another precision, with the scale that runs begin with."""
