@@ -96,6 +96,7 @@ class Study:
         x_label: Meaning of `facts["x"]`, for studies of one number; empty: arms are names.
         information: Arm → the label information it used.
         notes: Sentences that belong beside the results (what is equal, what is not).
+        said: How the data are understood, for the console.
 
     Raises:
         ConfigError: The cells don't form a grid; see `ordered`.
@@ -110,6 +111,7 @@ class Study:
     x_label: str = ""
     information: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ordered(self.cells)

@@ -90,7 +90,7 @@ def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgres
     """
     console = console or Console(highlight=False)
     worker = leave_torchrun()
-    scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides)
+    scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides, study=order.name)
     study = make_study(order.name, scale, order.data)
     runner = StudyRunner(study, order.out, WORK, VERSIONS, console)
     _announce(study, scale, runner)
@@ -130,6 +130,8 @@ def _announce(study: Study, scale: Scale, runner: StudyRunner) -> None:
         f"seed{'s' if scale.seeds > 1 else ''}, {sum(cell.kind == 'finetune' for cell in study.cells)} finetunings; "
         f"{scale.images:,} images a run"
     )
+    for line in study.said:
+        console.print(line)
     if scale.quick:
         console.print("[yellow]--quick: one seed, untuned, short. A first look; it proves nothing.[/]")
 
