@@ -33,7 +33,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
                 continue
             group = f"{100 * share:g} % of the expensive labels, {words}"
             draws = scale.draws if share <= _FEW else scale.side_draws
-            for tune in (*arms.values(), untrained):
+            for tune in (untrained, *arms.values()):
                 matched = budget == "flops" and tune not in (ours, untrained)
                 arm = replace(tune, equal=ours, tuned_as=tune) if matched else tune
                 for seed in plan.seeds(arm, draws):

@@ -302,6 +302,8 @@ def scale_of(name: str, *, quick: bool = False, overrides: Sequence[str] = (), s
     if name not in SCALES:
         hint = did_you_mean(name, SCALES) or f"scales are {', '.join(SCALES)}"
         raise ConfigError(f'no scale "{name}"', where="--scale", fix=hint)
-    scale = STUDY_SCALES.get(study, lambda same: same)(SCALES[name]())
+    scale = SCALES[name]()
+    if study in STUDY_SCALES:
+        scale = STUDY_SCALES[study](scale)
     scale = as_quick(scale) if quick else scale
     return make_config(Scale, scale.model_dump(mode="json"), overrides, where="--set")
