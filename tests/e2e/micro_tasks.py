@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw
+
 from vitp.core.config import make_config
+from vitp.data.formats.vitp_labels import Roots, write_compiled
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig
 
 SIZE = 64
@@ -50,3 +57,43 @@ def micro_config(task: str) -> FinetuneConfig:
         "train": {"steps": 40, "val_every": 0, "save_every": 1000, "threads": 1, **own.get("train", {})},
     }
     return make_config(FinetuneConfig, values)
+
+
+BLOCKS = {"red": (220, 40, 40), "blue": (40, 60, 220)}
+"""Classes of large objects, and their colours: what a micro detector learns in seconds."""
+
+
+def large_objects(folder: Path, *, turned: bool, counts: tuple[int, int, int] = (32, 12, 4)) -> Path:
+    """Write a labelled set of images of `SIZE` px with one or two large blocks each.
+
+    Args:
+        folder: For the set.
+        turned: Whether the blocks lie at an angle.
+        counts: Images to train, to compare and to test on.
+    """
+    rng, items = np.random.default_rng(7), []
+    folder.mkdir()
+    for number in range(sum(counts)):
+        split = ("train",) * counts[0] + ("val",) * counts[1] + ("test",) * counts[2]
+        picture = Image.fromarray(rng.integers(90, 140, (SIZE, SIZE, 3), dtype=np.uint8))
+        objects = []
+        for place in range(1 + number % 2):
+            name = list(BLOCKS)[int(rng.integers(2))]
+            sides = rng.uniform((22, 12), (28, 18))
+            centre = np.array(
+                [16 + 32 * (place if number % 2 else rng.uniform()), rng.uniform(18, SIZE - 18)]
+            )
+            angle = rng.uniform(-math.pi / 2, math.pi / 2) if turned else 0.0
+            turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
+            corners = centre + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * sides / 2 @ turn.T
+            ImageDraw.Draw(picture).polygon([tuple(map(float, xy)) for xy in corners], fill=BLOCKS[name])
+            quad = tuple(corners.clip(0, SIZE).ravel().tolist())
+            box = (min(quad[::2]), min(quad[1::2]), max(quad[::2]), max(quad[1::2]))
+            objects.append(ObjectLabel(name, box, quad, (quad,)))
+        file = folder / f"{number}.png"
+        picture.save(file)
+        items.append(
+            LabelledImage(str(number), str(file), SIZE, SIZE, split[number], str(number), tuple(objects))
+        )
+    write_compiled(LabelledSet("blocks", items, object_classes=tuple(BLOCKS)), Roots(folder, folder, folder))
+    return folder
