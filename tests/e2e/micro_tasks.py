@@ -15,7 +15,12 @@ from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import FinetuneConfig
 
 SIZE = 64
-VISION = {"arguments": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": SIZE}
+VISION = {
+    "arguments": {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8},
+    "image_size": SIZE,
+    "weights_of": "someone/vit",
+    "licence": "dinov3-license",
+}
 LEAST = 0.02
 """Score from which on a micro model's objects are compared."""
 
@@ -34,8 +39,8 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
-def micro_config(task: str) -> FinetuneConfig:
-    """Return a finetuning of a ViT of two layers on generated scenes of 64 px."""
+def micro_config(task: str, data: Path | None = None) -> FinetuneConfig:
+    """Return a finetuning of a ViT of two layers on generated scenes of 64 px, or on `large_objects`."""
     own = TASKS[task]
     neck = {} if task == "classification" else {"neck": {"kind": "simple", "options": {"channels": 32}}}
     if own.get("neck", {}).get("kind") == "adapter":
@@ -48,13 +53,21 @@ def micro_config(task: str) -> FinetuneConfig:
         **neck,
         "optim": {"lr": 0.003, "layer_decay": 1.0},
         "data": {
-            "root": "port",
-            "format": "scenes",
-            "options": options,
+            **(
+                {"root": "port", "format": "scenes", "options": options}
+                if data is None
+                else {"root": str(data)}
+            ),
             "global_batch": 4,
             "resize": {"mode": "fixed", "size": SIZE},
         },
-        "train": {"steps": 40, "val_every": 0, "save_every": 1000, "threads": 1, **own.get("train", {})},
+        "train": {
+            "steps": 40 if data is None else 80,
+            "val_every": 0,
+            "save_every": 1000,
+            "threads": 1,
+            **own.get("train", {}),
+        },
     }
     return make_config(FinetuneConfig, values)
 
