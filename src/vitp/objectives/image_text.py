@@ -73,6 +73,9 @@ class ImageTextSettings(ObjectiveSettings):
     """A small transformer from scratch, or the language model of `language`."""
     language: str = "starter"
     """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
+    causal: bool = True
+    """With `text: language`: its own causal mask, and the last token stands for the text; false: no such mask, and
+    the mean of all tokens (LLM2CLIP4CXR)."""
     texts: TextKind = "captions"
     """Captions (composed from the labels where none is given), or questions and answers of the records."""
     length: int = Field(96, ge=4, le=65_536)
@@ -117,7 +120,7 @@ class ImageTextSettings(ObjectiveSettings):
 
     def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
         if self.text == "language":
-            return LanguageTextTower(load_vlm(self.language).vlm.language)
+            return LanguageTextTower(load_vlm(self.language).vlm.language, causal=self.causal)
         return SmallTextTower(
             vocabulary,
             width=self.text_width,
