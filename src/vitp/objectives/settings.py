@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
@@ -173,6 +173,8 @@ class ObjectiveSettings(SettingsModel):
 class RunSettings(SettingsModel):
     """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
 
+    _tower: Any = PrivateAttr(default=None)
+    """The tower of an objective that this one trains beside; None: one of its own."""
     objective: ObjectiveSettings
     """What is learned: a name, and the settings of that objective."""
     seed: int = Field(0, ge=0, le=2**63 - 1)

@@ -150,7 +150,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     Raises:
         VitpError: Something in the configuration, the backbone or the data can't be used.
     """
-    task = task_of(config.task)
+    task = task_of(config.task, config.head)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
     said: list[str] = []
