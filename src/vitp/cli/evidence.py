@@ -124,14 +124,19 @@ def _looks(names: list[str], data: Path) -> dict[str, Any]:
             (
                 one.task,
                 *(f"{100 * value:.1f}" for value in (one.right, one.shuffled, one.blind)),
-                *("–" if value is None else f"{value:.2f}" for value in (one.asked, one.elsewhere, one.attention)),
+                *(
+                    "–" if value is None else f"{value:.2f}"
+                    for value in (one.asked, one.elsewhere, one.attention)
+                ),
                 str(one.questions),
                 "yes" if one.looks else "no",
             )
             for one in found
         ]
         columns = ("task", "right %", "other image %", "blind %", "hidden: asked", "elsewhere", "attention ×")
-        print_table((*columns, "questions", "looks"), rows, f"{name}: answers about places of {labelled.name}")
+        print_table(
+            (*columns, "questions", "looks"), rows, f"{name}: answers about places of {labelled.name}"
+        )
         results[name] = [one.to_json() for one in found]
     return results
 

@@ -154,8 +154,12 @@ class ChatTokenizer:
         """Add location tokens to the vocabulary; coordinates are written with them from then on.
 
         Raises:
-            ConfigError: It has another number of them.
+            ConfigError: It has another number of them, or one alone is wanted.
         """
+        if count == 1:
+            raise ConfigError(
+                "one location token tells nothing", where="model.locations", fix="use 2 or more"
+            )
         if self.locations not in (0, count):
             what = f"the model has {self.locations} location tokens, not {count}"
             raise ConfigError(what, where="model.locations", fix=f"set it to {self.locations}, or to 0")
@@ -204,7 +208,10 @@ class ChatTokenizer:
         for past_question, past_answer in history:
             pieces += self._asked(self._located(past_question, points=True))
             pieces += self._answered(self._located(past_answer))
-        pieces += [*self._asked(self._located(question, points=True)), _Piece(before=self.template.assistant_start)]
+        pieces += [
+            *self._asked(self._located(question, points=True)),
+            _Piece(before=self.template.assistant_start),
+        ]
         return self._laid_out(pieces, "question", tiles_per_image, turns=0)
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -285,9 +285,7 @@ def measure_looks(
     if len(images) < 2:
         raise ConfigError("too few images with labelled places", where=labelled.name, fix="name another set")
     seen = _seen_by(reader)
-    tiles = {
-        index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images
-    }
+    tiles = {index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images}
     rng = np.random.default_rng([seed, 0x4C4F4F4B])
     order = [images[int(i)] for i in rng.permutation(len(images))]
     other = dict(zip(order, [*order[1:], order[0]], strict=True))
@@ -320,7 +318,9 @@ def _measured(
     if task == "box":
         grey = [np.full_like(tile, 110) for tile in right]
         shares = [
-            balanced([_box_is_right(reader, one, tile) for one, tile in zip(asked, shown, strict=True)], labels)
+            balanced(
+                [_box_is_right(reader, one, tile) for one, tile in zip(asked, shown, strict=True)], labels
+            )
             for shown in (right, shuffled, grey)
         ]
         return Look(task, len(asked), len(set(labels)), *shares)
@@ -340,7 +340,8 @@ def _measured(
     lifts = [
         lift
         for one, tile in list(zip(asked, right, strict=True))[:50]
-        if one.place is not None and (lift := _lift(reader.attention(one.record, tile), one.place)) is not None
+        if one.place is not None
+        and (lift := _lift(reader.attention(one.record, tile), one.place)) is not None
     ]
     attention = float(np.max(np.mean(lifts, 0))) if lifts else None
     return replace(look, asked=rises[0], elsewhere=rises[1], attention=attention)

@@ -63,7 +63,7 @@ def train_looking_starter(out: Path, plan: LooksPlan | None = None) -> Path:
     places = SynthesisConfig(
         questions_per_image=12, object_share=0.25, tasks={**only, "cell": 8.0}, wordings=1
     )
-    often = {name: 4.0 for name in _PLACES} | {"oriented": 0.0, "boxes": 0.25, "grid": 0.25}
+    often = dict.fromkeys(_PLACES, 4.0) | {"oriented": 0.0, "boxes": 0.25, "grid": 0.25}
     mixed = SynthesisConfig(questions_per_image=8, object_share=0.25, tasks=often, wordings=1)
     whole, half = VRLSettings(ratio=0.0), VRLSettings(ratio=0.5, probability=0.5)
     stages = (

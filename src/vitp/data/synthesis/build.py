@@ -151,6 +151,7 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "growth_mm": _in_millimetres(volume_tasks.growth_mm, change=True),
     "growth_mm2": _in_millimetres(volume_tasks.growth_mm2, change=True),
     "growth_ml": _in_millimetres(volume_tasks.growth_ml, change=True),
+    "block": QuestionTask(object_tasks.block, exact),
     # Asked of pixels, in records of their own: see `pretext_tasks.pretext_records`.
     **{
         name: QuestionTask(lambda _facts, _rng: None, exact, needs=lambda _item: False)
@@ -202,7 +203,7 @@ class SynthesisConfig(Limits):
 
     Attributes:
         questions_per_image: Most questions in one record.
-        tasks: Task → weight. Tasks that are not named have weight 1, 0 switches a task off, 6 lets it come up to six
+        tasks: Task → weight. Tasks that are not named have weight 1 (block: 0), 0 switches a task off, 6 lets it come up to six
             times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
         neighbours: Slices of a volume on either side that are shown with the one that is asked about.
@@ -251,13 +252,17 @@ class SynthesisConfig(Limits):
 
     def weight(self, task: str) -> float:
         """Return the weight of a task."""
-        return float(self.tasks.get(task, 1.0 if self.pretext or task not in PRETEXT_TASKS else 0.0))
+        asked = task not in _ON_REQUEST and (self.pretext or task not in PRETEXT_TASKS)
+        return float(self.tasks.get(task, float(asked)))
 
     def stated(self) -> dict[str, Any]:
         """Return all settings but those that are younger than compiled sets and neutral: what tells sets apart."""
         values = asdict(self)
         return {key: value for key, value in values.items() if key not in _YOUNGER or value}
 
+
+_ON_REQUEST = ("block",)
+"""Tasks whose weight is 0 where they aren't named: what sets were compiled of before they were there stays the same."""
 
 _YOUNGER = ("wordings",)
 """Settings that compiled sets of earlier versions don't state; they are off where they are 0."""
