@@ -27,6 +27,7 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.change import ChangeModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.eomt import QueryInstances, QuerySegmentation
 from vitp.tasks.instance import InstanceModel
 from vitp.tasks.oriented import OrientedRCNN
 from vitp.tasks.semantic import SegmentationModel
@@ -213,7 +214,10 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
 """Name → model of the task, which knows what it learns from and how it is scored."""
 
 
-OTHER_HEADS: dict[tuple[str, str], type[TaskModel]] = {}
+OTHER_HEADS: dict[tuple[str, str], type[TaskModel]] = {
+    ("segmentation", "eomt"): QuerySegmentation,
+    ("instance", "eomt"): QueryInstances,
+}
 """Task and `kind` of its head → model, where that isn't the task's own of `TASK_MODELS`."""
 
 
