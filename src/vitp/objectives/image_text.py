@@ -1,5 +1,8 @@
 """Image-text contrast: CLIP's softmax (Radford et al., 2021) and SigLIP's sigmoid (Zhai et al., 2023).
 
+The softmax may weigh its two directions (ConVIRT, Zhang et al., 2020), and vectors of descriptions that are stored may
+take the place of a text tower (GPT4Image, Ding et al., 2023).
+
 Shapes: B pairs, E width of the compared vectors, L tokens of a text.
 """
 
@@ -9,19 +12,19 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
+from vitp.core.config import Share
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
-from vitp.data.tokenizer import vocabulary_digest
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -35,6 +38,7 @@ from vitp.objectives.image_base import (
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
+    ImageRows,
     ImageSamples,
     names_of,
     stacked,
@@ -54,6 +58,9 @@ from vitp.objectives.text_tower import (
     has_caption,
     read_record_texts,
 )
+from vitp.objectives.text_vectors import ImageIds, StoredVectors, VectorBatch, VectorTower
+
+TextTower = SmallTextTower | LanguageTextTower | VectorTower
 
 _LARGEST_SCALE = 100.0
 """CLIP keeps its learned scale below this; above it training became unstable."""
@@ -69,8 +76,12 @@ class ImageTextSettings(ObjectiveSettings):
 
     name: Literal["clip", "siglip"] = "clip"
     """Image-text contrast by softmax or sigmoid."""
-    text: Literal["small", "language"] = "small"
-    """A small transformer from scratch, or the language model of `language`."""
+    text: Literal["small", "language", "vectors"] = "small"
+    """A small transformer from scratch, the language model of `language`, or the stored vectors of `vectors`."""
+    vectors: str | None = None
+    """For `text: vectors`: a safetensors file with a vector of each image's description, under the image's id."""
+    image_share: Share = 0.5
+    """Share of the softmax that looks for the text of an image (ConVIRT's λ); the rest looks for the image of a text."""
     language: str = "starter"
     """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
     texts: TextKind = "captions"
@@ -92,25 +103,51 @@ class ImageTextSettings(ObjectiveSettings):
     )
     """How the images change. Mirroring would make "left" and "right" in a text wrong."""
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.name != "clip" and self.image_share != 0.5:
+            raise ValueError(f"image_share: the loss of {self.name} has no two directions")
+        if (self.text == "vectors") != (self.vectors is not None):
+            raise ValueError("text: vectors and the file of vectors go together")
+        return self
+
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the images that have a text."""
         tower, rows = seeded_tower(run), folders_of(run)
-        texts: Texts
+        texts: Texts | ImageIds
+        tokens: Tokens | StoredVectors
+        if self.vectors is not None:
+            tokens, texts = StoredVectors(Path(self.vectors)), ImageIds()
+            known = tokens.vectors
+            rows = [one.having(lambda item: item.id in known, "images with a stored vector") for one in rows]
+            return self._parts(run, rows, tower, VectorTower(tokens.width), texts, tokens, micro_batches)
         if self.texts == "captions":
             rows = [one.having(has_caption, "captions or labels") for one in rows]
             texts = captions_of(rows)
         else:
-            known = [read_record_texts(Path(folder)) for folder in run.data.mixture]
+            records = [read_record_texts(Path(folder)) for folder in run.data.mixture]
             rows = [
                 one.having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
-                for one, own in zip(rows, known, strict=True)
+                for one, own in zip(rows, records, strict=True)
             ]
-            texts = RecordTexts(tuple(known))
+            texts = RecordTexts(tuple(records))
         tokenizer = read_tokenizer(vlm_folder(self.language))
+        text_tower, tokens = self._text_tower(len(tokenizer)), Tokens(tokenizer, self.length)
+        return self._parts(run, rows, tower, text_tower, texts, tokens, micro_batches)
+
+    def _parts(
+        self,
+        run: RunSettings,
+        rows: list[ImageRows],
+        tower: VisionTower,
+        text_tower: TextTower,
+        texts: Texts | ImageIds,
+        tokens: Tokens | StoredVectors,
+        micro_batches: int,
+    ) -> ObjectiveParts:
         objective = ImageTextObjective(
-            tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
+            tower, text_tower, loss=self.name, dimension=self.dimension, image_share=self.image_share
         )
-        tokens = Tokens(tokenizer, self.length)
         seen = seen_by(tower, run)
         collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen)
         return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
@@ -133,12 +170,12 @@ class ImageTextBatch(TensorFields):
 
     Attributes:
         tiles_BCHW: uint8.
-        text: Tokens of the texts.
+        text: Tokens of the texts, or their stored vectors.
         record_names: Ids of the images, for messages.
     """
 
     tiles_BCHW: Tensor
-    text: TextBatch
+    text: TextBatch | VectorBatch
     record_names: tuple[str, ...]
 
 
@@ -157,8 +194,8 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
 
     size: int
     views: ViewSettings
-    texts: Texts
-    tokens: Tokens
+    texts: Texts | ImageIds
+    tokens: Tokens | StoredVectors
     kind: TextKind
     seen: SeenBands = PICTURES
 
@@ -177,31 +214,33 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             "size": self.size,
             "views": self.views.model_dump(mode="json"),
             "texts": self.kind,
-            "length": self.tokens.length,
-            "vocabulary": len(self.tokens.tokenizer),
+            **self.tokens.facts(),
         }
 
     def contents(self, order: Any) -> list[Any]:
         """Return the tokenizer, and the texts where they aren't made of the labels; see `Collate.contents`."""
-        return [vocabulary_digest(self.tokens.tokenizer), self.texts.digest()]
+        return [*self.tokens.contents(), self.texts.digest()]
 
 
-def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, image_share: float = 0.5) -> Tensor:
     """Return CLIP's loss, summed over this rank's pairs.
 
-    For each pair the mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
+    For each pair the (weighted) mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
     the text. "All" are those of the micro-batch on all ranks.
 
     Args:
         image_BE: Unit vectors of the images.
         text_BE: Of their texts.
         scale: Inverse temperature.
+        image_share: Weight of the first of them.
     """
     own_B = first_row(len(image_BE)) + torch.arange(len(image_BE), device=image_BE.device)
     to_texts = scale * similarities(image_BE, gather_rows(text_BE))
     to_images = scale * similarities(text_BE, gather_rows(image_BE))
-    losses = [F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)]
-    return torch.stack(losses).sum() / 2
+    of_images, of_texts = (
+        F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)
+    )
+    return image_share * of_images + (1 - image_share) * of_texts
 
 
 def siglip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -230,6 +269,7 @@ class ImageTextObjective(ImageObjective):
         text: The text tower.
         loss: "clip" or "siglip".
         dimension: Of the compared vectors.
+        image_share: See `clip_loss`.
     """
 
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "text.": "text tower"}
@@ -237,13 +277,14 @@ class ImageTextObjective(ImageObjective):
     def __init__(
         self,
         tower: VisionTower,
-        text: SmallTextTower | LanguageTextTower,
+        text: TextTower,
         *,
         loss: Literal["clip", "siglip"],
         dimension: int = 128,
+        image_share: float = 0.5,
     ) -> None:
         super().__init__(tower)
-        self.text, self.kind = text, loss
+        self.text, self.kind, self.image_share = text, loss, image_share
         self.image_head = nn.Sequential(nn.LayerNorm(tower.width), nn.Linear(tower.width, dimension))
         self.text_head = nn.Linear(text.width, dimension)
         # The publications' start: 1 / 0.07 for the softmax, 10 and −10 for the sigmoid.
@@ -256,7 +297,7 @@ class ImageTextObjective(ImageObjective):
         text_BE = F.normalize(self.text_head(self.text(batch.text)).float(), dim=-1)
         scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
         if self.bias is None:
-            return {"contrast": clip_loss(image_BE, text_BE, scale)}
+            return {"contrast": clip_loss(image_BE, text_BE, scale, self.image_share)}
         return {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
 
     def loss_counts(self, batch: ImageTextBatch) -> dict[str, float]:
@@ -267,6 +308,8 @@ class ImageTextObjective(ImageObjective):
         """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
         images = len(batch.tiles_BCHW)
         work = self.work_of(images, heads=[self.image_head, self.text_head])
+        if isinstance(batch.text, VectorBatch):
+            return work
         work["flops"] += backward_factor(self.text) * self.text.flops(batch.text)
         tokens, capacity = float(batch.text.valid_BL.sum()), float(batch.text.valid_BL.numel())
         return {**work, "tokens": tokens, "capacity": capacity}
