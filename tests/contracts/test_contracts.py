@@ -306,7 +306,7 @@ SURFACE = {
     "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--buffer", "--json"],
     "data compile": [
         "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
-        "--grid-always", "--task", "--neighbours", "--max-tiles", "--option -o", "--force",
+        "--grid-always", "--task", "--neighbours", "--wordings", "--max-tiles", "--option -o", "--force",
     ],
     "data leaks": ["MIXTURE", "--test", "--out", "--clean", "--whole-only", "--json"],
     "data prepare": [
