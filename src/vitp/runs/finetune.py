@@ -43,6 +43,7 @@ from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
 from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSettings
 from vitp.runs.folder import as_begun, claimed
+from vitp.runs.micro_batch import chosen_batch, chosen_before
 from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.build import build_model, open_backbone, task_of
 from vitp.tasks.data import (
@@ -323,14 +324,14 @@ def _trained(
     config: FinetuneConfig, out: Path, hooks: Sequence[Hook], resume: bool, console: Console | None
 ) -> Iterator[tuple[FinetuneRun, Validation, TrainResult, Trackers | None]]:
     """Claim the folder and train; within the block the run is trained, and not judged by the test yet."""
-    config = as_begun(config, out)
+    config, said = chosen_before(as_begun(config, out), out)
     check_trackers(config.log)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
-        run = build_run(config)
+        run, chosen = _cut(build_run(config))
         if (kept := _kept(config, run.config)) != config and distributed.rank() == 0:
             save_config(kept, out / CONFIG_FILE)
-        say(run.notes, console)
+        say([*run.notes, *said, *chosen], console)
         validation = run.validation(out)
         with tracked(out, config.log, run.config.model_dump(mode="json")) as trackers:
             parts = replace(run.parts([validation, *hooks]), trackers=trackers)
@@ -340,7 +341,16 @@ def _trained(
 def _kept(config: FinetuneConfig, built: FinetuneConfig) -> FinetuneConfig:
     """Return what is written of a run: as it is given, with what a resumed run couldn't find out again as it was."""
     test = config.test.model_copy(update={name: getattr(built.test, name) for name in SEAMLESS})
-    return config.model_copy(update={"backbone": built.backbone, "test": test})
+    cut = {name: getattr(built.train, name) for name in ("batch", "micro_batches")}
+    train = config.train.model_copy(update=cut)
+    return config.model_copy(update={"backbone": built.backbone, "test": test, "train": train})
+
+
+def _cut(run: FinetuneRun) -> tuple[FinetuneRun, list[str]]:
+    """Return the run with its steps cut as `train.batch` says, and what is to be said about it."""
+    config, said = chosen_batch(run.config, lambda _: (run.model, run.source))
+    run.source.micro_batches = config.train.micro_batches
+    return replace(run, config=config), said
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:
