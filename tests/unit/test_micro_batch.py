@@ -104,7 +104,9 @@ def test_a_finetuning_is_cut_by_what_fits(tmp_path: Path, monkeypatch: pytest.Mo
     run_finetune(by_hand, tmp_path / "hand", console=QUIET)
     one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("auto", "hand"))
     assert one == other
-    monkeypatch.setattr(micro_batch, "usable_bytes", lambda _: 0.0)  # another machine: the run goes on as it began
+    monkeypatch.setattr(
+        micro_batch, "usable_bytes", lambda _: 0.0
+    )  # another machine: the run goes on as it began
     longer = config(train={"steps": 3, "batch": "auto", "device": "cpu"})
     run_finetune(longer, tmp_path / "auto", resume=True, console=Console(file=said, width=200))
     assert "train.batch: as the run began" in said.getvalue()

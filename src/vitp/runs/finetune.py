@@ -45,13 +45,13 @@ from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSe
 from vitp.runs.folder import as_begun, claimed
 from vitp.runs.micro_batch import chosen_batch, chosen_before
 from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.batches import task_batches
 from vitp.tasks.build import build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelReader,
     classes_of,
     draw_labels,
     open_labelled,
-    task_batches,
     task_splits,
 )
 from vitp.tasks.folds import fold_splits
@@ -248,10 +248,31 @@ def _augmentation(config: FinetuneConfig, kind: LabelKind) -> AugmentSettings:
     settings = config.augment
     if config.data.crop is not None:
         settings = settings.model_copy(update={"crop": config.data.crop})
+    _check_mixes(settings, config, kind)
     # An image of one class is nothing to be avoided where the whole image has one.
     if kind in ("semantic", "change"):
         return settings
     return settings.model_copy(update={"max_class_share": 1.0})
+
+
+def _check_mixes(settings: AugmentSettings, config: FinetuneConfig, kind: LabelKind) -> None:
+    """Do nothing where images of the task can be mixed as the settings ask.
+
+    Raises:
+        ConfigError: They can't.
+    """
+    whole, fix = kind in ("scene", "presence"), "leave it out"
+    for name in ("mixup", "cutmix"):
+        if getattr(settings, name) and not whole:
+            raise ConfigError("mixes the classes of whole images alone", where=f"augment.{name}", fix=fix)
+    if settings.mosaic and kind not in ("objects", "instances", "oriented"):
+        raise ConfigError("is of images with objects alone", where="augment.mosaic", fix=fix)
+    for name in ("focal", "class_weights"):
+        if kind == "scene" and config.head.get(name) and (settings.mixup or settings.cutmix):
+            what = "weighs images by their one class, and mixed ones have two"
+            raise ConfigError(
+                what, where=f"head.{name.replace('weights', 'balance')}", fix="leave one of them out"
+            )
 
 
 def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, LabelledSet]) -> None:

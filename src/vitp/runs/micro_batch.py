@@ -84,7 +84,9 @@ def batch_choices(
 
 
 def first_fitting(
-    share: int, fits: Callable[[BatchChoice], bool], ways: Sequence[Literal["none", "full"]] = ("none", "full")
+    share: int,
+    fits: Callable[[BatchChoice], bool],
+    ways: Sequence[Literal["none", "full"]] = ("none", "full"),
 ) -> BatchChoice | None:
     """Return the fastest choice that fits on every rank. A collective call."""
     for choice in batch_choices(share, ways):
