@@ -1,15 +1,15 @@
 """Heads at one budget: each head of a task is finetuned on the same crops of real images with the same steps.
 
-Every cell (set, task, head, seed) is one row of `benchmarks/results/heads.json`, written when it has finished; cells that
-are there are left alone, and one that was interrupted goes on from its last checkpoint. The row has the scores on the
-test crops, parameters, FLOPs of one image, and CPU or GPU seconds of a training step and of a prediction.
+Every cell (set, task, head, seed) is one row of `benchmarks/results/heads.json`, written when it has finished; cells
+that are there are left alone, and one that was interrupted goes on from its last checkpoint. The row has the scores on
+the test crops, parameters, FLOPs of one image, and CPU or GPU seconds of a training step and of a prediction.
 
     VITP_DATA=path/to/data python benchmarks/heads.py --out runs/heads                     # all cells
     VITP_DATA=path/to/data python benchmarks/heads.py --out runs/heads --only eomt --seeds 0 --seconds 170
     python benchmarks/heads.py --table                                                     # of what is there
 
-Hardware and time: one CPU core, about three minutes a cell. `--seconds` ends it after the step that is at work then; run
-it again to go on.
+Hardware and time: one CPU core, some minutes a cell. `--seconds` ends it after the step that is at work then; run it
+again to go on.
 """
 
 from __future__ import annotations
@@ -105,7 +105,14 @@ def config_of(arm: Arm, root: Path, seed: int, steps: int) -> FinetuneConfig:
         "neck": arm.neck,
         "head": arm.settings,
         "data": {"root": str(root), "format": "vitp", "sizes": "fixed", "empty": 0.5, "global_batch": BATCH},
-        "train": {"steps": steps, "val_every": 0, "save_every": 20, "keep_last": 1, "log_every": 50, "threads": 1},
+        "train": {
+            "steps": steps,
+            "val_every": 0,
+            "save_every": 20,
+            "keep_last": 1,
+            "log_every": 50,
+            "threads": 1,
+        },
         "augment": {"flip": True, "rotate90": True},
         "optim": {"lr": 1e-3, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
         "test": {"measures": ["boundary", "panoptic"]},
@@ -194,7 +201,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     first: dict[tuple[str, str], dict[str, float]] = {}
     for arm in ARMS:
-        own = [row for row in rows if (row["set"], row["task"], row["head"]) == (arm.data, arm.task, arm.head)]
+        own = [
+            row for row in rows if (row["set"], row["task"], row["head"]) == (arm.data, arm.task, arm.head)
+        ]
         if not own:
             continue
         mean, std = mean_std([100 * row["scores"][arm.scores[0]] for row in own])
@@ -224,6 +233,8 @@ def main() -> None:
     if options.table:
         print(table(rows))
         return
+    over = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: over.set())  # the engine has its own while it trains
     if options.seconds is not None:
         stop = threading.Timer(options.seconds, os.kill, (os.getpid(), signal.SIGTERM))
         stop.daemon = True
@@ -243,6 +254,8 @@ def main() -> None:
                 console.print(f"stopped: {stopped}")
                 sys.exit(0)
             write_json(options.results, {"benchmark": "heads", "rows": rows})
+            if over.is_set():
+                sys.exit(0)
     print(table(rows))
 
 

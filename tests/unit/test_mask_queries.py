@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.eomt import modeling_eomt
 from transformers.models.eomt.configuration_eomt import EomtConfig
@@ -48,9 +47,7 @@ ARCHITECTURES = {
 def tower(kind: str = "learned", width: int = 32, depth: int = 3) -> VisionTower:
     torch.manual_seed(0)
     arguments = {"embed_dim": width, "depth": depth, "num_heads": 2, "patch_size": 8}
-    return VisionTower(
-        VisionSettings(architecture=ARCHITECTURES[kind], arguments=arguments, image_size=32)
-    )
+    return VisionTower(VisionSettings(architecture=ARCHITECTURES[kind], arguments=arguments, image_size=32))
 
 
 def model_of(task: str, kind: str = "learned", **head: Any) -> Any:
@@ -61,7 +58,9 @@ def model_of(task: str, kind: str = "learned", **head: Any) -> Any:
 def batch_of(task: str, count: int = 2, side: int = 30) -> TaskBatch:
     """Images with a square of each of two classes, or as many objects, the last image without any."""
     generator = torch.Generator().manual_seed(1)
-    images = [torch.randint(0, 256, (3, side, 32), generator=generator, dtype=torch.uint8) for _ in range(count)]
+    images = [
+        torch.randint(0, 256, (3, side, 32), generator=generator, dtype=torch.uint8) for _ in range(count)
+    ]
     masks_NHW = torch.zeros(2, side, 32, dtype=torch.uint8)
     masks_NHW[0, 2:14, 3:15], masks_NHW[1, 16:28, 17:30] = 1, 1
     targets = []
@@ -157,7 +156,10 @@ def test_what_is_not_known_teaches_nothing() -> None:
     settings = MaskQuerySettings(points=400, queries=3)
     class_1QC = torch.randn(1, 3, 4)
     mask_1Qhw = torch.full((1, 3, 8, 8), -9.0)
-    mask_1Qhw[0, 0, :4], mask_1Qhw[0, 1, 4:] = 9.0, 9.0  # the second query says what lies below, where nobody knows
+    mask_1Qhw[0, 0, :4], mask_1Qhw[0, 1, 4:] = (
+        9.0,
+        9.0,
+    )  # the second query says what lies below, where nobody knows
     known_HW = torch.ones(32, 32, dtype=torch.bool)
     known_HW[16:] = False
     true_1HW = torch.zeros(1, 32, 32, dtype=torch.uint8)
@@ -213,7 +215,9 @@ def test_every_parameter_learns_and_counts_add_up(task: str, kind: str) -> None:
     counts = [model.loss_counts(part) for part in parts]
     assert model.loss_counts(batch) == pytest.approx({k: counts[0][k] + counts[1][k] for k in counts[0]})
     if task == "instance":  # without an object there are no masks to be right about, and the graph is whole
-        empty = replace(batch, images_BCHW=batch.images_BCHW[1:], sizes_B2=batch.sizes_B2[1:], targets=batch.targets[1:])
+        empty = replace(
+            batch, images_BCHW=batch.images_BCHW[1:], sizes_B2=batch.sizes_B2[1:], targets=batch.targets[1:]
+        )
         lost = model(empty)
         assert lost["mask"].item() == 0.0 and lost["class"].item() > 0
         assert model.loss_counts(empty)["mask"] == 0.0
@@ -258,7 +262,9 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path: Path) 
 
     def train(folder: Path, steps: int, resume: bool = False) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        model = build_model("instance", tower("rotary"), reader.classes, None, {"kind": "eomt", "queries": 5, "points": 64})
+        model = build_model(
+            "instance", tower("rotary"), reader.classes, None, {"kind": "eomt", "queries": 5, "points": 64}
+        )
         model.steps, model.description = 4, {"head": {}}
         settings = TrainSettings(steps=steps, save_every=2, device="cpu", num_workers=0, threads=1, ema=0.5)
         optim = OptimSettings(lr=1e-3, warmup_ratio=0, schedule="constant")
@@ -278,7 +284,9 @@ def fitted(task: str, kind: str, steps: int) -> tuple[TaskModel, LabelReader, di
     labelled = scene_set("general", seed=3, count=2, size=64)
     reader = LabelReader(labelled, "semantic" if task == "segmentation" else "instances")
     arguments = {"embed_dim": 64, "depth": 3, "num_heads": 4, "patch_size": 8}
-    backbone = VisionTower(VisionSettings(architecture=ARCHITECTURES[kind], arguments=arguments, image_size=64))
+    backbone = VisionTower(
+        VisionSettings(architecture=ARCHITECTURES[kind], arguments=arguments, image_size=64)
+    )
     head = {"kind": "eomt", "queries": 24, "blocks": 2, "points": 512}
     model = build_model(task, backbone, reader.classes, None, head)
     model.description |= {"input": {}, "test": {}}
@@ -289,7 +297,9 @@ def fitted(task: str, kind: str, steps: int) -> tuple[TaskModel, LabelReader, di
         batch = source(step, 0, 0, 1)
         losses, counts = model(batch), model.loss_counts(batch)
         optimizer.zero_grad()
-        torch.stack([model.loss_weights[name] * losses[name] / counts[name] for name in losses]).sum().backward()
+        torch.stack(
+            [model.loss_weights[name] * losses[name] / counts[name] for name in losses]
+        ).sum().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

@@ -125,9 +125,7 @@ def _object_sides(item: LabelledImage) -> list[tuple[float, float]]:
     return found
 
 
-def fitted_sizes(
-    labelled: LabelledSet, kind: LabelKind, side: int, *, regions: bool = True
-) -> FittedSizes:
+def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: bool = True) -> FittedSizes:
     """Return what size the images of a run get.
 
     Args:
