@@ -332,7 +332,7 @@ SURFACE = {
         "--all-tiles", "--tta", "--pictures", "--for", "--image-url", "--set -s", "--resume", "--force",
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
-    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],
+    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--points", "--missing-bands", "--out"],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers.models.eomt import modeling_eomt
 from transformers.models.eomt.configuration_eomt import EomtConfig
 
+from tests.unit.test_task_runs import config
 from vitp.core.errors import ConfigError
 from vitp.data.augment import AugmentSettings
 from vitp.deployment.export import GraphOptions, export_task
@@ -27,10 +28,11 @@ from vitp.models.heads.mask_queries import MaskOutputs, MaskQuerySettings, maske
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE
+from vitp.runs.finetune import build_run
 from vitp.runtime.graph_model import open_graph
 from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings, pad_images
-from vitp.tasks.build import build_model
+from vitp.tasks.build import NeckSettings, build_model
 from vitp.tasks.data import LabelReader, task_batches
 from vitp.tasks.eomt import QueryInstances, QueryModel
 from vitp.tasks.predict import predict_images
@@ -128,7 +130,7 @@ def test_losses_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> Non
     real = modeling_eomt.sample_point
     monkeypatch.setattr(modeling_eomt, "sample_point", partial(real, padding_mode="border"))
     settings = MaskQuerySettings(points=200, queries=9)
-    config = EomtConfig(
+    sizes = EomtConfig(
         id2label={0: "a", 1: "b", 2: "c"},
         no_object_weight=0.1,
         train_num_points=200,
@@ -136,7 +138,7 @@ def test_losses_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch) -> Non
         mask_weight=5.0,
         dice_weight=5.0,
     )
-    library = modeling_eomt.EomtLoss(config, {})
+    library = modeling_eomt.EomtLoss(sizes, {})
     outputs = MaskOutputs(torch.randn(1, 9, 4), torch.randn(1, 9, 8, 8))
     masks_NHW = (torch.rand(3, 32, 32) > 0.5).to(torch.uint8)
     labels_N = torch.tensor([2, 0, 2])
@@ -177,7 +179,7 @@ def test_what_is_not_known_teaches_nothing() -> None:
     changed = class_1QC.clone()
     changed[0, 1] += torch.tensor([5.0, 0, 0, 0])
     assert losses(true_1HW, known_HW, changed) == losses(true_1HW, known_HW)
-    assert losses(true_1HW, ~known_HW | known_HW, changed) != losses(true_1HW, known_HW)
+    assert losses(true_1HW, known_HW | True, changed) != losses(true_1HW, known_HW)
     # Nothing at all is known, or there is nothing: finite, and of nothing.
     empty = losses(true_1HW, known_HW & False)
     assert empty["mask"] == 0.0 and math.isfinite(empty["class"])
@@ -236,23 +238,22 @@ def test_predictions_are_whole_and_of_the_image() -> None:
     model = model_of("segmentation", queries=40).eval()
     shares = model.probabilities(torch.stack(images))
     assert shares.shape == (2, 3, 70, 32) and torch.allclose(shares.sum(1), torch.ones(()), atol=1e-5)
-    (map_of_windows,) = predict_images(model, images[:1], replace_window(settings))
+    (map_of_windows,) = predict_images(model, images[:1], settings.model_copy(update={"stagger": True}))
     assert map_of_windows.semantic_HW is not None and map_of_windows.semantic_HW.shape == (70, 32)
-
-
-def replace_window(settings: TestSettings) -> TestSettings:
-    return settings.model_copy(update={"stagger": True})
 
 
 def test_what_it_needs_is_said() -> None:
     with pytest.raises(ConfigError, match="a TimmStages has none"):
         build_model("instance", timm_backbone("resnet18"), ["a"], None, {"kind": "eomt"})
     with pytest.raises(ConfigError, match="segmentation has no neck"):
-        from vitp.tasks.build import NeckSettings
-
         build_model("segmentation", tower(), ["a", "b"], NeckSettings(kind="simple"), {"kind": "eomt"})
     with pytest.raises(ConfigError, match="querys"):
         build_model("segmentation", tower(), ["a", "b"], None, {"kind": "eomt", "querys": 3})
+    run = build_run(config(task="instance", head={"kind": "eomt", "blocks": 1}))
+    assert (
+        isinstance(run.model, QueryInstances) and run.model.steps == 4 and run.model.settings.queries == 100
+    )
+    assert "anchors" not in " ".join(run.notes)
     assert fitted_head("instance", {"kind": "eomt"}, 192, objects=200) == {"kind": "eomt", "queries": 300}
     assert fitted_head("instance", {"kind": "eomt"}, 192) == {"kind": "eomt", "queries": 100}
 
