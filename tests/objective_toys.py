@@ -20,6 +20,7 @@ from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
+from vitp.objectives.distillation_terms import GramSettings
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
@@ -122,6 +123,7 @@ def simclr(tower: VisionTower | None = None) -> SimCLRObjective:
 
 DINO = DistillationSettings(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
 IBOT = DINO.model_copy(update={"mask": 1.0, "mask_ratio": (0.3, 0.5)})
+TODAY = IBOT.model_copy(update={"targets": "sinkhorn", "koleo": 0.1, "gram": GramSettings(weight=2.0)})
 
 
 def distillation(
@@ -182,6 +184,13 @@ CASES = {
         lambda folder: source_of(folder, Crops(SIZE, PATCH, IBOT)),
         frozenset({"views", "patches"}),
         ("vision tower", "teacher", "head"),
+        4,
+    ),
+    "dino of today": Case(
+        partial(distillation, TODAY),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, TODAY)),
+        frozenset({"views", "patches", "koleo", "gram"}),
+        ("vision tower", "teacher", "Gram teacher", "head"),
         4,
     ),
     "clip": Case(

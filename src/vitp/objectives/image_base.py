@@ -45,6 +45,11 @@ class ImageObjective(Objective):
         """The tower; heads, teachers and text towers are left behind."""
         return self.tower
 
+    def borrow(self, tower: VisionTower) -> None:
+        """Use a tower that is a part of another objective, which names, trains and saves it."""
+        del self.tower
+        self.__dict__["tower"] = tower  # not as a part of this one
+
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the vision tower, the other parts in the order of `PARTS`, and the heads."""
         parts: dict[str, dict[str, nn.Parameter]] = {name: {} for name in (*self.PARTS.values(), "head")}
@@ -117,7 +122,7 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
 
 def seeded_tower(run: RunSettings) -> VisionTower:
     """Return the tower that a run starts from, and seed the random weights of the heads that follow."""
-    tower = initial_tower(run.model, run.seed)
+    tower: VisionTower = run._tower or initial_tower(run.model, run.seed)
     torch.manual_seed(run.seed)
     return tower
 

@@ -62,6 +62,10 @@ class FeaturePreserving(Objective):
         self.initial.eval()
         return self
 
+    def loss_weight(self, name: str) -> float:
+        """Return the weight of a loss in the total."""
+        return self.loss_weights[LOSS] if name == LOSS else self.inner.loss_weight(name)
+
     @property
     def vision_tower(self) -> VisionTower:
         """The tower that trains."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
@@ -54,6 +54,8 @@ class ModelSettings(SettingsModel):
     channels: Channels | None = None
     """What the tower sees of files with bands. none: those of `init`, where it has some, else what the data's
     sets declare (pictures: RGB). Filled in when a run begins."""
+    locations: int = Field(0, ge=0, le=100_000, json_schema_extra=LANGUAGE)
+    """Location tokens of the vocabulary: a coordinate is one token instead of its digits. 0: as `init` has them."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the vision tower."""
     freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)
@@ -171,6 +173,8 @@ class ObjectiveSettings(SettingsModel):
 class RunSettings(SettingsModel):
     """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
 
+    _tower: Any = PrivateAttr(default=None)
+    """The tower of an objective that this one trains beside; None: one of its own."""
     objective: ObjectiveSettings
     """What is learned: a name, and the settings of that objective."""
     seed: int = Field(0, ge=0, le=2**63 - 1)

@@ -9,7 +9,8 @@
 | `train.batch_size` of a finetuning | `data.global_batch` |
 | `train.tensorboard: false` | `log.trackers: []` |
 
-`objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`.
+`objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`, and `objectives: {NAME: WEIGHT}`
+that of several objectives at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import to_json
 from vitp.core.reading import parse_yaml
 from vitp.objectives import SETTINGS, Default
+from vitp.objectives.joint import in_short
 
 _log = logging.getLogger("vitp")
 
@@ -44,6 +46,10 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A setting has one value under its old key and another one under its new one.
     """
     found, told = _with_trackers(values)
+    if "objectives" in found:
+        if "objective" in found:
+            raise ConfigError("stands beside objective", where="objectives", fix="leave one of them out")
+        found["objective"] = in_short(found.pop("objectives"))
     objective = found.pop("objective", {})
     if isinstance(objective, str):
         objective = {"name": objective}
@@ -83,6 +89,9 @@ def pretraining_overrides(
     found, others = pretraining_values(values), []
     for override in overrides:
         key, _, text = override.partition("=")
+        if key.strip().partition(".")[0] == "objectives":
+            others += _beside(found, key.strip(), text)
+            continue
         chosen = _plain(text) if key.strip() in ("objective", "objective.name") else None
         if not isinstance(chosen, str):
             others.append(override)
@@ -110,6 +119,23 @@ def pretraining_overrides(
             words.append(f"{now}{dot}{rest}={text}")
     _say(list(dict.fromkeys(said)))
     return found, words
+
+
+def _beside(values: dict[str, Any], key: str, text: str) -> list[str]:
+    """Return the words of today for `objectives=…` or `objectives.NAME…=…`; the objective becomes one of several.
+
+    What is learned without that word stays, with a weight of 1.
+    """
+    _, _, place = key.partition(".")
+    if not place:
+        values["objective"] = in_short(_plain(text))
+        return []
+    own = values["objective"]
+    if "weights" not in own:
+        values["objective"] = in_short({own["name"]: {k: v for k, v in own.items() if k != "name"}})
+    name, _, rest = place.partition(".")
+    now = f"weights.{name}" if rest in ("", "weight") else f"settings.{name}.{rest}"
+    return [f"objective.{now}={text}"]
 
 
 def finetuning_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.change import ChangeModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRDetection, OrientedDETR
 from vitp.tasks.eomt import QueryInstances, QuerySegmentation
 from vitp.tasks.instance import InstanceModel
 from vitp.tasks.oriented import OrientedRCNN
@@ -215,6 +216,8 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
 
 
 OTHER_HEADS: dict[tuple[str, str], type[TaskModel]] = {
+    ("detection", "detr"): DETRDetection,
+    ("oriented", "detr"): OrientedDETR,
     ("segmentation", "eomt"): QuerySegmentation,
     ("instance", "eomt"): QueryInstances,
 }
