@@ -333,7 +333,8 @@ SURFACE = {
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": [
-        "BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--looks", "--out",
+        "BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--points", "--missing-bands", "--looks",
+        "--out",
     ],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",

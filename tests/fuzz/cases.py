@@ -119,7 +119,7 @@ TEMPLATES: tuple[Template, ...] = (
     Template(("push", "{in}/export", "file:{out}"), ("export",), (), ("--license", "--also"), "config.json", 0.5),
     *(Template(("convert", f"{{in}}/model-{layout}", "{out}", "--to", "vitp"), (f"model-{layout}",), ("--heads", "--image-size"), ("--architecture", "--template", "--dtype"), "config.json") for layout in ("hf", "original")),
     Template(("swap", "{in}/run", "{out}", "--vision", "{in}/export"), ("run", "export"), ("--seed", "--shuffle"), ("--vision", "--language"), "config.json"),
-    Template(("probe", "{in}/export", "{in}/compiled", "--seeds", "1", "--out", "{out}.json"), ("export", "compiled"), ("--labels", "--seeds"), ("--compare",), "file"),
+    Template(("probe", "{in}/export", "{in}/compiled", "--seeds", "1", "--out", "{out}.json"), ("export", "compiled"), ("--labels", "--seeds", "--points"), ("--compare",), "file"),
     Template(("probe", "{in}/run", "{in}/compiled", "--looks", "--out", "{out}.json"), ("run", "compiled"), (), ("--compare",), "file", 0.2, valid=False),
     Template(("starter", "build", "--out", "/dev/null/x", "--quick"), (), (), ("--language",), weight=0.2, valid=False),
     Template(("features", "{in}/export", "--images", "{in}/rows", "--max-images", "1", "--out", "{out}.html"), ("export", "rows"), ("--max-images",), ("--patch",), "file"),
