@@ -190,7 +190,9 @@ CASES = {
         4,
     ),
     "droppos": Case(
-        lambda tower=None: DroppedPositionObjective(tower or tiny_tower(), DroppedPositionSettings(), steps=10),
+        lambda tower=None: DroppedPositionObjective(
+            tower or tiny_tower(), DroppedPositionSettings(), steps=10
+        ),
         lambda folder: source_of(folder, PlacedViews(SIZE, 16, MaskedImageSettings(ratio=0.5))),
         frozenset({"positions"}),
         TOWER_AND_HEAD,

@@ -59,11 +59,19 @@ def test_it_starts_as_the_plain_tower_and_moves_alone(kind: str) -> None:
     optimizer = torch.optim.Adam([p for p in tower.parameters() if p.requires_grad], lr=0.1)
     before = {name: tensor.clone() for name, tensor in before.items()}
     for _ in range(3):
-        (tower.forward_tokens(images(1)) * images(2).flatten()[: 2 * 16 * 32].view(2, 16, 32)).sum().backward()
+        (
+            tower.forward_tokens(images(1)) * images(2).flatten()[: 2 * 16 * 32].view(2, 16, 32)
+        ).sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert base_digest(tower) == digest and not torch.equal(tower.forward_tokens(images()), plain.forward_tokens(images()))
-    assert [name for name, t in own_part(tower).items() if torch.equal(t, before[name]) and "in_proj_bias" not in name] == []
+    assert base_digest(tower) == digest and not torch.equal(
+        tower.forward_tokens(images()), plain.forward_tokens(images())
+    )
+    assert [
+        name
+        for name, t in own_part(tower).items()
+        if torch.equal(t, before[name]) and "in_proj_bias" not in name
+    ] == []
     if kind == "gates":
         assert tower.adapt["0"].alpha.item() != 0
     # Features by any way through the tower, of a copy, and after a round trip, are the same.
@@ -123,9 +131,11 @@ def test_spellings() -> None:
     assert adapt_of("model.adapt.kind=gates", "model.adapt.width=3") == AdapterSettings(kind="gates", width=3)
     assert adapt_of(vision_lora=None) is None
     assert adapt_of(vision_lora={"rank": 3}) == VisionLoRASettings(rank=3)
-    assert adapt_of("model.vision_lora.rank=2", "model.vision_lora.norms=false") == VisionLoRASettings(rank=2, norms=False)
+    assert adapt_of("model.vision_lora.rank=2", "model.vision_lora.norms=false") == VisionLoRASettings(
+        rank=2, norms=False
+    )
     assert adapt_of("model.vision_lora={rank: 2}") == VisionLoRASettings(rank=2)
-    with pytest.raises(ConfigError, match="did you mean.*prompts"):
+    with pytest.raises(ConfigError, match=r"did you mean.*prompts"):
         adapt_of("model.adapt=prompt")
 
 
@@ -162,15 +172,24 @@ def test_prompts_of_a_pretraining_go_on_in_finetuning(tmp_path: Path) -> None:
         export_backbone(prompted, tmp_path / "export")
 
     def finetune(out: Path, backbone: Any) -> Any:
-        values = {"task": "classification", "data": {"root": str(folder), "global_batch": 4, "splits": {"test": "val"}}, "backbone": backbone}
+        values = {
+            "task": "classification",
+            "data": {"root": str(folder), "global_batch": 4, "splits": {"test": "val"}},
+            "backbone": backbone,
+        }
         tune = {**steps, "val_every": 0, "choose": "last"}
-        return run_finetune(make_config(FinetuneConfig, {**values, "optim": rates, "train": tune}), out, console=QUIET)
+        return run_finetune(
+            make_config(FinetuneConfig, {**values, "optim": rates, "train": tune}), out, console=QUIET
+        )
 
     onto = {"kind": "prompts", "count": 3, "init": str(prompted)}
     for name, backbone in (
         ("onto", {"init": str(base), "adapt": onto}),
         ("on", {"init": str(prompted), "adapt": {"kind": "prompts", "count": 3}}),
-        ("lora", {"init": str(base), "adapt": {"kind": "lora", "rank": 2, "unfrozen_blocks": 0, "norms": False}}),
+        (
+            "lora",
+            {"init": str(base), "adapt": {"kind": "lora", "rank": 2, "unfrozen_blocks": 0, "norms": False}},
+        ),
     ):
         finetune(tmp_path / name, backbone)
         assert json.loads((tmp_path / name / "evidence.json").read_text())["frozen"]["unchanged"] is True

@@ -34,7 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(folder: Path, objectives: Any, words: tuple[str, ...] = (), **train: Any) -> PretrainConfig:
     values = {
-        **({"objectives": objectives} if isinstance(objectives, dict) else {"objective": {"name": objectives}}),
+        **(
+            {"objectives": objectives}
+            if isinstance(objectives, dict)
+            else {"objective": {"name": objectives}}
+        ),
         "model": {"init": "random", "vision": VISION.model_dump(), "drop_path": 0.1},
         "data": {"mixture": [str(folder)], "global_batch": 4},
         "optim": {"lr": 1e-3, "warmup_ratio": 0, "schedule": "constant"},
@@ -49,12 +53,17 @@ def three(folder: Path, **weights: float) -> dict[str, Any]:
     return {name: {**settings[name], "weight": weight} for name, weight in weights.items()}
 
 
-def gradients(objective: Any, losses: dict[str, torch.Tensor], counts: dict[str, float]) -> dict[str, torch.Tensor]:
+def gradients(
+    objective: Any, losses: dict[str, torch.Tensor], counts: dict[str, float]
+) -> dict[str, torch.Tensor]:
     """Name → gradient of the total loss by the tower's weights."""
     total = sum(objective.loss_weight(name) * loss / counts[name] for name, loss in losses.items())
     tower = dict(objective.vision_tower.named_parameters())
     found = torch.autograd.grad(total, list(tower.values()), allow_unused=True)
-    return {name: g if g is not None else torch.zeros_like(tower[name]) for name, g in zip(tower, found, strict=True)}
+    return {
+        name: g if g is not None else torch.zeros_like(tower[name])
+        for name, g in zip(tower, found, strict=True)
+    }
 
 
 def test_the_total_is_the_weighted_sum_and_the_tower_sees_equal_images_once(folder: Path) -> None:
@@ -74,7 +83,9 @@ def test_the_total_is_the_weighted_sum_and_the_tower_sees_equal_images_once(fold
     total = 0.0
     for name, weight in weights.items():
         alone = build(config(folder, three(folder, **{name: 1.0}))).objective.eval()
-        alone.load_state_dict({k: v for k, v in objective.state_dict().items() if k in alone.state_dict()}, strict=False)
+        alone.load_state_dict(
+            {k: v for k, v in objective.state_dict().items() if k in alone.state_dict()}, strict=False
+        )
         own = JointBatch((batch.batches[list(weights).index(name)],), (0,))
         part, count = alone(own), alone.loss_counts(own)
         assert {k: v.item() for k, v in part.items()} == pytest.approx(
@@ -100,7 +111,9 @@ def test_every_parameter_is_in_one_part_and_the_tower_is_stored_once(folder: Pat
     assert not [name for name in objective.state_dict() if name.startswith("parts.clip.tower")]
 
 
-def trained(folder: Path, run: Path, objectives: Any, resume: bool = False, **train: Any) -> dict[str, torch.Tensor]:
+def trained(
+    folder: Path, run: Path, objectives: Any, resume: bool = False, **train: Any
+) -> dict[str, torch.Tensor]:
     run_pretraining(config(folder, objectives, **train), run, console=QUIET, resume=resume)
     return load_file(run / "model" / "model.safetensors")
 
@@ -109,7 +122,9 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_weight_of_0_is_the_run_without_and_one_alone_is_the_run_itself(folder: Path, tmp_path: Path) -> None:
+def test_a_weight_of_0_is_the_run_without_and_one_alone_is_the_run_itself(
+    folder: Path, tmp_path: Path
+) -> None:
     with_0 = trained(folder, tmp_path / "0", three(folder, clip=0.0, mae=1.0))
     alone = trained(folder, tmp_path / "1", three(folder, mae=1.0))
     plain = config(folder, "mae", tuple(f"objective.{k}={v}" for k, v in MAE.items()))
@@ -118,7 +133,9 @@ def test_a_weight_of_0_is_the_run_without_and_one_alone_is_the_run_itself(folder
     both = trained(folder, tmp_path / "2", three(folder, clip=0.5, mae=1.0))
     assert not same(both, alone) and both.keys() == alone.keys()
     rows = [json.loads(line) for line in (tmp_path / "2" / "metrics.jsonl").read_text().splitlines()]
-    assert {"mae.pixels", "clip.contrast"} <= {name.removeprefix("loss/") for row in rows for name in _losses(row)}
+    assert {"mae.pixels", "clip.contrast"} <= {
+        name.removeprefix("loss/") for row in rows for name in _losses(row)
+    }
 
 
 def _losses(row: dict[str, Any]) -> list[str]:
@@ -155,7 +172,8 @@ def test_accumulated_resumed_and_alike_on_two_ranks(folder: Path, tmp_path: Path
     _run(one, tmp_path / "rank")
     fork_ranks(lambda: _run(two, tmp_path / "ranks"), 2, 120)
     alone, shared = (
-        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0]) for run in ("rank", "ranks")
+        json.loads((tmp_path / run / "metrics.jsonl").read_text().splitlines()[0])
+        for run in ("rank", "ranks")
     )
     assert shared["losses"] == pytest.approx(alone["losses"], rel=1e-4)
     assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-3)
@@ -175,7 +193,9 @@ def test_spellings(folder: Path, tmp_path: Path) -> None:
     assert plain.objective.weights == {"mae": 1.0, "clip": 0.5}  # type: ignore[union-attr]
     save_config(plain, tmp_path / "config.yaml")
     assert pretrain_settings(tmp_path / "config.yaml", None, []) == plain
-    more = pretrain_settings(tmp_path / "config.yaml", None, ["objectives.clip=2", "objectives.clip.text_width=64"])
+    more = pretrain_settings(
+        tmp_path / "config.yaml", None, ["objectives.clip=2", "objectives.clip.text_width=64"]
+    )
     assert more.objective.weights == {"mae": 1.0, "clip": 2.0}  # type: ignore[union-attr]
     assert more.objective.settings["clip"].text_width == 64  # type: ignore[union-attr]
     words = ["objectives.simclr=0.25"]  # beside what the file has

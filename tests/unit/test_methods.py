@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.objective_toys import CASES, PATCH, SIZE, VISION, labelled_folder, tiny_tower
+from tests.objective_toys import PATCH, SIZE, VISION, labelled_folder, tiny_tower
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.tensors import save_tensors
@@ -28,7 +28,6 @@ from vitp.objectives.image_text import clip_loss
 from vitp.objectives.masked_image import MaskedBatch, MaskedImageObjective, MaskedImageSettings, patchify
 from vitp.objectives.text_tower import captions_of
 from vitp.runs.pretrain import PretrainConfig, build
-
 
 # ConVIRT: the two directions of the contrast may count differently.
 
@@ -107,7 +106,9 @@ def test_stored_vectors_take_the_place_of_the_texts(tmp_path: Path) -> None:
 def test_a_corrupted_image_has_other_patches_in_the_masked_places() -> None:
     config = MaskedImageSettings(decoder_width=32, decoder_layers=1, hide="replace")
     objective = MaskedImageObjective(tiny_tower(), config).eval()
-    tiles = torch.randint(0, 256, (2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    tiles = torch.randint(
+        0, 256, (2, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     keep = torch.tensor([[0, 3, 7, 9], [1, 2, 4, 15]])
     batch = MaskedBatch(tiles, keep, ("a", "b"))
     image = objective.tower.normalize(tiles)
@@ -140,7 +141,9 @@ def placed(tiles: torch.Tensor, seed: int, step: int = 0) -> PlacedBatch:
 
 def test_only_patches_without_a_position_count_and_sigma_0_is_one_hot() -> None:
     torch.manual_seed(0)
-    objective = DroppedPositionObjective(tiny_tower(), DroppedPositionSettings(smoothing=2.0), steps=10).eval()
+    objective = DroppedPositionObjective(
+        tiny_tower(), DroppedPositionSettings(smoothing=2.0), steps=10
+    ).eval()
     tiles = torch.randint(0, 256, (3, 3, SIZE, SIZE), dtype=torch.uint8)
     batch = placed(tiles, 1, step=10)  # at the end the smoothing is 0
     assert objective.sigma_at(0) == 2.0 and objective.sigma_at(10) == 0

@@ -45,10 +45,10 @@ from vitp.checkpoints.transformers_vits import is_transformers_vit, transformers
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
+from vitp.models.adapting import added_weights
 from vitp.models.foreign import described_by
 from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.positions import PositionMethod
-from vitp.models.adapting import added_weights
 from vitp.models.resample import KERNEL
 from vitp.models.timm_backbone import TimmSettings, plain_settings
 from vitp.models.vision import VisionSettings
@@ -306,7 +306,11 @@ def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoi
     prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
     own = layouts.part_of(weights, prefix + "model.")
     named = layouts.from_timm(own)
-    named |= {layouts.TOWER + name: t for name, t in layouts.part_of(weights, prefix).items() if name.startswith("adapt.")}
+    named |= {
+        layouts.TOWER + name: t
+        for name, t in layouts.part_of(weights, prefix).items()
+        if name.startswith("adapt.")
+    }
     return Checkpoint(source, folder, "vitp", vision, named)
 
 

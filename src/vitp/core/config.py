@@ -232,7 +232,11 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
     if first["type"].startswith("union_tag") and place is not None:
         field = place.model_fields.get(str(parts[-1]))
         # Under a name that the user gives there is no field; the choice is told then as pydantic has it.
-        known = list(_tagged(field.annotation)) if field else _QUOTED.findall(str(first["ctx"].get("expected_tags")))
+        known = (
+            list(_tagged(field.annotation))
+            if field
+            else _QUOTED.findall(str(first["ctx"].get("expected_tags")))
+        )
         tag = first["ctx"].get("tag")
         hint = (did_you_mean(tag, known) if tag else None) or f"choose one of {', '.join(known)}"
         return ConfigError(f"unknown {key} {tag or first['input']!r}{more}", where=where, fix=hint)

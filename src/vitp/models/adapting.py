@@ -59,7 +59,9 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
         return
     if isinstance(settings, VisionLoRASettings):
         if tower.config.adapt is not None:
-            raise ConfigError(_HAS_OTHERS.format(tower.config.adapt.kind), where="adapt", fix="choose that kind")
+            raise ConfigError(
+                _HAS_OTHERS.format(tower.config.adapt.kind), where="adapt", fix="choose that kind"
+            )
         add_lora(tower, settings)
     else:
         kept = settings.model_copy(update={"init": None})
@@ -69,7 +71,9 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
                 tower.attach(kept)
         elif tower.config.adapt != kept:
             raise ConfigError(
-                _HAS_OTHERS.format(tower.config.adapt.kind), where="adapt", fix="give the settings that it was made with"
+                _HAS_OTHERS.format(tower.config.adapt.kind),
+                where="adapt",
+                fix="give the settings that it was made with",
             )
         assert tower.adapt is not None
         tower.model.requires_grad_(False)
@@ -118,7 +122,9 @@ def adapt_file(place: Path) -> Path:
         if file.is_file():
             return file
     raise CheckpointError(
-        f"holds no {FILE}", where=str(place), fix="name a run with model.adapt (or backbone.adapt), or its file"
+        f"holds no {FILE}",
+        where=str(place),
+        fix="name a run with model.adapt (or backbone.adapt), or its file",
     )
 
 
@@ -132,7 +138,9 @@ def _load(tower: VisionTower, place: Path) -> None:
     file = adapt_file(place)
     made, weights = read_metadata(file), load_tensors(file)
     own = dict(tower.named_parameters())
-    fits = own_part(tower).keys() == weights.keys() and all(own[n].shape == w.shape for n, w in weights.items())
+    fits = own_part(tower).keys() == weights.keys() and all(
+        own[n].shape == w.shape for n, w in weights.items()
+    )
     if not fits or made.get("base") != base_digest(tower):
         raise CheckpointError(
             "belongs to a tower with other weights" if fits else "was made with other settings",

@@ -39,7 +39,6 @@ from vitp.objectives.masked_image import MaskedImageSettings, MaskedViews
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
-
 class DroppedPositionSettings(ObjectiveSettings):
     """Positions of patches as the target."""
 
@@ -170,7 +169,9 @@ class DroppedPositionObjective(ImageObjective):
         """Return {"positions": sum over the visible patches without a position}."""
         logits_MN = self.answers(batch)[batch.lost_BK].float()
         targets_NN = smoothed_places(self.tower.grid, self.sigma_at(batch.step)).to(logits_MN.device)
-        return {"positions": F.cross_entropy(logits_MN, targets_NN[batch.keep_BK[batch.lost_BK]], reduction="sum")}
+        return {
+            "positions": F.cross_entropy(logits_MN, targets_NN[batch.keep_BK[batch.lost_BK]], reduction="sum")
+        }
 
     def loss_counts(self, batch: PlacedBatch) -> dict[str, float]:
         """Return {"positions": number of visible patches without a position}."""
@@ -181,4 +182,8 @@ class DroppedPositionObjective(ImageObjective):
         images, kept = batch.keep_BK.shape
         tower = tower_flops(self.tower, images, kept, embedded=self.tower.grid**2)
         decoder = 3 * tower * self.config.decoder_layers / self.tower.num_layers
-        return {"samples": float(images), "tiles": float(images), "flops": backward_factor(self.tower) * tower + decoder}
+        return {
+            "samples": float(images),
+            "tiles": float(images),
+            "flops": backward_factor(self.tower) * tower + decoder,
+        }

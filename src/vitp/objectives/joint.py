@@ -57,7 +57,9 @@ class JointSettings(ObjectiveSettings):
             raise ValueError(f"settings of {', '.join(map(str, lost))}, which has no weight")
         names = [str(name) for name in values["weights"]]
         named = {name: given.get(name) or {} for name in names}
-        filled = {name: {**one, "name": name} if isinstance(one, Mapping) else one for name, one in named.items()}
+        filled = {
+            name: {**one, "name": name} if isinstance(one, Mapping) else one for name, one in named.items()
+        }
         return {**values, "settings": filled}
 
     @property
@@ -130,9 +132,13 @@ def in_short(objectives: Any) -> dict[str, Any]:
     """
     if not isinstance(objectives, Mapping):
         raise ConfigError(
-            f"is {objectives!r}", where="objectives", fix="give names and weights, such as {mae: 1, clip: 0.5}"
+            f"is {objectives!r}",
+            where="objectives",
+            fix="give names and weights, such as {mae: 1, clip: 0.5}",
         )
-    weights = {name: one.get("weight", 1.0) if isinstance(one, Mapping) else one for name, one in objectives.items()}
+    weights = {
+        name: one.get("weight", 1.0) if isinstance(one, Mapping) else one for name, one in objectives.items()
+    }
     settings = {
         name: {key: value for key, value in one.items() if key != "weight"}
         for name, one in objectives.items()
@@ -169,7 +175,9 @@ class JointBatch(TensorFields):
         found: list[Any] = []
         for batch, first in zip(self.batches, self.same, strict=True):
             if first < len(found):
-                batch = replace(batch, **{str(_field(batch)): getattr(found[first], str(_field(found[first])))})
+                batch = replace(
+                    batch, **{str(_field(batch)): getattr(found[first], str(_field(found[first])))}
+                )
             found.append(batch)
         return tuple(found)
 
@@ -197,7 +205,8 @@ class JointBatches:
             next(
                 first
                 for first in range(number + 1)
-                if first == number or (own is not None and tiles[first] is not None and _alike(own, tiles[first]))
+                if first == number
+                or (own is not None and tiles[first] is not None and _alike(own, tiles[first]))
             )
             for number, own in enumerate(tiles)
         ]
@@ -285,7 +294,9 @@ class JointObjective(Objective):
             if first != number
         ]
         losses: dict[str, Tensor] = {}
-        with one_pass(tower, shared) if isinstance(tower, VisionTower) and shared else contextlib.nullcontext():
+        with (
+            one_pass(tower, shared) if isinstance(tower, VisionTower) and shared else contextlib.nullcontext()
+        ):
             for (name, part), own in zip(self._objectives.items(), batches, strict=True):
                 losses |= {f"{name}.{loss}": value for loss, value in part(own).items()}
         return losses

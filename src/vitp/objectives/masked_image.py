@@ -222,7 +222,9 @@ class MaskedImageObjective(ImageObjective):
         """Return {"pixels": sum over the masked patches of the mean squared error of their pixels}."""
         image_BCHW = self.tower.normalize(batch.tiles_BCHW)
         keep_BK = self._seen(batch)
-        corrupted_BCHW = image_BCHW if self.config.hide == "drop" else self.corrupted(image_BCHW, batch.keep_BK)
+        corrupted_BCHW = (
+            image_BCHW if self.config.hide == "drop" else self.corrupted(image_BCHW, batch.keep_BK)
+        )
         predicted_BNX = self.decoder(self.encode(corrupted_BCHW, keep_BK), keep_BK).float()
         error_BN = (predicted_BNX - self.targets(image_BCHW)).square().mean(-1)
         # A product with a mask would keep the visible patches' gradient at zero as well, but nan · 0 is nan.

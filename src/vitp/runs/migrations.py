@@ -198,7 +198,11 @@ def _lora_words(override: str) -> list[str]:
     section = None if key.strip() else _plain(text)
     if isinstance(section, Mapping):
         return [f"model.adapt={to_json({'kind': 'lora', **section})}"]
-    return ["model.adapt=null"] if not key.strip() else ["model.adapt.kind=lora", f"model.adapt{key.strip()}={text}"]
+    return (
+        ["model.adapt=null"]
+        if not key.strip()
+        else ["model.adapt.kind=lora", f"model.adapt{key.strip()}={text}"]
+    )
 
 
 def _with_adapt(values: dict[str, Any]) -> list[str]:

@@ -14,8 +14,8 @@ from vitp.checkpoints.bands import wanted_channels
 from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.models.adapting import AnyAdapt, adapt_tower
 from vitp.models.adapter import build_pyramid
+from vitp.models.adapting import AnyAdapt, adapt_tower
 from vitp.models.backbone import Backbone
 from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
@@ -114,7 +114,9 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
     if settings.adapt is not None:
         if settings.freeze or not isinstance(backbone, VisionTower):
             raise ConfigError(
-                "trains a part of the backbone, which freeze doesn't" if settings.freeze else "is for plain ViTs",
+                "trains a part of the backbone, which freeze doesn't"
+                if settings.freeze
+                else "is for plain ViTs",
                 where="backbone.adapt",
                 fix="leave one of them out" if settings.freeze else "leave it out, or take a ViT",
             )
