@@ -20,6 +20,7 @@ from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
+from vitp.objectives.distillation_terms import GramSettings
 from vitp.objectives.dropped_positions import (
     DroppedPositionObjective,
     DroppedPositionSettings,
@@ -127,6 +128,7 @@ def simclr(tower: VisionTower | None = None) -> SimCLRObjective:
 
 DINO = DistillationSettings(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
 IBOT = DINO.model_copy(update={"mask": 1.0, "mask_ratio": (0.3, 0.5)})
+TODAY = IBOT.model_copy(update={"targets": "sinkhorn", "koleo": 0.1, "gram": GramSettings(weight=2.0)})
 
 
 def distillation(
@@ -197,6 +199,13 @@ CASES = {
         frozenset({"positions"}),
         TOWER_AND_HEAD,
         1,
+    ),
+    "dino of today": Case(
+        partial(distillation, TODAY),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, TODAY)),
+        frozenset({"views", "patches", "koleo", "gram"}),
+        ("vision tower", "teacher", "Gram teacher", "head"),
+        4,
     ),
     "clip": Case(
         partial(image_text, "clip"),

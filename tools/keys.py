@@ -25,7 +25,7 @@ from vitp.objectives import SETTINGS
 from vitp.objectives.settings import DataSettings
 from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASK_MODELS
+from vitp.tasks.build import OTHER_HEADS, TASK_MODELS
 
 WIDTH = 110
 HEAD = f"""# Keys of configuration files
@@ -53,7 +53,8 @@ def reference() -> str:
     parts += ["## Finetuning\n", _text(FinetuneConfig)]
     tuned = FinetuneConfig(task="…", data=FinetuneDataSettings(root="…"))
     parts += _keys(FinetuneConfig, tuned, "", seen)
-    for task, model in TASK_MODELS.items():
+    others = {f"{task}, kind: {kind}": model for (task, kind), model in OTHER_HEADS.items()}
+    for task, model in {**TASK_MODELS, **others}.items():
         parts += [f"### head of task: {task}\n"]
         if model.head_settings in seen:
             parts.append(f"As {seen[model.head_settings]}.\n")

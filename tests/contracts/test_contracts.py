@@ -343,7 +343,7 @@ SURFACE = {
     "recipes run": RECIPE,
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
-    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],
+    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan", "--rows"],
     "robustness": [
         "RUN", "DATA", "--compare", "--severities", "--corruptions", "--split", "--max-images", "--seed",
         "--labels", "--seeds", "--metric", "--format", "--option -o", "--set -s", "--out", "--force",

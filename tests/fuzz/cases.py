@@ -97,7 +97,7 @@ TEMPLATES: tuple[Template, ...] = (
     Template(("plan", "{in}/classification.yaml", "--data", "{in}/folders"), ("labels/folders", "classification.yaml"), ("--images",), ("--set", "--gpu"), weight=1.5),
     Template(("recipes", "show", "loveda"), (), (), ("--set",), weight=0.5),
     Template(("recipes", "run", "loveda", "--out", "{out}", "--dry-run", "--data", "{in}/masks"), ("labels/masks",), ("--scale",), ("--set", "--init"), weight=0.5),
-    Template(("study", "paradigms", "--plan", "--out", "/dev/null/x"), (), ("--minutes",), ("--set", "--data", "--scale"), weight=0.5, valid=False),
+    Template(("study", "paradigms", "--plan", "--out", "/dev/null/x"), (), ("--minutes",), ("--set", "--data", "--scale", "--rows"), weight=0.5, valid=False),
     Template(("tune", "classification", "--data", "{in}/folders", "--out", "/dev/null/x"), ("labels/folders",), ("--trials", "--minutes"), ("--set", "--space", "--backbone"), weight=0.2, valid=False),
     Template(("serve", "{in}/folders"), ("labels/folders",), ("--port", "--queue"), ("--root", "--host"), weight=0.2, valid=False),
     Template(("demo", "--out", "/dev/null/x"), (), ("--seeds", "--ceiling"), (), weight=0.2, valid=False),

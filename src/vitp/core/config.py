@@ -20,6 +20,9 @@ from vitp.core.reading import parse_yaml, read_text
 CONFIG_FILE = "config.yaml"
 """The settings of a run, in its folder."""
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?|mps)$"
+"""Names of devices; see `vitp.core.distributed.resolve_device`."""
+
 Settings = TypeVar("Settings", bound="SettingsModel")
 
 Share = Annotated[float, Field(ge=0, le=1)]

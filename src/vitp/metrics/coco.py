@@ -123,6 +123,7 @@ def coco_scores(
     *,
     kind: Literal["box", "mask"] = "box",
     max_detections: int = 100,
+    boundary: bool = False,
 ) -> CocoScores:
     """Return COCO's average precision.
 
@@ -139,9 +140,10 @@ def coco_scores(
         classes: C.
         kind: What overlaps are measured of.
         max_detections: Best ones of each image and class that count; COCO's is 100.
+        boundary: Masks overlap only as much as their boundaries do, too (Boundary IoU, Cheng et al. 2021).
 
     Raises:
-        ConfigError: No COCO library is installed.
+        ConfigError: No COCO library is installed, or boundaries are asked of one that doesn't know them.
         ValueError: Masks are asked for, and there are none.
     """
     images: list[TrueObjects | FoundObjects] = [*truths, *found]
@@ -150,13 +152,22 @@ def coco_scores(
     if kind == "mask" and any(len(one.ignored_M4) != len(one.ignored_masks or ()) for one in truths):
         raise ValueError("average precision of masks needs the masks of all ignored places")
     make, evaluator, tools = _tools()
+    if boundary and evaluator.__name__ != "COCOeval_faster":
+        raise ConfigError(
+            "boundary AP needs a library that is not installed",
+            where="faster-coco-eval",
+            fix="pip install faster-coco-eval",
+        )
     found = [_counting(*pair, kind, tools) for pair in zip(truths, found, strict=True)]
     true_rows = [*_truth_rows(truths, tools), *_ignored_rows(truths, found, kind)]
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = _data_set(make, true_rows, len(truths), classes)
         found_set = _data_set(make, _found_rows(found, kind, tools), len(truths), classes)
-        evaluation = evaluator(truth_set, found_set, iouType="segm" if kind == "mask" else "bbox")
+        how: dict[str, Any] = {"iouType": "segm" if kind == "mask" else "bbox"}
+        if boundary:
+            how = {"iouType": "boundary", "boundary_cpu_count": 1}
+        evaluation = evaluator(truth_set, found_set, **how)
         evaluation.params.imgIds = list(range(1, len(truths) + 1))
         evaluation.params.catIds = list(range(1, classes + 1))
         evaluation.params.maxDets = [max_detections]

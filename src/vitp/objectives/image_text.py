@@ -9,8 +9,8 @@ Shapes: B pairs, E width of the compared vectors, L tokens of a text.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
@@ -25,6 +25,7 @@ from vitp.core.config import Share
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
+from vitp.data.synthesis.edited import edited
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -68,6 +69,9 @@ _LARGEST_SCALE = 100.0
 _TEXT = 0x545854
 """Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
 
+_WRONG = 0x57524F
+"""Keeps the choice of the exchanged word apart from both."""
+
 
 class ImageTextSettings(ObjectiveSettings):
     """Image-text contrast."""
@@ -84,10 +88,15 @@ class ImageTextSettings(ObjectiveSettings):
     """Share of the softmax that looks for the text of an image (ConVIRT's λ); the rest looks for the image of a text."""
     language: str = "starter"
     """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
+    causal: bool = True
+    """With `text: language`: its own causal mask, and the last token stands for the text; false: no such mask, and
+    the mean of all tokens (LLM2CLIP4CXR)."""
     texts: TextKind = "captions"
     """Captions (composed from the labels where none is given), or questions and answers of the records."""
     length: int = Field(96, ge=4, le=65_536)
     """Most tokens of a text."""
+    negatives: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a loss that tells captions from the same with one word exchanged (SVLC); 0: no such loss."""
     text_width: int = Field(192, ge=8, le=65_536)
     """Width of the small transformer."""
     text_layers: int = Field(3, ge=1, le=1024)
@@ -109,6 +118,8 @@ class ImageTextSettings(ObjectiveSettings):
             raise ValueError(f"image_share: the loss of {self.name} has no two directions")
         if (self.text == "vectors") != (self.vectors is not None):
             raise ValueError("text: vectors and the file of vectors go together")
+        if self.vectors is not None and self.negatives:
+            raise ValueError("negatives: stored vectors have no words that could be exchanged")
         return self
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
@@ -146,15 +157,25 @@ class ImageTextSettings(ObjectiveSettings):
         micro_batches: int,
     ) -> ObjectiveParts:
         objective = ImageTextObjective(
-            tower, text_tower, loss=self.name, dimension=self.dimension, image_share=self.image_share
+            tower,
+            text_tower,
+            loss=self.name,
+            dimension=self.dimension,
+            image_share=self.image_share,
+            negatives=self.negatives,
         )
         seen = seen_by(tower, run)
-        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen)
+        names = tuple(
+            (*one.labelled.object_classes, *one.labelled.semantic_classes, *one.labelled.scene_classes)
+            for one in rows
+        )
+        negatives = names if self.negatives else None
+        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen, negatives)
         return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
 
     def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
         if self.text == "language":
-            return LanguageTextTower(load_vlm(self.language).vlm.language)
+            return LanguageTextTower(load_vlm(self.language).vlm.language, causal=self.causal)
         return SmallTextTower(
             vocabulary,
             width=self.text_width,
@@ -172,11 +193,15 @@ class ImageTextBatch(TensorFields):
         tiles_BCHW: uint8.
         text: Tokens of the texts, or their stored vectors.
         record_names: Ids of the images, for messages.
+        wrong: Tokens of the same texts with one word exchanged, of those that have such a word; None: none wanted.
+        wrong_of_N: Whose they are.
     """
 
     tiles_BCHW: Tensor
     text: TextBatch | VectorBatch
     record_names: tuple[str, ...]
+    wrong: TextBatch | None = None
+    wrong_of_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +215,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
         tokens: Makes tokens of texts.
         kind: What the texts are, for the fingerprint.
         seen: How images are read.
+        classes: Of each set, the names that are exchanged in wrong texts; None: no wrong texts are made.
     """
 
     size: int
@@ -198,6 +224,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
     tokens: Tokens | StoredVectors
     kind: TextKind
     seen: SeenBands = PICTURES
+    classes: tuple[tuple[str, ...], ...] | None = None
 
     def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
@@ -206,7 +233,22 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             view, _ = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             views.append(view)
             texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
-        return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
+        batch = ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
+        return batch if self.classes is None else self._with_wrong_texts(batch, samples, texts, self.classes)
+
+    def _with_wrong_texts(
+        self, batch: ImageTextBatch, samples: ImageSamples, texts: list[str], classes: Sequence[Sequence[str]]
+    ) -> ImageTextBatch:
+        wrong: dict[int, str] = {}
+        for number, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+            rng = np.random.default_rng([sample.seed, _WRONG, sample.position])
+            if (edit := edited(text, classes[sample.entry], rng)) is not None:
+                wrong[number] = edit.text
+        if not wrong:
+            return batch
+        tokens = self.tokens(list(wrong.values()))
+        assert isinstance(tokens, TextBatch)  # stored vectors have no wrong ones
+        return replace(batch, wrong=tokens, wrong_of_N=torch.tensor(list(wrong)))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -215,6 +257,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             "views": self.views.model_dump(mode="json"),
             "texts": self.kind,
             **self.tokens.facts(),
+            **({} if self.classes is None else {"classes": self.classes}),
         }
 
     def contents(self, order: Any) -> list[Any]:
@@ -270,6 +313,7 @@ class ImageTextObjective(ImageObjective):
         loss: "clip" or "siglip".
         dimension: Of the compared vectors.
         image_share: See `clip_loss`.
+        negatives: Weight of the loss that tells texts from wrong ones, where batches have those.
     """
 
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "text.": "text tower"}
@@ -282,8 +326,10 @@ class ImageTextObjective(ImageObjective):
         loss: Literal["clip", "siglip"],
         dimension: int = 128,
         image_share: float = 0.5,
+        negatives: float = 0.0,
     ) -> None:
         super().__init__(tower)
+        self.loss_weights = {"negatives": negatives} if negatives else {}
         self.text, self.kind, self.image_share = text, loss, image_share
         self.image_head = nn.Sequential(nn.LayerNorm(tower.width), nn.Linear(tower.width, dimension))
         self.text_head = nn.Linear(text.width, dimension)
@@ -292,17 +338,27 @@ class ImageTextObjective(ImageObjective):
         self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "siglip" else None
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Return {"contrast": sum over the pairs}."""
+        """Return {"contrast": sum over the pairs}, and "negatives" where they are wanted and the batch has some."""
         image_BE = F.normalize(self.image_head(self.pooled(batch.tiles_BCHW)).float(), dim=-1)
         text_BE = F.normalize(self.text_head(self.text(batch.text)).float(), dim=-1)
         scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
         if self.bias is None:
-            return {"contrast": clip_loss(image_BE, text_BE, scale, self.image_share)}
-        return {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
+            losses = {"contrast": clip_loss(image_BE, text_BE, scale, self.image_share)}
+        else:
+            losses = {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
+        if self.loss_weights and batch.wrong is not None and batch.wrong_of_N is not None:
+            wrong_NE = F.normalize(self.text_head(self.text(batch.wrong)).float(), dim=-1)
+            own_NE, image_NE = text_BE[batch.wrong_of_N], image_BE[batch.wrong_of_N]
+            # SVLC, eq. 2: of an image's true text and its edited one, which is the true one?
+            losses["negatives"] = F.softplus(scale * (image_NE * (wrong_NE - own_NE)).sum(-1)).sum()
+        return losses
 
     def loss_counts(self, batch: ImageTextBatch) -> dict[str, float]:
-        """Return {"contrast": number of pairs}."""
-        return {"contrast": float(len(batch.tiles_BCHW))}
+        """Return {"contrast": number of pairs}, and of "negatives" that of wrong texts."""
+        counts = {"contrast": float(len(batch.tiles_BCHW))}
+        if self.loss_weights:
+            counts["negatives"] = 0.0 if batch.wrong_of_N is None else float(len(batch.wrong_of_N))
+        return counts
 
     def work(self, batch: ImageTextBatch) -> dict[str, float]:
         """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
@@ -310,6 +366,7 @@ class ImageTextObjective(ImageObjective):
         work = self.work_of(images, heads=[self.image_head, self.text_head])
         if isinstance(batch.text, VectorBatch):
             return work
-        work["flops"] += backward_factor(self.text) * self.text.flops(batch.text)
+        for text in (batch.text, *([] if batch.wrong is None else [batch.wrong])):
+            work["flops"] += backward_factor(self.text) * self.text.flops(text)
         tokens, capacity = float(batch.text.valid_BL.sum()), float(batch.text.valid_BL.numel())
         return {**work, "tokens": tokens, "capacity": capacity}

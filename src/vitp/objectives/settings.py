@@ -54,6 +54,8 @@ class ModelSettings(SettingsModel):
     channels: Channels | None = None
     """What the tower sees of files with bands. none: those of `init`, where it has some, else what the data's
     sets declare (pictures: RGB). Filled in when a run begins."""
+    locations: int = Field(0, ge=0, le=100_000, json_schema_extra=LANGUAGE)
+    """Location tokens of the vocabulary: a coordinate is one token instead of its digits. 0: as `init` has them."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the vision tower."""
     freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)

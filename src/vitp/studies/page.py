@@ -314,7 +314,7 @@ def _information(study: Study) -> list[Section]:
 def _tuning(report: Report) -> list[Section]:
     rows: list[list[TableCell]] = []
     for cell in report.study.cells:
-        result = report.store.result(cell) if cell.kind == "choose" else None
+        result = report.store.known(cell) if cell.kind == "choose" else None
         if result is None:
             continue
         tried = "; ".join(

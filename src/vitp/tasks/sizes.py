@@ -46,6 +46,9 @@ PUBLISHED_SIDE, PUBLISHED_REGIONS = 800, 512
 SMALL_OBJECT = 32
 """Pixels that the shorter side of a small object keeps where images are reduced."""
 
+PUBLISHED_QUERIES, QUERIES_PER_OBJECT = 100, 1.5
+"""Mask queries of an image at least, and how many for each object of the fullest one."""
+
 _DETECTORS = ("detection", "instance", "oriented")
 _OBJECT_KINDS = ("objects", "instances", "oriented")
 _LOOKED_AT = 2000
@@ -65,6 +68,7 @@ class FittedSizes:
         regions: An image's regions in the loss; None: no objects, or as published.
         side: Long side of what the model sees while training.
         said: Lines about the choice.
+        objects: Of the fullest image.
     """
 
     resize: InputSize
@@ -73,18 +77,20 @@ class FittedSizes:
     regions: int | None
     side: int
     said: tuple[str, ...]
+    objects: int = 0
 
 
 @dataclass(frozen=True)
 class SizeFacts:
     """Sides of images and objects in pixels: (N,) long and short sides of images, (M,) of objects; how many objects
-    an image with many has."""
+    an image with many has, and the fullest one."""
 
     long_N: np.ndarray
     short_N: np.ndarray
     object_long_M: np.ndarray
     object_short_M: np.ndarray
     most_objects: float
+    fullest: int
 
 
 def size_facts(labelled: LabelledSet) -> SizeFacts:
@@ -100,6 +106,7 @@ def size_facts(labelled: LabelledSet) -> SizeFacts:
         np.array([max(pair) for pair in objects], float),
         np.array([min(pair) for pair in objects], float),
         float(np.percentile([len(own) for own in by_image], 90)),
+        max(len(own) for own in by_image),
     )
 
 
@@ -118,13 +125,14 @@ def _object_sides(item: LabelledImage) -> list[tuple[float, float]]:
     return found
 
 
-def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSizes:
+def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: bool = True) -> FittedSizes:
     """Return what size the images of a run get.
 
     Args:
         labelled: The training images.
         kind: What is learned.
         side: Of the images that the backbone was pretrained at.
+        regions: Whether objects are found by anchors and regions.
     """
     square = InputSize(mode="fixed", size=side)
     if kind in ("scene", "presence"):
@@ -148,15 +156,16 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSiz
     window = _window(side, scale * large)
     seen = float(resize.size or longest)
     cut = window if seen > 1.5 * window else None
-    anchors = _anchor_scale(scale * small) if objects else None
-    regions = _regions(cut or seen, facts.most_objects) if objects else None
+    anchors = _anchor_scale(scale * small) if objects and regions else None
+    samples = _regions(cut or seen, facts.most_objects) if objects and regions else None
     return FittedSizes(
         resize,
         cut,
         anchors,
-        regions,
+        samples,
         cut or int(seen),
         tuple(_said(facts, resize, cut, anchors, scale, small, large)),
+        facts.fullest,
     )
 
 
@@ -215,6 +224,7 @@ def fitted_head(
     width: int,
     anchors: float | None = None,
     regions: int | None = None,
+    objects: int = 0,
 ) -> dict[str, Any]:
     """Return the settings of a task's head with what isn't given fitted to the tower and the objects.
 
@@ -224,10 +234,13 @@ def fitted_head(
         width: Channels of the tower's last map.
         anchors: Scale of anchors; None: as published.
         regions: An image's regions in the loss; None: as published.
+        objects: Of the fullest training image.
     """
     found: dict[str, Any] = dict(head)
     if task not in _DETECTORS:
         return found
+    if found.get("kind") == "eomt":
+        return {"queries": max(PUBLISHED_QUERIES, math.ceil(QUERIES_PER_OBJECT * objects)), **found}
     if (share := width / PUBLISHED_TOWER) < 1:
         found = {"width": _multiple(256 * share), **found}
         _fill(found, "box", hidden=_multiple(1024 * share, least=256))
