@@ -135,7 +135,7 @@ def test_spellings() -> None:
         rank=2, norms=False
     )
     assert adapt_of("model.vision_lora={rank: 2}") == VisionLoRASettings(rank=2)
-    with pytest.raises(ConfigError, match="did you mean.*prompts"):
+    with pytest.raises(ConfigError, match=r"did you mean.*prompts"):
         adapt_of("model.adapt=prompt")
 
 

@@ -118,8 +118,8 @@ class ImageTextSettings(ObjectiveSettings):
             raise ValueError(f"image_share: the loss of {self.name} has no two directions")
         if (self.text == "vectors") != (self.vectors is not None):
             raise ValueError("text: vectors and the file of vectors go together")
-        if self.text == "vectors" and self.negatives:
-            raise ValueError("negatives: a stored vector has no text in which a word could be exchanged")
+        if self.vectors is not None and self.negatives:
+            raise ValueError("negatives: stored vectors have no words that could be exchanged")
         return self
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
@@ -161,8 +161,8 @@ class ImageTextSettings(ObjectiveSettings):
             text_tower,
             loss=self.name,
             dimension=self.dimension,
-            negatives=self.negatives,
             image_share=self.image_share,
+            negatives=self.negatives,
         )
         seen = seen_by(tower, run)
         names = tuple(
@@ -244,9 +244,11 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             rng = np.random.default_rng([sample.seed, _WRONG, sample.position])
             if (edit := edited(text, classes[sample.entry], rng)) is not None:
                 wrong[number] = edit.text
-        if not wrong or not isinstance(self.tokens, Tokens):
+        if not wrong:
             return batch
-        return replace(batch, wrong=self.tokens(list(wrong.values())), wrong_of_N=torch.tensor(list(wrong)))
+        tokens = self.tokens(list(wrong.values()))
+        assert isinstance(tokens, TextBatch)  # stored vectors have no wrong ones
+        return replace(batch, wrong=tokens, wrong_of_N=torch.tensor(list(wrong)))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -310,8 +312,8 @@ class ImageTextObjective(ImageObjective):
         text: The text tower.
         loss: "clip" or "siglip".
         dimension: Of the compared vectors.
-        negatives: Weight of the loss that tells texts from wrong ones, where batches have those.
         image_share: See `clip_loss`.
+        negatives: Weight of the loss that tells texts from wrong ones, where batches have those.
     """
 
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "text.": "text tower"}
@@ -323,8 +325,8 @@ class ImageTextObjective(ImageObjective):
         *,
         loss: Literal["clip", "siglip"],
         dimension: int = 128,
-        negatives: float = 0.0,
         image_share: float = 0.5,
+        negatives: float = 0.0,
     ) -> None:
         super().__init__(tower)
         self.loss_weights = {"negatives": negatives} if negatives else {}
@@ -362,7 +364,7 @@ class ImageTextObjective(ImageObjective):
         """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
         images = len(batch.tiles_BCHW)
         work = self.work_of(images, heads=[self.image_head, self.text_head])
-        if isinstance(batch.text, VectorBatch) or isinstance(self.text, VectorTower):
+        if isinstance(batch.text, VectorBatch):
             return work
         for text in (batch.text, *([] if batch.wrong is None else [batch.wrong])):
             work["flops"] += backward_factor(self.text) * self.text.flops(text)
