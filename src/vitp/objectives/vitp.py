@@ -81,6 +81,7 @@ class ViTPSettings(ObjectiveSettings):
         if run.model.gradient_checkpointing and compute.recompute == "none":
             compute = compute.model_copy(update={"recompute": "full"})
         configure(loaded.vlm, compute)
+        loaded.vlm.reduce = self.vrl.how
         if run.model.vision_lora is not None:
             add_lora(loaded.vlm.vision, run.model.vision_lora)
         objective = ViTPObjective(
