@@ -106,7 +106,9 @@ class DetectionModel(TaskModel):
         )
 
 
-def evaluate_objects(model: TaskModel, labelled: LabelledSet, settings: TestSettings, *, masks: bool) -> Scores:
+def evaluate_objects(
+    model: TaskModel, labelled: LabelledSet, settings: TestSettings, *, masks: bool
+) -> Scores:
     """Return COCO's average precisions of a model that finds boxes; see `TaskModel.evaluate`.
 
     Args:

@@ -218,7 +218,8 @@ def _objects(
     masks_NHW = masks_NHW[kept_N].cpu()
     boxes_N4 = masks_to_boxes(masks_NHW) if len(masks_NHW) else torch.zeros(0, 4)
     return Prediction(
-        boxes_N4=boxes_N4.float() + torch.tensor([0.0, 0.0, 1.0, 1.0]),  # torchvision's end with the last pixel
+        boxes_N4=boxes_N4.float()
+        + torch.tensor([0.0, 0.0, 1.0, 1.0]),  # torchvision's end with the last pixel
         scores_N=score_N[kept_N].float().cpu(),
         labels_N=label_N[kept_N].cpu(),
         masks_NHW=masks_NHW,

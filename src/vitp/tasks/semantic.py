@@ -25,7 +25,6 @@ from vitp.tasks.data import label_reader
 from vitp.tasks.dense import DecodedModel, DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
 
-
 MEASURES: dict[str, type[BoundaryCounts] | type[PanopticCounts]] = {
     "boundary": BoundaryCounts,
     "panoptic": PanopticCounts,
