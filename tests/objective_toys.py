@@ -22,6 +22,11 @@ from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.distil import DistilObjective, DistilSettings, TaughtViews
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.distillation_terms import GramSettings
+from vitp.objectives.dropped_positions import (
+    DroppedPositionObjective,
+    DroppedPositionSettings,
+    PlacedViews,
+)
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
@@ -213,6 +218,15 @@ CASES = {
         frozenset({"views", "patches", "koleo", "gram"}),
         ("vision tower", "teacher", "Gram teacher", "head"),
         4,
+    ),
+    "droppos": Case(
+        lambda tower=None: DroppedPositionObjective(
+            tower or tiny_tower(), DroppedPositionSettings(), steps=10
+        ),
+        lambda folder: source_of(folder, PlacedViews(SIZE, 16, MaskedImageSettings(ratio=0.5))),
+        frozenset({"positions"}),
+        TOWER_AND_HEAD,
+        1,
     ),
     "distil": Case(
         taught,

@@ -58,7 +58,8 @@ class BoundaryCounts:
         unknown_HW = truth_HW == IGNORE
         for k in range(len(self.there_C)):
             ours_HW, theirs_HW = (
-                boundary_of((map_HW == k) | unknown_HW, distance) & ~unknown_HW for map_HW in (guess_HW, truth_HW)
+                boundary_of((map_HW == k) | unknown_HW, distance) & ~unknown_HW
+                for map_HW in (guess_HW, truth_HW)
             )
             self.shared_C[k] += (ours_HW & theirs_HW).sum()
             self.either_C[k] += (ours_HW | theirs_HW).sum()

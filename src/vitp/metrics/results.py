@@ -165,9 +165,7 @@ class Scores:
         }
 
 
-def with_columns(
-    scores: Scores, values: Mapping[str, float], columns: Mapping[str, np.ndarray]
-) -> Scores:
+def with_columns(scores: Scores, values: Mapping[str, float], columns: Mapping[str, np.ndarray]) -> Scores:
     """Return scores with further values, and further columns in the order of their classes."""
     rows = {
         category: {**row, **{name: float(column[at]) for name, column in columns.items()}}

@@ -10,6 +10,7 @@ from pydantic import Discriminator, Tag
 from vitp.objectives.dense import DenseSettings
 from vitp.objectives.distil import DistilSettings
 from vitp.objectives.distillation import DistillationSettings
+from vitp.objectives.dropped_positions import DroppedPositionSettings
 from vitp.objectives.image_text import ImageTextSettings
 from vitp.objectives.joint import JointSettings
 from vitp.objectives.masked_image import MaskedImageSettings
@@ -37,6 +38,7 @@ _Single = (
     | Annotated[DistilSettings, Tag("distil")]
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")]
+    | Annotated[DroppedPositionSettings, Tag("droppos")]
 )
 
 # pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.

@@ -13,8 +13,8 @@ from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
 from vitp.data.tiles import InputSettings
+from vitp.models.adapting import AnyAdapt
 from vitp.models.compute import ComputeSettings
-from vitp.models.lora import VisionLoRASettings
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
@@ -69,8 +69,8 @@ class ModelSettings(SettingsModel):
     """Part (`vision`, `projector`, `language`) → factor on the learning rate."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, about a third more time."""
-    vision_lora: VisionLoRASettings | None = None
-    """Train the vision tower by low-rank updates and a few whole blocks only."""
+    adapt: AnyAdapt = None
+    """Train few parameters of the vision tower in place of all: `lora`, `prompts`, `adapters` or `gates`."""
     preserve: PreserveSettings = Field(default_factory=PreserveSettings)
     """Keep the features near those of the vision tower that the run starts from."""
 

@@ -137,6 +137,8 @@ def _matched(
         cost_QN = cost_QN + settings.mask_loss * pair_wise_sigmoid_cross_entropy_loss(guess_QP, true_NP)
         cost_QN = cost_QN + settings.dice_loss * pair_wise_dice_loss(guess_QP, true_NP)
     # Logits that aren't finite: the loss tells, and the run stops there.
-    rows_R, columns_R = linear_sum_assignment(torch.nan_to_num(cost_QN, nan=1e6, posinf=1e6, neginf=-1e6).cpu())
+    rows_R, columns_R = linear_sum_assignment(
+        torch.nan_to_num(cost_QN, nan=1e6, posinf=1e6, neginf=-1e6).cpu()
+    )
     device = class_QC.device
     return torch.as_tensor(rows_R, device=device), torch.as_tensor(columns_R, device=device)
