@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,7 @@ def compile_labels(
     if fmt == "images":
         synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
-    settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
+    settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
     if fmt == "parquet":
         return _compile_table(job, source, options)
@@ -167,7 +167,7 @@ def compile_set(
     """
     out = out.resolve()
     _check_out(out, base, force=force)
-    settings = {**settings, "synthesis": asdict(synthesis)}
+    settings = {**settings, "synthesis": synthesis.stated()}
     return _write(_Job(base, "merged", out, base, seed, synthesis, None, settings, ()), labelled)
 
 

@@ -112,7 +112,6 @@ class Trainer:
         self._trackers = trackers
         self._saver = Saver(self.run_dir, train.keep_last, sharded=self.sharded, background=train.async_save)
         self.evidence = VisionEvidence(objective.vision_tower, self.run_dir)
-        self.loss_weights = {**objective.loss_weights, **train.loss_weights}
         self.step = 0
         self._console = console or Console()
         self._exchange = StepExchange()
@@ -245,7 +244,8 @@ class Trainer:
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weight(self, name: str) -> float:
-        return self.loss_weights.get(name, 1.0)
+        own = self.config.loss_weights.get(name)
+        return self.objective.loss_weight(name) if own is None else own
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         # Files are hashed for it: once a run, and by one process.

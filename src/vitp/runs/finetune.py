@@ -46,7 +46,7 @@ from vitp.runs.folder import as_begun, claimed
 from vitp.runs.micro_batch import chosen_batch, chosen_before
 from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.batches import task_batches
-from vitp.tasks.build import build_model, open_backbone, task_of
+from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelReader,
     classes_of,
@@ -151,7 +151,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     Raises:
         VitpError: Something in the configuration, the backbone or the data can't be used.
     """
-    task = task_of(config.task)
+    task = task_of(config.task, config.head)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
     said: list[str] = []
@@ -189,6 +189,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
+    model.steps = config.train.steps
     _describe(model, config, splits)
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes, seen),
@@ -206,16 +207,17 @@ def _fitted(
     config: FinetuneConfig, kind: LabelKind, train: LabelledSet, backbone: Backbone
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration with the sizes that it doesn't give, and lines that say them; see `tasks.sizes`."""
-    anchors, regions, said, data, test = None, None, [], config.data, config.test
+    anchors, regions, objects, said, data, test = None, None, 0, [], config.data, config.test
     if data.resize is None:
-        fit = fitted_sizes(train, kind, backbone.image_size[0])
+        by_regions = task_of(config.task, config.head) is TASK_MODELS.get(config.task)
+        fit = fitted_sizes(train, kind, backbone.image_size[0], regions=by_regions)
         window = None if data.crop or config.augment.crop else fit.window
         data = data.model_copy(update={"resize": fit.resize, "crop": data.crop or window})
         if test.window is None:
             test = test.model_copy(update={"window": fit.window})
-        anchors, regions, said = fit.anchors, fit.regions, [*fit.said]
+        anchors, regions, objects, said = fit.anchors, fit.regions, fit.objects, [*fit.said]
     width = backbone.channels[-1]
-    head = fitted_head(config.task, config.head, width, anchors, regions)
+    head = fitted_head(config.task, config.head, width, anchors, regions, objects)
     options = fitted_neck(config.neck.kind, config.neck.options, width)
     if new := [*new_settings(config.head, head), *new_settings(config.neck.options, options, "neck.options")]:
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")

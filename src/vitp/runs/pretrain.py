@@ -177,7 +177,9 @@ def build_with_language(config: PretrainConfig) -> tuple[ViTPObjective, SampledB
         if isinstance(run.objective, ViTPObjective) and isinstance(run.source, SampledBatches):
             return run.objective, run.source
     raise ConfigError(
-        f"{config.objective.name} has no language model, which this is about",
+        f"{config.objective.name} has no language model, which this is about"
+        if not config.objective.has_language_model
+        else f"this is about visual instructions alone, not {config.objective.name}",
         where="objective",
         fix="name a run of visual instructions",
     )

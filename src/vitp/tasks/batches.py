@@ -39,7 +39,8 @@ class LabelledSamples(Collate[LabelledImage, TaskBatch]):
 
     def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> TaskBatch:
         """Return the batch; see `Collate`."""
-        return self.pad([self._augmented(one) for one in samples], [one.record.id for one in samples])
+        batch = self.pad([self._augmented(one) for one in samples], [one.record.id for one in samples])
+        return replace(batch, step=step)
 
     def pad(self, samples: Sequence[ImageSample], names: Sequence[str]) -> TaskBatch:
         """Return samples as one batch, padded to the largest of them, with what a model is told of them."""
