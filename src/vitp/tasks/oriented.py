@@ -99,12 +99,17 @@ class OrientedRCNN(TaskModel):
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return average precisions of rotated boxes; see `TaskModel.evaluate`."""
-        reader = label_reader(self, labelled, "oriented", settings)
-        truths, found = [], []
-        for _, sample, prediction in predictions_of(self, reader, settings):
-            truths.append(true_oriented(reader.target(sample)))
-            found.append(found_oriented(prediction))
-        return oriented_scores(truths, found, self.classes)
+        return evaluate_oriented(self, labelled, settings)
+
+
+def evaluate_oriented(model: TaskModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
+    """Return average precisions of a model that finds rotated boxes; see `TaskModel.evaluate`."""
+    reader = label_reader(model, labelled, "oriented", settings)
+    truths, found = [], []
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        truths.append(true_oriented(reader.target(sample)))
+        found.append(found_oriented(prediction))
+    return oriented_scores(truths, found, model.classes)
 
 
 def prediction_of(found: OrientedFound) -> Prediction:
