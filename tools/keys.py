@@ -87,11 +87,13 @@ def _keys(
         if name in leave_out:
             continue
         value = getattr(values, name, PydanticUndefined) if values is not None else _default(field)
-        inner = next((part for part in _members(field.annotation) if _is_section(part)), None)
+        inners = [part for part in _members(field.annotation) if _is_section(part)]
+        inner = inners[0] if inners else None
         lines.append(_entry(f"{prefix}{name}", field, value, inner, seen))
-        if inner is not None and inner not in seen:
-            seen[inner] = f"`{prefix}{name}`"
-            sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
+        for inner in inners:
+            if inner not in seen:
+                seen[inner] = f"`{prefix}{name}`"
+                sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
     yield "\n".join(lines) + "\n"
     for place, inner, held in sections:
         yield f"#### {place.rstrip('.')}\n"

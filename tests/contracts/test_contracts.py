@@ -333,7 +333,8 @@ SURFACE = {
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
     "probe": [
-        "BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--looks", "--out",
+        "BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--points", "--missing-bands", "--looks",
+        "--out",
     ],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
@@ -346,7 +347,7 @@ SURFACE = {
     "starter build": ["--out", "--language", "--quick"],
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
-    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan"],
+    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan", "--rows"],
     "robustness": [
         "RUN", "DATA", "--compare", "--severities", "--corruptions", "--split", "--max-images", "--seed",
         "--labels", "--seeds", "--metric", "--format", "--option -o", "--set -s", "--out", "--force",

@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 from vitp.core.errors import ConfigError
+from vitp.data.synthesis.build import QUESTION_TASKS
+from vitp.recipes.paradigms import PARADIGMS
 from vitp.studies.cells import VERSIONS
+from vitp.studies.cheap import CHEAP_QUESTIONS
+from vitp.studies.cheap_study import CEILING_VITP, CHEAP_VITP
 from vitp.studies.definitions import STUDIES, make_study
 from vitp.studies.grid import Study, StudyCell, cell_keys
 from vitp.studies.main import StudyOrder
@@ -26,13 +30,15 @@ KEYS = {
     "data-efficiency": "050673f26b5c3563",
     "robustness": "3cb140f0919bd5a9",
     "cost": "0a7529a2a7b6b2eb",
+    "vrl-tokens": "7504eb5847737c97",
+    "cheap-labels": "c19dbbe6941064ed",
 }
 """Study → hash of the keys of all its cells at all scales, as they were when folders of results were made."""
 
 
 def opened(name: str, *overrides: str) -> Study:
     """A study at micro scale on generated scenes; nothing is rendered or trained."""
-    return make_study(name, scale_of("micro", overrides=overrides))
+    return make_study(name, scale_of("micro", overrides=overrides, study=name))
 
 
 def finetunings(study: Study) -> dict[tuple[str, str, str], dict[tuple[int, int], StudyCell]]:
@@ -52,7 +58,8 @@ def test_folders_of_earlier_studies_are_found_again(name: str) -> None:
     keys = {}
     for scale in SCALES:
         for quick in (False, True):
-            sizes = scale_of(scale, quick=quick, overrides=["start=starter", "inits=[start,scratch]"])
+            words = ["start=starter", "inits=[start,scratch]"]
+            sizes = scale_of(scale, quick=quick, overrides=words, study=name)
             keys[f"{scale} {quick}"] = cell_keys(make_study(name, sizes), VERSIONS)
     assert hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:16] == KEYS[name]
 
@@ -154,3 +161,59 @@ def test_a_variant_has_a_folder_of_its_own() -> None:
     assert order.command.endswith("--set seeds=5 --label five-seeds")
     with pytest.raises(ConfigError, match="end the name of a folder"):
         StudyOrder("paradigms", label="../elsewhere")
+
+
+def test_the_study_of_cheap_labels() -> None:
+    """Who knows where things are is the ceiling alone, and finetunings; detectors have one rate for all arms."""
+    study = opened("cheap-labels", "downstream=[segmentation, detection]")
+    arms = {"MAE", "DINO", "supervised", "CLIP", CHEAP_VITP, CEILING_VITP, START}
+    runs = [cell for cell in study.cells if cell.name.startswith("pretrain/")]
+    assert {str(cell.facts["arm"]) for cell in runs} == arms
+    learned = {
+        str(cell.facts["arm"]): {need for role, need in cell.needs.items() if role.startswith("data")}
+        for cell in runs
+    }
+    cheap = {arm for arm, data in learned.items() if data == {"data/port/cheap"}}
+    assert cheap == {"supervised", "CLIP", CHEAP_VITP}
+    assert {
+        PARADIGMS[study[f"pretrain/{arm}/start/0"].settings["paradigm"]].labels for arm in ("MAE", "DINO")
+    } == {"none"}
+    asked = study["data/port/cheap"].settings["synthesis"]
+    assert asked["tasks"] == CHEAP_QUESTIONS and not asked["grid_always"]
+    assert not CHEAP_QUESTIONS.keys() & {name for name in QUESTION_TASKS if "box" in name or "cell" in name}
+    found = finetunings(study)
+    groups = {group for group, _, _ in found}
+    assert groups == {
+        *(f"{share} % of the expensive labels, equal images" for share in (5, 10, 25, 100)),
+        *(f"{share} % of the expensive labels, equal operations" for share in (5, 10)),
+    }
+    for (group, arm, task), cells in found.items():
+        few = group.startswith(("5 ", "10 "))
+        seeds = range(1) if arm == START and few else range(3)
+        assert set(cells) == {(s, d) for s in seeds for d in (range(3) if few else [0])}, (group, arm)
+        assert ("lr" in cells[0, 0].needs) == (task == "segmentation")
+        assert cells[0, 0].settings["labels"] == (None if "100" in group else int(group.split()[0]) / 100)
+    rivals = {(claim.theirs, claim.group) for claim in study.claims}
+    assert rivals == {(arm, group) for group in groups for arm in arms - {CHEAP_VITP, CEILING_VITP}}
+    with pytest.raises(ConfigError, match="no expensive labels"):
+        opened("cheap-labels", "downstream=[instance]")
+
+
+def test_reducers_are_compared_at_equal_tokens() -> None:
+    """Runs of `vrl-ratio` are shared; each reducer stands against as many tokens dropped, and models are corrupted."""
+    study = opened("vrl-tokens")
+    keys, others = (cell_keys(one, VERSIONS) for one in (study, opened("vrl-ratio")))
+    shared = {
+        key for name, key in others.items() if name.startswith("pretrain/") and "not-continued" not in name
+    }
+    assert shared < {key for name, key in keys.items() if name.startswith("pretrain/")}
+    changes = {
+        str(cell.facts["arm"]): cell.settings["changes"]
+        for cell in study.cells
+        if cell.name.startswith("pretrain/")
+    }
+    assert changes["50 % merged away"] == ["vrl.ratio=0.5", "vrl.how=merge"] and len(changes) == 12
+    for claim in study.claims:
+        pair = [changes[name][0] for name in (claim.ours, claim.theirs)]
+        assert pair[0] == pair[1] or claim.theirs == "0 % dropped"
+    assert sum(cell.kind == "robustness" for cell in study.cells) == 3 * len(changes)

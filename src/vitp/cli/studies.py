@@ -22,7 +22,7 @@ def study_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="paradigms, vrl-ratio, recipe, steps, language-size, data-efficiency, robustness or cost."
+            help="paradigms, vrl-ratio, recipe, steps, language-size, data-efficiency, robustness, cost, cheap-labels or vrl-tokens."
         ),
     ],
     scale: Annotated[
@@ -55,6 +55,14 @@ def study_command(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")
     ] = False,
+    rows: Annotated[
+        Path | None,
+        typer.Option(
+            "--rows",
+            help="File with a row for each finished cell, kept up to date: those count as done. By default the "
+            "cells.jsonl beside the page.",
+        ),
+    ] = None,
 ) -> None:
     """Run a study of the paper: pretraining runs × downstream tests × seeds. An interrupted study continues.
 
@@ -63,7 +71,7 @@ def study_command(
     from vitp.studies.main import StudyOrder, run_study
 
     overrides = tuple(override or ())
-    order = StudyOrder(name, scale, out, data, quick, overrides, label=label, minutes=minutes, only_plan=plan)
+    order = StudyOrder(name, scale, out, data, quick, overrides, label, minutes, plan, rows)
     if not run_study(order, make_console()).complete and not plan:
         raise typer.Exit(1)
 

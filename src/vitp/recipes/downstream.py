@@ -27,6 +27,8 @@ from vitp.metrics.statistics import mean_std
 from vitp.recipes.micro import (
     RANDOM,
     SMALL_DETECTOR,
+    SMALL_INSTANCE,
+    SMALL_ORIENTED,
     STARTER,
     SUPERVISED,
     VITP,
@@ -57,9 +59,6 @@ class RealTask:
     head: dict[str, Any] = field(default_factory=dict)
 
 
-_ORIENTED = SMALL_DETECTOR | {"box": {k: v for k, v in SMALL_DETECTOR["box"].items() if k != "kind"}}
-"""The same sizes for Oriented R-CNN, which is of one kind."""
-
 REAL_TASKS = (
     RealTask("bccd", "detection", "AP50", "box AP50", SMALL_DETECTOR),
     RealTask("gdit_airport", "detection", "AP50", "box AP50", SMALL_DETECTOR),
@@ -68,9 +67,9 @@ REAL_TASKS = (
         "instance",
         "mask_AP50",
         "mask AP50",
-        SMALL_DETECTOR | {"mask": {"pool_size": 7, "layers": 2, "width": 64}},
+        SMALL_INSTANCE,
     ),
-    RealTask("hrsid_mini", "oriented", "AP50", "rotated AP50", _ORIENTED),
+    RealTask("hrsid_mini", "oriented", "AP50", "rotated AP50", SMALL_ORIENTED),
     RealTask("amazon_forest", "segmentation", "miou", "mIoU", {"kind": "fpn", "width": 64}),
 )
 
@@ -114,7 +113,7 @@ NUCLEI = DownstreamPlan(
             "instance",
             "mask_AP50",
             "mask AP50",
-            SMALL_DETECTOR | {"mask": {"pool_size": 7, "layers": 2, "width": 64}},
+            SMALL_INSTANCE,
         ),
         RealTask("dsb2018", "segmentation", "miou", "mIoU", {"kind": "fpn", "width": 64}),
     ),

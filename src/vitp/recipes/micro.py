@@ -34,6 +34,10 @@ SMALL_DETECTOR: dict[str, Any] = {
     "box": {"kind": "faster", "hidden": 128, "samples": 48, "detections": 40},
 }
 """Faster R-CNN for a small ViT and objects of 5–40 px: the published heads have more parameters than this ViT."""
+SMALL_ORIENTED = SMALL_DETECTOR | {"box": {k: v for k, v in SMALL_DETECTOR["box"].items() if k != "kind"}}
+"""The same sizes for Oriented R-CNN, which is of one kind."""
+SMALL_INSTANCE = SMALL_DETECTOR | {"mask": {"pool_size": 7, "layers": 2, "width": 64}}
+"""The same sizes with a mask head."""
 
 
 @dataclass(frozen=True)

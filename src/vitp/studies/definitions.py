@@ -15,58 +15,20 @@ from vitp.checkpoints.loading import vlm_folder
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.files import sha256
-from vitp.recipes.paradigms import PARADIGMS
-from vitp.studies.cells import NOT_PRETRAINED
+from vitp.studies.arms import (
+    BUDGET_GROUPS,
+    CONTINUED,
+    VITP_ARM,
+    arms_of,
+    information_of,
+    untrained_arm,
+    vitp_arm,
+)
+from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.grid import Claim, Study
-from vitp.studies.planner import Arm, StudyPlanner
+from vitp.studies.planner import StudyPlanner
 from vitp.studies.scales import Scale
 from vitp.studies.sources import extra_scenes, questions, study_sources
-
-_VITP = "ViTP"
-_TITLES: dict[str, str] = {
-    "supervised": "supervised",
-    "dense": "dense supervised",
-    "mae": "MAE",
-    "simclr": "SimCLR",
-    "dino": "DINO",
-    "clip": "CLIP",
-    "vitp": _VITP,
-}
-"""Paradigm → what tables call it, in their order."""
-
-_CONTINUED = "continued from the start"
-_GROUPS = {
-    ("start", "images"): f"{_CONTINUED}, equal images",
-    ("start", "flops"): f"{_CONTINUED}, equal operations",
-    ("scratch", "images"): "from scratch, equal images",
-    ("scratch", "flops"): "from scratch, equal operations",
-}
-
-
-def _arms(scale: Scale, init: str) -> dict[str, Arm]:
-    """Return paradigm → arm at equal images, of the scale's paradigms."""
-    found: dict[str, Arm] = {}
-    for name, title in _TITLES.items():
-        if name in scale.paradigms:
-            found[name] = Arm(title, name, init)
-    return found | {"vitp": _vitp(scale.vrl, init=init)}
-
-
-def _vitp(ratio: float, name: str = _VITP, *, init: str = "start", tuned_as: Arm | None = None) -> Arm:
-    """Return ViTP with a share of dropped image tokens."""
-    return Arm(name, "vitp", init, changes=(f"vrl.ratio={ratio}",), tuned_as=tuned_as)
-
-
-def _untrained(init: str) -> Arm:
-    """Return the backbone that is not pretrained here: the start as it is, or random weights."""
-    return Arm("not continued" if init == "start" else "random", NOT_PRETRAINED, init)
-
-
-def _information(scale: Scale) -> dict[str, str]:
-    """Return arm → the label information that its pretraining used."""
-    found = {title: PARADIGMS[name].labels for name, title in _TITLES.items() if name in scale.paradigms}
-    untrained = {"start": ("not continued", "none beyond the start's own"), "scratch": ("random", "none")}
-    return found | dict(untrained[init] for init in scale.inits)
 
 
 def paradigms_study(plan: StudyPlanner) -> Study:
@@ -74,10 +36,10 @@ def paradigms_study(plan: StudyPlanner) -> Study:
     scale = plan.scale
     claims = []
     for init in scale.inits:
-        by_name, untrained = _arms(scale, init), _untrained(init)
+        by_name, untrained = arms_of(scale, init), untrained_arm(init)
         draws = scale.draws if init == "start" else None
         for budget in scale.budgets:
-            group = _GROUPS[init, budget]
+            group = BUDGET_GROUPS[init, budget]
             for name, tune in {**by_name, "": untrained}.items():
                 # Operations are matched to ViTP's, so its own run is the same in both groups.
                 matched = budget == "flops" and name not in ("vitp", "")
@@ -86,11 +48,11 @@ def paradigms_study(plan: StudyPlanner) -> Study:
                     run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed)
                     plan.probed(run, facts)
                     plan.finetuned(run, facts, tune=tune, draws=draws)
-            others = [arm.name for arm in (*by_name.values(), untrained) if arm.name != _VITP]
-            claims += [Claim(f"ViTP beats {other} ({group}).", _VITP, other, group) for other in others]
+            others = [arm.name for arm in (*by_name.values(), untrained) if arm.name != VITP_ARM]
+            claims += [Claim(f"ViTP beats {other} ({group}).", VITP_ARM, other, group) for other in others]
     if "start" in scale.inits:
         # All labels and longer: this ceiling shows what the few labels leave to gain.
-        for arm in (_untrained("start"), *(() if scale.quick else (_arms(scale, "start")["vitp"],))):
+        for arm in (untrained_arm("start"), *(() if scale.quick else (arms_of(scale, "start")["vitp"],))):
             for seed in plan.seeds(arm):
                 facts = plan.facts(arm, "ceiling, all labels", seed)
                 plan.finetuned(plan.pretrained(arm, seed), facts, labels=None, tune=arm)
@@ -101,7 +63,7 @@ def paradigms_study(plan: StudyPlanner) -> Study:
         "seen, and at the same operations? (figure 2, tables 3–9)",
         tuple(plan.cells.values()),
         claims=tuple(claims),
-        information=_information(scale),
+        information=information_of(scale),
         notes=(
             "Equal images: every paradigm is shown as many images, however many crops or views it makes of each; "
             "ViTP's alignment phase counts. Equal operations: each run is as long as its ViTP run is expensive, "
@@ -118,9 +80,9 @@ def vrl_ratio_study(plan: StudyPlanner) -> Study:
     """Measure quality and cost at 0, 25, 50, 75 and 90 % dropped image tokens (figure 6)."""
     names = {ratio: f"{100 * ratio:.0f} % dropped" for ratio in (0.0, 0.25, 0.5, 0.75, 0.9)}
     for ratio, name in names.items():
-        plan.tested(_vitp(ratio, name, tuned_as=_vitp(0.75)), _CONTINUED, 100 * ratio)
-    start = _untrained("start")
-    plan.probed(plan.pretrained(start, 0), plan.facts(start, _CONTINUED, 0))
+        plan.tested(vitp_arm(ratio, name, tuned_as=vitp_arm(0.75)), CONTINUED, 100 * ratio)
+    start = untrained_arm("start")
+    plan.probed(plan.pretrained(start, 0), plan.facts(start, CONTINUED, 0))
     return Study(
         "vrl-ratio",
         "Share of dropped image tokens",
@@ -128,13 +90,13 @@ def vrl_ratio_study(plan: StudyPlanner) -> Study:
         "54.3 at 90 %)",
         tuple(plan.cells.values()),
         claims=(
-            Claim("75 % is better than 0 %.", names[0.75], names[0.0], _CONTINUED),
-            Claim("75 % is better than 25 %.", names[0.75], names[0.25], _CONTINUED),
-            Claim("90 % is still better than 0 %.", names[0.9], names[0.0], _CONTINUED),
+            Claim("75 % is better than 0 %.", names[0.75], names[0.0], CONTINUED),
+            Claim("75 % is better than 25 %.", names[0.75], names[0.25], CONTINUED),
+            Claim("90 % is still better than 0 %.", names[0.9], names[0.0], CONTINUED),
         ),
         ours=names[0.75],
         x_label="image tokens dropped (%)",
-        information={"all": _information(plan.scale)[_VITP]},
+        information={"all": information_of(plan.scale)[VITP_ARM]},
         notes=("One learning rate for all shares: the one chosen for 75 %.",),
     )
 
@@ -149,10 +111,53 @@ _QUESTION_GROUPS: dict[str, tuple[str, ...]] = {
 _GENERAL_SHARE = 0.1
 
 
+def vrl_tokens_study(plan: StudyPlanner) -> Study:
+    """Compare dropping image tokens with averaging and merging them, at as many that are left, and how often."""
+    scale, tuned = plan.scale, vitp_arm(0.75)
+    ratios = {ratio: f"{100 * ratio:.0f} % dropped" for ratio in (0.0, 0.25, 0.5, 0.75, 0.9)}
+    arms = [vitp_arm(ratio, name, tuned_as=tuned) for ratio, name in ratios.items()]
+    for ratio in (0.5, 0.75, 0.9):
+        for how, word in (("pool", "averaged away"), ("merge", "merged away")):
+            arm = vitp_arm(ratio, f"{100 * ratio:.0f} % {word}", tuned_as=tuned)
+            arms.append(replace(arm, changes=(*arm.changes, f"vrl.how={how}")))
+    often = "75 % dropped in a quarter of the images"
+    arm = vitp_arm(0.75, often, tuned_as=tuned)
+    arms.append(replace(arm, changes=(*arm.changes, "vrl.probability=0.25")))
+    for arm in arms:
+        for seed in plan.seeds(arm):
+            run, facts = plan.pretrained(arm, seed), plan.facts(arm, CONTINUED, seed)
+            plan.probed(run, facts)
+            for model in plan.finetuned(run, facts, tasks=("segmentation", "detection"), keep=True):
+                if model.facts["task"] == "segmentation":
+                    plan.robust(model, scale.severities, scale.corrupted_images)
+    ours = ratios[0.75]
+    claims = [Claim("Dropping 75 % is better than none.", ours, ratios[0.0], CONTINUED)]
+    for arm in arms[len(ratios) : -1]:
+        mine = next(name for ratio, name in ratios.items() if arm.name.startswith(f"{100 * ratio:.0f} % "))
+        claims.append(Claim(f"{mine} at random is better than {arm.name}.", mine, arm.name, CONTINUED))
+    claims.append(Claim("Always is better than in a quarter of the images.", ours, often, CONTINUED))
+    return Study(
+        "vrl-tokens",
+        "Dropped, averaged or merged image tokens",
+        "Is dropping image tokens at random better than averaging or merging as many away, and than doing it in a "
+        "quarter of the images (the published code) instead of all (the paper)? Quality, cost and robustness.",
+        tuple(plan.cells.values()),
+        claims=tuple(claims),
+        ours=ours,
+        information={"all": information_of(scale)[VITP_ARM]},
+        notes=(
+            "One learning rate for all arms: the one chosen for 75 % dropped. The starter has 144 tokens an image; "
+            "pretrained models are finetuned and tested with all of them.",
+            "Averaged: blocks of neighbours. Merged: the most similar tokens first, each mean weighted by how many "
+            "tokens it stands for.",
+        ),
+    )
+
+
 def recipe_study(plan: StudyPlanner) -> Study:
     """Leave out one group of questions at a time (table 10)."""
     general = extra_scenes(plan.scale, "general", _GENERAL_SHARE)
-    tuned, full = _vitp(plan.scale.vrl), "full recipe"
+    tuned, full = vitp_arm(plan.scale.vrl), "full recipe"
     learned = {full: (*plan.sources, general), "without general images": plan.sources}
     for group, tasks in _QUESTION_GROUPS.items():
         asked = questions()
@@ -163,7 +168,7 @@ def recipe_study(plan: StudyPlanner) -> Study:
         learned[f"without {group}"] = (*(source.asking(variant, asked) for source in plan.sources), general)
     for name, sources in learned.items():
         arm = replace(tuned, name=name, sources=sources, tuned_as=tuned)
-        plan.tested(arm, _CONTINUED, tasks=("classification", "segmentation", "detection"))
+        plan.tested(arm, CONTINUED, tasks=("classification", "segmentation", "detection"))
     return Study(
         "recipe",
         "Data recipe",
@@ -171,12 +176,12 @@ def recipe_study(plan: StudyPlanner) -> Study:
         "grounding 53.0, general data 52.3)",
         tuple(plan.cells.values()),
         claims=tuple(
-            Claim(f"The full recipe is better than the one {name}.", full, name, _CONTINUED)
+            Claim(f"The full recipe is better than the one {name}.", full, name, CONTINUED)
             for name in learned
             if name != full
         ),
         ours=full,
-        information={"all": _information(plan.scale)[_VITP]},
+        information={"all": information_of(plan.scale)[VITP_ARM]},
         notes=(
             "Every arm sees the same number of images and as many questions about each; "
             f"{100 * _GENERAL_SHARE:.0f} % of the images are scenes of the general domain, but in the arm without "
@@ -192,27 +197,27 @@ def steps_study(plan: StudyPlanner) -> Study:
     for part in (0.125, 0.25, 0.5, 1.0, 2.0):
         images = max(8, round(scale.images * part))
         names[part] = f"{images:,} images".replace(",", " ")
-        arm = replace(_vitp(scale.vrl, names[part], tuned_as=_vitp(scale.vrl)), images=images)
-        plan.tested(arm, _CONTINUED, images)
-    plan.tested(_untrained("start"), _CONTINUED, 0)
+        arm = replace(vitp_arm(scale.vrl, names[part], tuned_as=vitp_arm(scale.vrl)), images=images)
+        plan.tested(arm, CONTINUED, images)
+    plan.tested(untrained_arm("start"), CONTINUED, 0)
     return Study(
         "steps",
         "Length of pretraining",
         "Does longer pretraining help, and where does it stop to? (figure 5: grows to about 8,000 steps, then flat)",
         tuple(plan.cells.values()),
         claims=(
-            Claim("The full length is better than an eighth of it.", names[1.0], names[0.125], _CONTINUED),
-            Claim("The full length is better than half of it.", names[1.0], names[0.5], _CONTINUED),
+            Claim("The full length is better than an eighth of it.", names[1.0], names[0.125], CONTINUED),
+            Claim("The full length is better than half of it.", names[1.0], names[0.5], CONTINUED),
             Claim(
                 "Twice the length is better still (the paper: no longer so).",
                 names[2.0],
                 names[1.0],
-                _CONTINUED,
+                CONTINUED,
             ),
         ),
         ours=names[1.0],
         x_label="images seen",
-        information={"all": _information(plan.scale)[_VITP]},
+        information={"all": information_of(plan.scale)[VITP_ARM]},
         notes=("Each length has its own whole schedule: warm-up, and decay to the end.",),
     )
 
@@ -232,7 +237,7 @@ def language_size_study(plan: StudyPlanner) -> Study:
         # Parameters of the blocks: attention with grouped keys, gated MLP.
         attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
         parameters = float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
-        arm = replace(_vitp(plan.scale.vrl, name), language=tuple(sorted(sizes.items())))
+        arm = replace(vitp_arm(plan.scale.vrl, name), language=tuple(sorted(sizes.items())))
         plan.tested(arm, group, parameters)
     small, middle, large = _LANGUAGE_MODELS
     return Study(
@@ -246,7 +251,7 @@ def language_size_study(plan: StudyPlanner) -> Study:
         ),
         ours=middle,
         x_label="parameters of the language model's blocks",
-        information={"all": _information(plan.scale)[_VITP]},
+        information={"all": information_of(plan.scale)[VITP_ARM]},
         notes=(
             "No size has seen text before: in the paper all language models are trained ones, and the larger the "
             "better trained. Rates are chosen for each size on validation images.",
@@ -256,8 +261,11 @@ def language_size_study(plan: StudyPlanner) -> Study:
 
 def data_efficiency_study(plan: StudyPlanner) -> Study:
     """Finetune with 100, 20, 10, 5 and 2 % of the labels (table 12)."""
-    by_name = _arms(plan.scale, "start")
-    compared = [*(by_name[name] for name in ("mae", "clip", "vitp") if name in by_name), _untrained("start")]
+    by_name = arms_of(plan.scale, "start")
+    compared = [
+        *(by_name[name] for name in ("mae", "clip", "vitp") if name in by_name),
+        untrained_arm("start"),
+    ]
     names = [arm.name for arm in compared]
     claims = []
     for share in (1.0, 0.2, 0.1, 0.05, 0.02):
@@ -271,7 +279,7 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
                     labels=None if share == 1.0 else share,
                     tune=arm,
                 )
-        claims += [Claim(f"ViTP beats {o} with {group}.", _VITP, o, group) for o in names if o != _VITP]
+        claims += [Claim(f"ViTP beats {o} with {group}.", VITP_ARM, o, group) for o in names if o != VITP_ARM]
     return Study(
         "data-efficiency",
         "Fewer labels",
@@ -280,7 +288,7 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
         tuple(plan.cells.values()),
         claims=tuple(claims),
         x_label="labels (%)",
-        information={name: text for name, text in _information(plan.scale).items() if name in names},
+        information={name: text for name, text in information_of(plan.scale).items() if name in names},
         notes=(
             "All labels are given more steps than a share of them; shares have the same number of steps.",
         ),
@@ -289,12 +297,12 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
 
 def robustness_study(plan: StudyPlanner) -> Study:
     """Test finetuned models on corrupted images: twelve corruptions, five severities (table 13)."""
-    scale, by_name = plan.scale, _arms(plan.scale, "start")
-    group, no_vrl = f"{_CONTINUED}, corrupted test images", "ViTP without VRL"
+    scale, by_name = plan.scale, arms_of(plan.scale, "start")
+    group, no_vrl = f"{CONTINUED}, corrupted test images", "ViTP without VRL"
     compared = [
         *(by_name[name] for name in ("supervised", "mae", "clip", "vitp") if name in by_name),
-        _vitp(0.0, no_vrl, tuned_as=by_name["vitp"]),
-        _untrained("start"),
+        vitp_arm(0.0, no_vrl, tuned_as=by_name["vitp"]),
+        untrained_arm("start"),
     ]
     for arm in compared:
         for seed in plan.seeds(arm):
@@ -310,10 +318,10 @@ def robustness_study(plan: StudyPlanner) -> Study:
         "without VRL 71.91, 67.13; best other average 63.99)",
         tuple(plan.cells.values()),
         claims=(
-            *(Claim(better.format(o), _VITP, o, group, metric="average") for o in names if o != _VITP),
-            Claim("VRL makes the drop smaller.", _VITP, no_vrl, group, lower=True, metric="drop"),
+            *(Claim(better.format(o), VITP_ARM, o, group, metric="average") for o in names if o != VITP_ARM),
+            Claim("VRL makes the drop smaller.", VITP_ARM, no_vrl, group, lower=True, metric="drop"),
         ),
-        information={name: text for name, text in _information(scale).items() if name in names},
+        information={name: text for name, text in information_of(scale).items() if name in names},
         notes=(
             "`average` is the mean over corruptions and severities, `drop` the clean score minus it, both of the "
             f"first {scale.corrupted_images} test images; the clean scores of the table are of all test images.",
@@ -324,15 +332,15 @@ def robustness_study(plan: StudyPlanner) -> Study:
 
 def cost_study(plan: StudyPlanner) -> Study:
     """Measure what each paradigm costs for what it gives (table 11)."""
-    for arm in [*_arms(plan.scale, "start").values(), _untrained("start")]:
+    for arm in [*arms_of(plan.scale, "start").values(), untrained_arm("start")]:
         for seed in range(plan.scale.seeds):
-            plan.probed(plan.pretrained(arm, seed), plan.facts(arm, _GROUPS["start", "images"], seed))
+            plan.probed(plan.pretrained(arm, seed), plan.facts(arm, BUDGET_GROUPS["start", "images"], seed))
     return Study(
         "cost",
         "Cost of pretraining",
         "What does pretraining cost? (table 11: ViTP 23 hours on eight A40, others 60 to 400 hours)",
         tuple(plan.cells.values()),
-        information=_information(plan.scale),
+        information=information_of(plan.scale),
         notes=(
             "The paper compares runs of each paradigm's own published length; here all see the same images, so the "
             "rows tell the cost of an image, and the scores beside them what it bought.",
@@ -349,6 +357,8 @@ STUDIES: dict[str, Callable[[StudyPlanner], Study]] = {
     "data-efficiency": data_efficiency_study,
     "robustness": robustness_study,
     "cost": cost_study,
+    "cheap-labels": cheap_labels_study,
+    "vrl-tokens": vrl_tokens_study,
 }
 """Name on the command line → study."""
 
@@ -371,7 +381,8 @@ def make_study(name: str, scale: Scale, data: Path | None = None) -> Study:
     sources = study_sources(data, scale)
     if not any(source.tasks for source in sources):
         raise ConfigError("has no labels to test a backbone with", where=str(data), fix="choose another set")
-    unknown = [task for source in sources for task in source.tasks if task not in scale.tasks]
+    wanted = [task for source in sources for task in source.tasks if task in scale.downstream]
+    unknown = [task for task in wanted if task not in scale.tasks]
     if unknown:
         raise ConfigError(f'says nothing of "{unknown[0]}"', where=f"tasks of scale {scale.name}")
     # The hash of the weights tells one starting model from another, wherever it lies.

@@ -12,6 +12,7 @@ import hashlib
 import json
 import platform
 import socket
+import subprocess
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -96,6 +97,7 @@ class Study:
         x_label: Meaning of `facts["x"]`, for studies of one number; empty: arms are names.
         information: Arm → the label information it used.
         notes: Sentences that belong beside the results (what is equal, what is not).
+        said: How the data are understood, for the console.
 
     Raises:
         ConfigError: The cells don't form a grid; see `ordered`.
@@ -110,6 +112,7 @@ class Study:
     x_label: str = ""
     information: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    said: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         ordered(self.cells)
@@ -143,13 +146,17 @@ def ordered(cells: Iterable[StudyCell]) -> list[StudyCell]:
         sorter.prepare()
     except CycleError as error:
         raise ConfigError(f"cells need each other: {' → '.join(error.args[1])}", where="study") from None
-    place = {name: number for number, name in enumerate(by_name)}
-    result: list[StudyCell] = []
-    while sorter.is_active():
-        ready = sorted(sorter.get_ready(), key=place.__getitem__)
-        result += [by_name[name] for name in ready]
-        sorter.done(*ready)
-    return result
+    # Each with what it needs right before it, so that the first arm of an unfinished study has all its numbers.
+    result: dict[str, StudyCell] = {}
+    waiting = list(reversed(by_name.values()))
+    while waiting:
+        needs = [by_name[name] for name in waiting[-1].needs.values() if name not in result]
+        if needs:
+            waiting += reversed(needs)
+        else:
+            cell = waiting.pop()
+            result.setdefault(cell.name, cell)
+    return list(result.values())
 
 
 def cell_keys(study: Study, versions: Mapping[str, int]) -> dict[str, str]:
@@ -196,16 +203,29 @@ class Store:
     Attributes:
         root: `OUT/cells`.
         keys: Name of the cell → its hash.
+        rows: Hash → row of a cell that was finished elsewhere (`vitp.studies.rows`).
+        again: Names of the cells that are done again though they have a row.
     """
 
     root: Path
     keys: Mapping[str, str]
+    rows: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    again: frozenset[str] = frozenset()
 
     def folder(self, cell: StudyCell) -> Path:
         """Return the folder of a cell."""
         return self.root / f"{cell.kind}-{self.keys[cell.name]}"
 
+    def known(self, cell: StudyCell) -> dict[str, Any] | None:
+        """Return the row of a cell, or what `finish` wrote; None where the cell was never finished."""
+        return self.rows.get(self.keys[cell.name]) or self.at_hand(cell)
+
     def result(self, cell: StudyCell) -> dict[str, Any] | None:
+        """Return the same of a cell that needs no work; None also where it has a row but its files are needed."""
+        needed = cell.name in self.again and self.at_hand(cell) is None
+        return None if needed else self.known(cell)
+
+    def at_hand(self, cell: StudyCell) -> dict[str, Any] | None:
         """Return what `finish` wrote, or None when there is nothing or a kept file is missing."""
         folder = self.folder(cell)
         found: dict[str, Any] | None = json_or_none(folder / RESULT)
@@ -234,6 +254,7 @@ class Store:
             "cost": dict(cost),
             "when": time.time(),
             "machine": machine(),
+            "commit": source_commit(),
         }
         write_json(folder / RESULT, content)
         (folder / FAILURE).unlink(missing_ok=True)
@@ -251,6 +272,19 @@ def json_or_none(path: Path) -> Any | None:
         return parse_json(read_text(path))
     except (OSError, ValueError):
         return None
+
+
+@cache
+def source_commit() -> str:
+    """Return the commit of the checkout that vitp runs from; empty where it runs from none."""
+    root = Path(__file__).parents[3]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 @cache

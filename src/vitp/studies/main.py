@@ -16,10 +16,11 @@ from vitp.core.files import write_json, write_text
 from vitp.studies.cells import VERSIONS, WORK
 from vitp.studies.cost import TIMING, Estimator, duration
 from vitp.studies.definitions import make_study
-from vitp.studies.grid import Study, StudyCell
+from vitp.studies.grid import Store, Study, StudyCell
 from vitp.studies.page import Report, page_of
 from vitp.studies.plots import write_plots
 from vitp.studies.results import rows_of, to_csv
+from vitp.studies.rows import ROWS_FILE, FinishedRows, read_rows
 from vitp.studies.runner import StudyProgress, StudyRunner, leave_torchrun
 from vitp.studies.scales import Scale, scale_of
 
@@ -38,6 +39,7 @@ class StudyOrder:
         label: Ends the name of the results' folder: letters, digits, hyphens, underscores, dots.
         minutes: No new cell is begun after so many.
         only_plan: Say what would be run and how long it takes, and stop.
+        rows: File of the rows of finished cells; None: `cells.jsonl` beside the page.
     """
 
     name: str
@@ -49,6 +51,7 @@ class StudyOrder:
     label: str = ""
     minutes: float | None = None
     only_plan: bool = False
+    rows: Path | None = None
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]*", self.label):
@@ -79,6 +82,7 @@ class StudyOrder:
         for override in self.overrides:
             words += ["--set", override]
         words += ["--label", self.label] if self.label else []
+        words += ["--rows", str(self.rows)] if self.rows else []
         return shlex.join(words)
 
 
@@ -90,10 +94,14 @@ def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgres
     """
     console = console or Console(highlight=False)
     worker = leave_torchrun()
-    scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides)
+    scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides, study=order.name)
     study = make_study(order.name, scale, order.data)
-    runner = StudyRunner(study, order.out, WORK, VERSIONS, console)
+    rows = read_rows(order.rows or order.folder / ROWS_FILE)
+    runner = StudyRunner(study, order.out, WORK, VERSIONS, console, rows=rows)
     _announce(study, scale, runner)
+    _say_rows(runner, rows)
+    if not order.only_plan:
+        runner.write_rows()
     if scale.name == "paper" and order.only_plan:
         return runner.progress()
     if scale.name == "paper" and order.data is None:
@@ -130,8 +138,24 @@ def _announce(study: Study, scale: Scale, runner: StudyRunner) -> None:
         f"seed{'s' if scale.seeds > 1 else ''}, {sum(cell.kind == 'finetune' for cell in study.cells)} finetunings; "
         f"{scale.images:,} images a run"
     )
+    for line in study.said:
+        console.print(line)
     if scale.quick:
         console.print("[yellow]--quick: one seed, untuned, short. A first look; it proves nothing.[/]")
+
+
+def _say_rows(runner: StudyRunner, rows: FinishedRows) -> None:
+    """Say which cells count as done by their rows, and which of them are done again."""
+    store, cells = runner.store, runner.study.cells
+    mine = [cell.name for cell in cells if store.keys[cell.name] in store.rows]
+    if rows.by_key:
+        runner.console.print(
+            f"{rows.path}: {len(rows.by_key)} rows of finished cells, {len(mine)} of them of this study",
+            soft_wrap=True,
+        )
+    if again := [name for name in mine if name in store.again]:
+        named = ", ".join(again[:5]) + (" …" if len(again) > 5 else "")
+        runner.console.print(f"{len(again)} of them are done again, as open cells need their files: {named}")
 
 
 def _estimate(runner: StudyRunner) -> Estimator:
@@ -149,14 +173,17 @@ def _estimate(runner: StudyRunner) -> Estimator:
     failed = {cell.name for cell in data if store.result(cell) is None}
     unknown = [
         cell
-        for cell in timing_cells(study)
+        for cell in timing_cells(study, store)
         if cell.settings["pace"] in open_paces
         and cell.settings["times"] != "robustness"
         and not failed & set(cell.needs.values())
     ]
     if unknown:
         console.print(f"measuring the pace of {len(unknown)} kinds of work")
-        timings = Study("timing", "Timing", "", (*data, *unknown))
+        # Those of rows alone are left out, nothing that is timed needs them.
+        there = [cell for cell in data if store.at_hand(cell) is not None]
+        kept = {name for cell in there for name in (cell.name, *cell.needs.values())}
+        timings = Study("timing", "Timing", "", (*(cell for cell in data if cell.name in kept), *unknown))
         timed = StudyRunner(timings, runner.out, WORK, VERSIONS, Console(quiet=True))
         timed.run()
         estimator = Estimator(runner.store, timings, timed.store)
@@ -169,11 +196,11 @@ def _estimate(runner: StudyRunner) -> Estimator:
     return estimator
 
 
-def timing_cells(study: Study) -> list[StudyCell]:
-    """Return one cell for each pace of a study, which measures a few steps of that work."""
+def timing_cells(study: Study, store: Store) -> list[StudyCell]:
+    """Return one cell for each pace of a study's open cells, which measures a few steps of that work."""
     found: dict[str, StudyCell] = {}
     for cell in study.cells:
-        if not cell.pace or cell.pace in found:
+        if not cell.pace or cell.pace in found or store.result(cell) is not None:
             continue
         needs = {role: name for role, name in cell.needs.items() if role.startswith("data")}
         settings = {**cell.settings, "times": cell.kind, "pace": cell.pace}

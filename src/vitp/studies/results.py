@@ -83,10 +83,10 @@ def rows_of(study: Study, store: Store, scale: str, since: float = 0.0) -> list[
 
 
 def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float) -> Iterable[Row]:
-    facts, result = cell.facts, store.result(cell)
+    facts, result = cell.facts, store.known(cell)
     failure = store.failure(cell, since) if result is None else None
     source = study[cell.needs["model"]] if "model" in cell.needs else cell
-    run = store.result(study[source.needs["backbone"]])
+    run = store.known(study[source.needs["backbone"]])
     common: dict[str, Any] = {
         "study": study.name,
         "scale": scale,
@@ -127,16 +127,6 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 value=value,
                 **common,
             )
-
-
-def _pretraining_cost(study: Study, store: Store, cell: StudyCell) -> dict[str, Any]:
-    source = study[cell.needs["model"]] if "model" in cell.needs else cell
-    run = study[source.needs["backbone"]]
-    result = store.result(run)
-    if result is None:
-        return {"images": None, "flops": None, "seconds": None}
-    values = result["values"]
-    return {"images": values["images"], "flops": values["flops"], "seconds": result["cost"]["seconds"]}
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -296,7 +286,7 @@ def spent(study: Study, store: Store) -> list[Spent]:
     """Return the cost of each arm's pretraining, tuning runs left out."""
     found: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for cell in ordered(study.cells):
-        result = store.result(cell) if cell.name.startswith("pretrain/") else None
+        result = store.known(cell) if cell.name.startswith("pretrain/") else None
         if result is not None:
             facts = cell.facts
             key = (str(facts["arm"]), str(facts["init"]), str(facts["budget"]))

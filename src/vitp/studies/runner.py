@@ -13,7 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -23,6 +23,7 @@ from vitp.core.files import write_json
 from vitp.studies.cost import duration, total_cost
 from vitp.studies.grid import ATTEMPTS, Store, Study, StudyCell, cell_keys, json_or_none, ordered
 from vitp.studies.process import Context, Input, Work, run_apart, run_here
+from vitp.studies.rows import FinishedRows, check_rows, row_of, to_do_again
 
 LOCK = "lock.json"
 BEAT = 20.0
@@ -154,6 +155,7 @@ class StudyRunner:
         versions: Kind → number that changes when equal settings give other results.
         console: Where one line a cell is printed.
         apart: Each cell in a process of its own.
+        rows: Those of cells that were finished elsewhere; each cell that is finished here is added to their file.
     """
 
     study: Study
@@ -162,11 +164,29 @@ class StudyRunner:
     versions: Mapping[str, int] = field(default_factory=dict)
     console: Console = field(default_factory=lambda: Console(highlight=False))
     apart: bool = True
+    rows: FinishedRows | None = None
 
     def __post_init__(self) -> None:
         # Runs write down the folders that they read: the same ones, from wherever the command is given.
         self.store = Store((self.out / "cells").resolve(), cell_keys(self.study, self.versions))
         self.began = time.time()
+        if self.rows is not None:
+            keys = self.store.keys
+            check_rows(self.rows, self.study, keys, self.versions)
+            local = {cell.name for cell in self.study.cells if self.store.at_hand(cell) is not None}
+            again = to_do_again(self.study, keys, self.rows.by_key, local)
+            self.store = replace(self.store, rows=dict(self.rows.by_key), again=again)
+
+    def write_rows(self) -> None:
+        """Add the cells that are finished here to the file of rows."""
+        if self.rows is None:
+            return
+        new = []
+        for cell in self.study.cells:
+            found = None if self.store.keys[cell.name] in self.rows.by_key else self.store.at_hand(cell)
+            if found is not None:
+                new.append(row_of(found, cell, self.versions.get(cell.kind, 0)))
+        self.rows.add(new)
 
     def run(
         self,
@@ -275,6 +295,7 @@ class StudyRunner:
         write_json(folder / ATTEMPTS, attempts)
         if attempt.values is not None:
             self.store.finish(cell, attempt.values, total_cost(attempts))
+            self.write_rows()
             return
         failure = self.store.fail(cell, attempt.message, attempt.kind, attempt.trace)
         self.console.print(f"  [red]failed[/] ({failure.kind}): {escape(failure.message)}")

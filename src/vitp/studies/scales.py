@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator
 
 from vitp.core.config import Count, LearningRate, Positive, SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
-from vitp.recipes.micro import SMALL_DETECTOR
+from vitp.recipes.micro import SMALL_DETECTOR, SMALL_INSTANCE, SMALL_ORIENTED
 
 _Paradigm = Literal["supervised", "dense", "mae", "simclr", "dino", "clip", "vitp"]
-_Task = Literal["classification", "presence", "segmentation", "detection"]
+_Task = Literal["classification", "presence", "segmentation", "detection", "oriented", "instance"]
 DOWNSTREAM_TASKS: tuple[_Task, ...] = get_args(_Task)
 """In the order of the tables."""
+_USUAL: tuple[_Task, ...] = ("classification", "presence", "segmentation", "detection")
+EXPENSIVE_TASKS: tuple[_Task, ...] = ("segmentation", "detection", "oriented", "instance")
+"""Those whose labels are masks or boxes."""
 
 
 class SceneScale(SettingsModel):
@@ -110,8 +113,10 @@ class Scale(SettingsModel):
     """Severities of the corruptions that are measured."""
     corrupted_images: int = Field(500, gt=0, le=10_000_000)
     """Test images of such a measurement."""
-    downstream: tuple[_Task, ...] = Field(DOWNSTREAM_TASKS, min_length=1)
+    downstream: tuple[_Task, ...] = Field(_USUAL, min_length=1)
     """Tasks that are finetuned, where the labels allow them."""
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.05, 0.1, 0.25, 1.0), min_length=1)
+    """Shares of the expensive labels, in the study of cheap ones."""
     tasks: dict[str, TaskScale]
     """Downstream task → how."""
 
@@ -246,12 +251,50 @@ def as_quick(scale: Scale) -> Scale:
     return scale.model_copy(update=changes)
 
 
+def _for_cheap_labels(scale: Scale) -> Scale:
+    """Return a scale whose finetunings learn boxes and masks off the floor, each detector at one rate for all arms."""
+    longer = {} if scale.name != "micro" else {"segmentation": 3, "detection": 4}
+    tasks = {
+        name: task.model_copy(
+            update={
+                "steps": longer.get(name, 1) * task.steps,
+                "full_steps": longer.get(name, 1) * task.full_steps,
+                # Of two rates that are told apart by a point of AP50, chance chooses.
+                "lrs": task.lrs if task.score == "miou" else task.lrs[-1:],
+            }
+        )
+        for name, task in scale.tasks.items()
+    }
+    detector = tasks["detection"]
+    heads = (SMALL_ORIENTED, SMALL_INSTANCE) if detector.head else ({}, {})
+    tasks["oriented"] = detector.model_copy(update={"head": heads[0]})
+    tasks["instance"] = detector.model_copy(update={"head": heads[1], "score": "mask_AP50"})
+    changes = {
+        "paradigms": ("supervised", "mae", "dino", "clip", "vitp"),
+        "inits": ("start",),
+        "draws": 3,
+        "side_draws": 1,
+        "downstream": EXPENSIVE_TASKS,
+        "tasks": tasks,
+    }
+    return scale.model_copy(update=changes)
+
+
+STUDY_SCALES: dict[str, Callable[[Scale], Scale]] = {"cheap-labels": _for_cheap_labels}
+"""Study → its sizes, made of those of a scale; all others take the scale as it is."""
+
 SCALES = {"micro": _micro, "small": _small, "paper": _paper}
 """Name → scale."""
 
 
-def scale_of(name: str, *, quick: bool = False, overrides: Sequence[str] = ()) -> Scale:
+def scale_of(name: str, *, quick: bool = False, overrides: Sequence[str] = (), study: str = "") -> Scale:
     """Return a scale by its name, with `key.key=value` overrides.
+
+    Args:
+        name: A key of `SCALES`.
+        quick: See `as_quick`.
+        overrides: Over the sizes.
+        study: Whose sizes; some have their own.
 
     Raises:
         ConfigError: There is none of that name, or a key or value is wrong.
@@ -259,5 +302,8 @@ def scale_of(name: str, *, quick: bool = False, overrides: Sequence[str] = ()) -
     if name not in SCALES:
         hint = did_you_mean(name, SCALES) or f"scales are {', '.join(SCALES)}"
         raise ConfigError(f'no scale "{name}"', where="--scale", fix=hint)
-    scale = as_quick(SCALES[name]()) if quick else SCALES[name]()
+    scale = SCALES[name]()
+    if study in STUDY_SCALES:
+        scale = STUDY_SCALES[study](scale)
+    scale = as_quick(scale) if quick else scale
     return make_config(Scale, scale.model_dump(mode="json"), overrides, where="--set")

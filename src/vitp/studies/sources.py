@@ -7,14 +7,16 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
-from vitp.data.compile import compile_labels
-from vitp.data.synthesis.build import SynthesisConfig
+from vitp.data.compile import compile_labels, compile_set
+from vitp.data.synthesis.build import TASK_NAMES, SynthesisConfig
 from vitp.recipes.micro import SYNTHESIS
 from vitp.recipes.real_images import SETS, RealSet
+from vitp.studies.cheap import CHEAP_QUESTIONS, cheap_labels
 from vitp.studies.grid import StudyCell
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import Scale
@@ -46,20 +48,31 @@ class StudySource:
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
 
-    def asking(self, variant: str, synthesis: Mapping[str, Any]) -> StudySource:
+    def asking(self, variant: str, synthesis: Mapping[str, Any], crop: int | None = None) -> StudySource:
         """Return the same images and labels with other questions.
 
         Args:
             variant: Name of the questions.
             synthesis: Fields of `SynthesisConfig`.
+            crop: Side of the crops that images of a compiled folder are cut into.
         """
         settings = {**self.cell.settings, "synthesis": dict(synthesis)}
         places = dict(self.cell.places)
         if settings["from"] == "folder":
-            settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": None}
+            settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": crop}
             places = {"source": places["root"]}
         name = f"{self.cell.name}/{variant}"
         return replace(self, cell=replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP))
+
+    def cheap(self) -> StudySource:
+        """Return the same images with their cheap labels only; see `cheap_labels`."""
+        settings = {
+            "from": "cheap",
+            "synthesis": {**questions(), "tasks": CHEAP_QUESTIONS, "grid_always": False},
+        }
+        name = f"{self.cell.name}/cheap"
+        cell = StudyCell(name, "data", settings, needs={"data": self.cell.name}, keep=_KEEP)
+        return replace(self, cell=cell, tasks=())
 
 
 def folder_of(data: Input) -> Path:
@@ -153,6 +166,12 @@ def _real(folder: Path, one: RealSet) -> StudySource:
     return StudySource(one.folder, cell, tasks, one.rate)
 
 
+def whole_side(source: StudySource) -> int:
+    """Return the median of the shorter sides of the images of a compiled folder, in pixels."""
+    labelled = open_labelled(Path(source.cell.places["root"]), "vitp")
+    return int(median(min(item.width, item.height) for item in labelled.items))
+
+
 def tasks_of(folder: Path) -> tuple[str, ...]:
     """Return the downstream tasks that the labels of a compiled folder allow.
 
@@ -171,7 +190,12 @@ def tasks_of(folder: Path) -> tuple[str, ...]:
         found.append("presence")
     if labelled.semantic_classes and any(is_labelled(item, "semantic") for item in items):
         found.append("segmentation")
-    return (*found, "detection") if objects else tuple(found)
+    if not objects:
+        return tuple(found)
+    labels = [label for item in items for label in item.objects or ()]
+    oriented = any(label.quad is not None for label in labels)
+    outlined = any(label.polygons for label in labels)
+    return (*found, "detection", *(["oriented"] if oriented else []), *(["instance"] if outlined else []))
 
 
 def provide_data(context: Context) -> Mapping[str, Any]:
@@ -179,9 +203,16 @@ def provide_data(context: Context) -> Mapping[str, Any]:
     settings, places = context.cell.settings, context.cell.places
     if settings["from"] == "folder":
         return {"images": _split_sizes(Path(places["root"]))}
+    out = context.folder / _COMPILED
+    if settings["from"] == "cheap":
+        # Questions that are not named are left out, whatever is learned to be asked later.
+        tasks = dict.fromkeys(TASK_NAMES, 0.0) | settings["synthesis"]["tasks"]
+        asked, source = SynthesisConfig(**{**settings["synthesis"], "tasks": tasks}), context.inputs["data"]
+        labelled = cheap_labels(open_labelled(folder_of(source), "vitp"))
+        compile_set(labelled, out, folder_of(source), seed=0, synthesis=asked, settings={}, force=True)
+        return {"images": _split_sizes(out)}
     scenes = settings["from"] == "scenes"
     own = {"seed": settings["seed"]} if scenes else {"crop": settings.get("crop")}
-    out = context.folder / _COMPILED
     compile_labels(
         settings["domain"] if scenes else places["source"],
         "scenes" if scenes else settings["format"],

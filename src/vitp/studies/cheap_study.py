@@ -1,0 +1,118 @@
+"""The study of cheap labels for an expensive task: all images have the first, few have the second."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vitp.checkpoints.loading import load_backbone
+from vitp.core.errors import ConfigError
+from vitp.studies.arms import arms_of, information_of, untrained_arm, vitp_arm
+from vitp.studies.cheap import CHEAP_QUESTIONS
+from vitp.studies.grid import Claim, Study
+from vitp.studies.planner import Arm, StudyPlanner
+from vitp.studies.scales import EXPENSIVE_TASKS
+from vitp.studies.sources import StudySource, questions, whole_side
+
+CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
+_FEW = 0.1
+"""Up to this share of the labels, draws differ and arms are compared at equal operations, too."""
+_LARGE = 1.5
+"""Images of so many times the model's side are cut into crops at full resolution."""
+
+
+def cheap_labels_study(plan: StudyPlanner) -> Study:
+    """Pretrain on cheap labels of all images, finetune on the expensive ones of a few."""
+    scale = plan.scale
+    plan.sources, said = _prepared(plan)
+    arms, claims = _compared(plan), []
+    ours, untrained = arms[CHEAP_VITP], untrained_arm("start")
+    for budget in scale.budgets:
+        words = {"images": "equal images", "flops": "equal operations"}[budget]
+        for share in scale.shares:
+            if budget == "flops" and share > _FEW:
+                continue
+            group = f"{100 * share:g} % of the expensive labels, {words}"
+            draws = scale.draws if share <= _FEW else scale.side_draws
+            for tune in (untrained, *arms.values()):
+                matched = budget == "flops" and tune not in (ours, untrained)
+                arm = replace(tune, equal=ours, tuned_as=tune) if matched else tune
+                for seed in plan.seeds(arm, draws):
+                    run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed, 100 * share)
+                    if share == scale.shares[0]:
+                        plan.probed(run, {**facts, "group": f"frozen features, {words}"})
+                    labels = None if share == 1 else share
+                    plan.finetuned(run, facts, tasks=EXPENSIVE_TASKS, labels=labels, tune=tune, draws=draws)
+            claims += [
+                Claim(f"ViTP on cheap instructions beats {other} ({group}).", CHEAP_VITP, other, group)
+                for other in (untrained.name, *(name for name in arms if name != CHEAP_VITP))
+                if other != CEILING_VITP
+            ]
+    return Study(
+        "cheap-labels",
+        "Cheap labels, expensive task",
+        "All training images have cheap labels (which objects are there, how many, one caption), few have expensive "
+        "ones (boxes, masks): does pretraining on the cheap ones help, and which?",
+        tuple(plan.cells.values()),
+        claims=tuple(claims),
+        ours=CHEAP_VITP,
+        information=_told(plan, arms),
+        notes=(
+            *said,
+            "Cheap labels are made of the expensive ones: class, tags and captions of the image, and which objects "
+            "there are, how many. Where they are is taken away before anything learns from them.",
+            f"Questions of the cheap instructions: {', '.join(CHEAP_QUESTIONS)}. The ceiling also knows every box and "
+            "mask of all images, which nobody has in this setting: it is no rival.",
+            "Equal images: every arm sees as many. Equal operations: each run is as long as that of ViTP on cheap "
+            "instructions is expensive.",
+            "Rates: as many values are tried for each arm, on seed 1000, on validation images. Detectors have one rate "
+            "for all arms.",
+        ),
+        said=said,
+    )
+
+
+def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, ...]]:
+    """Return the sets with the same questions for everybody, large images cut, and what is said of that."""
+    found: list[StudySource] = []
+    said: list[str] = []
+    for source in plan.sources:
+        if source.cell.settings["from"] == "folder":
+            side, whole = load_backbone(plan.scale.start).image_size[0], whole_side(source)
+            crop = side if whole >= _LARGE * side else None
+            if crop:
+                said.append(
+                    f"{source.name}: images of about {whole} px are cut into crops of {crop} px at full resolution; "
+                    "classes and captions of whole images are not those of crops and are left out."
+                )
+            source = source.asking(f"crops-{crop}" if crop else "all", questions(), crop)
+        found.append(source)
+    tested = [task for source in found for task in source.tasks if task in EXPENSIVE_TASKS]
+    if not any(task in plan.scale.downstream for task in tested):
+        raise ConfigError(
+            "has no expensive labels (boxes or masks) of a task of `downstream`",
+            where=", ".join(source.name for source in found),
+            fix="choose a set with boxes or masks",
+        )
+    return tuple(found), tuple(said)
+
+
+def _compared(plan: StudyPlanner) -> dict[str, Arm]:
+    """Return name → arm at equal images, ViTP on cheap instructions first."""
+    cheap = tuple(source.cheap() for source in plan.sources)
+    vitp = vitp_arm(plan.scale.vrl)
+    found = [replace(vitp, name=CHEAP_VITP, sources=cheap)]
+    for paradigm, arm in arms_of(plan.scale, "start").items():
+        if paradigm != "vitp":
+            found.append(replace(arm, sources=cheap) if paradigm in ("supervised", "clip") else arm)
+    found.append(replace(vitp, name=CEILING_VITP))
+    return {arm.name: arm for arm in found}
+
+
+def _told(plan: StudyPlanner, arms: dict[str, Arm]) -> dict[str, str]:
+    known = information_of(plan.scale)
+    return {
+        CHEAP_VITP: "class of the image, one caption, which objects are there, how many",
+        **{name: known[name] for name in arms if name in known},
+        CEILING_VITP: known["ViTP"],
+        untrained_arm("start").name: known[untrained_arm("start").name],
+    }
