@@ -120,6 +120,8 @@ TEMPLATES: tuple[Template, ...] = (
     *(Template(("convert", f"{{in}}/model-{layout}", "{out}", "--to", "vitp"), (f"model-{layout}",), ("--heads", "--image-size"), ("--architecture", "--template", "--dtype"), "config.json") for layout in ("hf", "original")),
     Template(("swap", "{in}/run", "{out}", "--vision", "{in}/export"), ("run", "export"), ("--seed", "--shuffle"), ("--vision", "--language"), "config.json"),
     Template(("probe", "{in}/export", "{in}/compiled", "--seeds", "1", "--out", "{out}.json"), ("export", "compiled"), ("--labels", "--seeds", "--points"), ("--compare",), "file"),
+    Template(("probe", "{in}/run", "{in}/compiled", "--looks", "--out", "{out}.json"), ("run", "compiled"), (), ("--compare",), "file", 0.2, valid=False),
+    Template(("starter", "build", "--out", "/dev/null/x", "--quick"), (), (), ("--language",), weight=0.2, valid=False),
     Template(("features", "{in}/export", "--images", "{in}/rows", "--max-images", "1", "--out", "{out}.html"), ("export", "rows"), ("--max-images",), ("--patch",), "file"),
     Template(("robustness", "{in}/classification", "{in}/folders", "--split", "all", "--severities", "1", "--corruptions", "gaussian_noise", "--out", "{out}"), ("classification", "labels/folders"), ("--severities", "--seed"), ("--metric", "--corruptions")),
     Template(("report", "{in}/run", "--samples", "1", "--out", "{out}.html"), ("run", "rows"), ("--samples",), (), "file", 2, own=True),

@@ -24,6 +24,9 @@ from vitp.core.errors import CheckpointError
 
 LayoutName = Literal["vitp", "original", "hf", "timm"]
 
+TOWER = "vision."
+"""Names of the vision tower with what was added to it (`vitp.models.adapt`); its timm model's are `VISION`."""
+
 VISION, PROJECTOR, LANGUAGE = "vision.model.", "projector.", "language."
 
 DERIVED = re.compile(r"(\.rotary_emb\.inv_freq|\.position_ids|\.masked_bias|relative_position_index)$")
@@ -262,6 +265,11 @@ def with_scales(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return timm's names as ours."""
     return {VISION + name: tensor for name, tensor in weights.items()}
+
+
+def added(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a tower holds beside its timm model (`vitp.models.adapt`), named as ours."""
+    return {TOWER + name: tensor for name, tensor in weights.items() if name.startswith("adapt.")}
 
 
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -8,7 +8,9 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Tag
 
 from vitp.objectives.dense import DenseSettings
+from vitp.objectives.distil import DistilSettings
 from vitp.objectives.distillation import DistillationSettings
+from vitp.objectives.dropped_positions import DroppedPositionSettings
 from vitp.objectives.image_text import ImageTextSettings
 from vitp.objectives.joint import JointSettings
 from vitp.objectives.masked_image import MaskedImageSettings
@@ -33,8 +35,10 @@ _Single = (
     | Annotated[ImageTextSettings, Tag("siglip")]
     | Annotated[SimCLRSettings, Tag("simclr")]
     | Annotated[DistillationSettings, Tag("dino")]
+    | Annotated[DistilSettings, Tag("distil")]
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")]
+    | Annotated[DroppedPositionSettings, Tag("droppos")]
 )
 
 # pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.

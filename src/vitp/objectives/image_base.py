@@ -18,8 +18,9 @@ from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
 from vitp.data.seen import SeenBands
+from vitp.models.adapting import adapt_tower, save_adapt
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
-from vitp.models.lora import add_lora, plain_layers
+from vitp.models.lora import plain_layers
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
@@ -87,6 +88,7 @@ class ImageObjective(Objective):
         """
         with plain_layers(self.tower):
             write_backbone(Path(folder), self.tower, provenance_of_run(Path(folder).parent), name="model")
+        save_adapt(Path(folder), self.tower)
 
 
 def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
@@ -113,10 +115,9 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
             start = VisionTower(vision)
     tower = VisionTower(start.config, drop_path=settings.drop_path)
     tower.load_state_dict(start.state_dict())
+    adapt_tower(tower, settings.adapt, seed)
     if settings.gradient_checkpointing:
         tower.set_gradient_checkpointing(True)
-    if settings.vision_lora is not None:
-        add_lora(tower, settings.vision_lora)
     return tower
 
 

@@ -6,15 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
 from vitp.data.tiles import InputSettings
+from vitp.models.adapting import AnyAdapt
 from vitp.models.compute import ComputeSettings
-from vitp.models.lora import VisionLoRASettings
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
@@ -35,6 +35,11 @@ class PreserveSettings(SettingsModel):
 
     weight: float = Field(0.0, ge=0, le=1e6)
     """Weight of this loss in the total loss; 0: the objective as it is."""
+    decoder: Literal["none", "linear", "mlp"] = "none"
+    """What makes the features of before out of those of now, the identity at the start (UNIT): the tower itself is
+    then free to change as long as what it saw can be read from it."""
+    size: int | None = Field(None, ge=8, le=65_536)
+    """Side in pixels at which features are compared, when that is another one than that of the objective's images."""
 
 
 class ModelSettings(SettingsModel):
@@ -64,8 +69,8 @@ class ModelSettings(SettingsModel):
     """Part (`vision`, `projector`, `language`) → factor on the learning rate."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, about a third more time."""
-    vision_lora: VisionLoRASettings | None = None
-    """Train the vision tower by low-rank updates and a few whole blocks only."""
+    adapt: AnyAdapt = None
+    """Train few parameters of the vision tower in place of all: `lora`, `prompts`, `adapters` or `gates`."""
     preserve: PreserveSettings = Field(default_factory=PreserveSettings)
     """Keep the features near those of the vision tower that the run starts from."""
 

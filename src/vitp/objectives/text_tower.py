@@ -24,7 +24,7 @@ from vitp.data.sources import open_sources
 from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
-from vitp.data.tokenizer import PlainText
+from vitp.data.tokenizer import PlainText, vocabulary_digest
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
 from vitp.objectives.image_rows import ImageRows
 from vitp.records.instructions import IMAGE_MARK
@@ -64,6 +64,14 @@ class Tokens:
             ids_BL[number, : len(row)] = torch.tensor(row)
             valid_BL[number, : len(row)] = True
         return TextBatch(ids_BL, valid_BL)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a batch beside the texts."""
+        return {"length": self.length, "vocabulary": len(self.tokenizer)}
+
+    def contents(self) -> list[Any]:
+        """Return the hash of the tokenizer."""
+        return [vocabulary_digest(self.tokenizer)]
 
     @cached_property
     def _plain(self) -> PlainText:

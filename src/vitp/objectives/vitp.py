@@ -28,9 +28,10 @@ from vitp.data.row_checks import mixture_warnings
 from vitp.data.seen import SeenBands
 from vitp.data.sources import read_mixture
 from vitp.data.tokenizer import train_tokenizer
+from vitp.models.adapting import adapt_tower, save_adapt
 from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
-from vitp.models.lora import add_lora, plain_layers
+from vitp.models.lora import plain_layers
 from vitp.models.packed_layout import PackedLayout
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
@@ -87,8 +88,10 @@ class ViTPSettings(ObjectiveSettings):
         if run.model.gradient_checkpointing and compute.recompute == "none":
             compute = compute.model_copy(update={"recompute": "full"})
         configure(loaded.vlm, compute)
-        if run.model.vision_lora is not None:
-            add_lora(loaded.vlm.vision, run.model.vision_lora)
+        loaded.vlm.reduce = self.vrl.how
+        if run.model.adapt is not None:
+            adapt_tower(loaded.vlm.vision, run.model.adapt, run.seed)
+            loaded.vlm.config = loaded.vlm.config.model_copy(update={"vision": loaded.vlm.vision.config})
         objective = ViTPObjective(
             loaded.vlm,
             loaded.chat,
@@ -136,7 +139,7 @@ class ViTPSettings(ObjectiveSettings):
                     self.prior.lr,
                     # All of the language model trains; the tower takes no part.
                     prepare=lambda run: _with_model(
-                        _with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None
+                        _with_objective(run, prior=PriorSettings()), freeze=[], adapt=None
                     ),
                     proceed=lambda run, folder: _with_objective(
                         run, prior=run.objective.prior.model_copy(update={"reference": str(folder)})
@@ -385,6 +388,7 @@ class ViTPObjective(Objective):
         """Write model, configuration and tokenizer; `vitp.load_vlm` reads them."""
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
+        save_adapt(Path(folder), self.vlm.vision)
 
 
 def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None:

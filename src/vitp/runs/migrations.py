@@ -7,6 +7,7 @@
 | `vrl`, `align`, `prior` | `objective.vrl`, `objective.align`, `objective.prior` |
 | one section for each objective beside all others | `objective: {name: NAME, ...}` |
 | `train.batch_size` of a finetuning | `data.global_batch` |
+| `model.vision_lora` | `model.adapt` of the kind `lora` |
 | `train.tensorboard: false` | `log.trackers: []` |
 
 `objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`, and `objectives: {NAME: WEIGHT}`
@@ -35,6 +36,9 @@ _log = logging.getLogger("vitp")
 TENSORBOARD = "train.tensorboard"
 """Key of a switch, then; who is told of a run is a list now."""
 
+LORA = "model.vision_lora"
+"""Key of low-rank updates, then; one kind among others now."""
+
 FINETUNE_KEYS = {"train.batch_size": "data.global_batch"}
 """Key of a finetuning then → now."""
 
@@ -46,9 +50,10 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A setting has one value under its old key and another one under its new one.
     """
     found, told = _with_trackers(values)
+    told += _with_adapt(found)
     if "objectives" in found:
         if "objective" in found:
-            raise ConfigError("stands beside objective", where="objectives", fix="leave one of them out")
+            raise ConfigError("stands beside objectives", where="objective", fix="leave one of them out")
         found["objective"] = in_short(found.pop("objectives"))
     objective = found.pop("objective", {})
     if isinstance(objective, str):
@@ -103,6 +108,10 @@ def pretraining_overrides(
         if (now := _tracker_word(override)) is not None:
             said.append(f"{TENSORBOARD} is log.trackers now")
             words.append(now)
+            continue
+        if override.startswith(LORA):
+            said.append(f"{LORA} is model.adapt now")
+            words += _lora_words(override)
             continue
         first, dot, rest = override.partition("=")[0].strip().partition(".")
         kind, place = _FORMER.get(first, (None, ""))
@@ -181,6 +190,31 @@ def _with_trackers(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         return found, []
     _put(found, "log.trackers", [], TENSORBOARD)
     return found, [f"{TENSORBOARD} is log.trackers now"]
+
+
+def _lora_words(override: str) -> list[str]:
+    """Return the words of today for `model.vision_lora=…` or `model.vision_lora.KEY=…`."""
+    key, _, text = override.removeprefix(LORA).partition("=")
+    section = None if key.strip() else _plain(text)
+    if isinstance(section, Mapping):
+        return [f"model.adapt={to_json({'kind': 'lora', **section})}"]
+    return (
+        ["model.adapt=null"]
+        if not key.strip()
+        else ["model.adapt.kind=lora", f"model.adapt{key.strip()}={text}"]
+    )
+
+
+def _with_adapt(values: dict[str, Any]) -> list[str]:
+    """Put `model.vision_lora` where it is now, in place, and return what is to be said of it."""
+    model = values.get("model")
+    if not isinstance(model, Mapping) or "vision_lora" not in model:
+        return []
+    values["model"] = {name: value for name, value in model.items() if name != "vision_lora"}
+    if model["vision_lora"] is None:
+        return []
+    _put(values, "model.adapt", {"kind": "lora", **model["vision_lora"]}, LORA)
+    return [f"{LORA} is model.adapt now"]
 
 
 def _tracker_word(override: str) -> str | None:

@@ -25,8 +25,11 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.tensors import TensorFields, save_tensors, unique_state
 from vitp.metrics.results import Prediction, Scores, Target
+from vitp.models.adapting import save_adapt
 from vitp.models.backbone import Backbone, frozen
+from vitp.models.lora import plain_layers
 from vitp.models.pyramid import Pyramid
+from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
@@ -309,6 +312,9 @@ class TaskModel(Objective):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # One key only: safetensors writes several in random order, and equal models should be equal files.
-        save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
+        with plain_layers(self):
+            save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
+        if isinstance(self.backbone, VisionTower):
+            save_adapt(folder, self.backbone)
         head = {"format": TASK_FORMAT, "task": self.name, "classes": list(self.classes)}
         write_json(folder / CONFIG, json.loads(json.dumps({**head, **self.description})))

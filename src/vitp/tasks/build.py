@@ -15,6 +15,7 @@ from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.adapter import build_pyramid
+from vitp.models.adapting import AnyAdapt, adapt_tower
 from vitp.models.backbone import Backbone
 from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
@@ -65,6 +66,8 @@ class BackboneSettings(SettingsModel):
     """Stochastic depth rate of the last block."""
     freeze: bool = False
     """Train neck and head only."""
+    adapt: AnyAdapt = None
+    """Train few parameters of the backbone in place of all: `lora`, `prompts`, `adapters` or `gates`."""
     gradient_checkpointing: bool = False
     """Recompute activations: less memory, more time."""
 
@@ -110,12 +113,22 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _open(settings, data)
+    if settings.adapt is not None:
+        if settings.freeze or not isinstance(backbone, VisionTower):
+            raise ConfigError(
+                "trains a part of the backbone, which freeze doesn't"
+                if settings.freeze
+                else "is for plain ViTs",
+                where="backbone.adapt",
+                fix="leave one of them out" if settings.freeze else "leave it out, or take a ViT",
+            )
+        adapt_tower(backbone, settings.adapt, seed)
     if settings.gradient_checkpointing:
         set_checkpointing = getattr(backbone, "set_gradient_checkpointing", None)
         if set_checkpointing is None:
             raise ConfigError("this backbone can't", where="backbone.gradient_checkpointing")
         set_checkpointing(True)
-    return backbone.requires_grad_(not settings.freeze)
+    return backbone if settings.adapt is not None else backbone.requires_grad_(not settings.freeze)
 
 
 def _open(settings: BackboneSettings, data: Channels | None) -> Backbone:
