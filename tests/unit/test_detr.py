@@ -350,13 +350,13 @@ def planted(folder: Path, count: int = 4) -> LabelledSet:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [("detection", "vit"), ("detection", "cnn"), ("oriented", "rotary"), ("oriented", "cnn")],
+    [("detection", "vit"), ("oriented", "rotary"), ("oriented", "cnn")],
 )
 def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     labelled = planted(tmp_path)
     reader = LabelReader(labelled, "oriented" if task == "oriented" else "objects")
-    model = made(task, kind, finest=4, width=48, noised=24)
+    model = made(task, kind, finest=4, width=48, noised=24, queries=40)
     samples = [reader.sample(item) for item in labelled.items]
     batch = LabelledSamples(reader, InputSize(), AugmentSettings.none()).pad(samples, ["0", "1", "2", "3"])
     counts, steps = model.loss_counts(batch), 150
@@ -372,7 +372,7 @@ def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_p
     scores = model.evaluate(labelled, TestSettings()).values
     print(task, kind, scores["AP50"], scores["AP"])
     assert scores["AP50"] is not None and scores["AP50"] > 0.9
-    if (task, kind) not in (("detection", "vit"), ("oriented", "rotary")):
+    if kind == "cnn":
         return
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)
