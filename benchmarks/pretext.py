@@ -36,7 +36,7 @@ from vitp.runs.pretrain import run_pretraining
 CROP = 240
 SEEDS = (0, 1, 2)
 DRAWS = (0, 1, 2)
-BUDGET = Budget(align_steps=40, steps=160)
+BUDGET = Budget(align_steps=30, steps=80)
 
 Cells = Mapping[Path, Callable[[], None]]
 """What a cell leaves → what makes it, in order."""
@@ -55,7 +55,7 @@ def bare_cells(out: Path) -> Path:
     folder, pictures = out / "data" / "bare", out / "pictures"
     if not folder.is_dir():
         names = (_bccd() / "ImageSets" / "Main" / "train.txt").read_text().split()
-        with atomic_dir(pictures, overwrite=True) as temporary:
+        with atomic_dir(pictures) as temporary:
             for name in names:
                 shutil.copy(_bccd() / "JPEGImages" / f"{name}.jpg", temporary)
         asked = SynthesisConfig(questions_per_image=6)

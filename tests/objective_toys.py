@@ -19,6 +19,7 @@ from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.objectives.distil import DistilObjective, DistilSettings, TaughtViews
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.distillation_terms import GramSettings
 from vitp.objectives.dropped_positions import (
@@ -32,6 +33,7 @@ from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
 from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings, MaskedViews
 from vitp.objectives.simclr import SimCLRObjective, SimCLRSettings, TwoViews
 from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedObjective, SupervisedSettings
+from vitp.objectives.teachers import TeacherSettings
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
@@ -138,6 +140,25 @@ def distillation(
     return DistillationObjective(tower, config, steps=10)
 
 
+TAUGHT = DistilSettings(
+    teachers=[
+        TeacherSettings(tokens=1.0, attention=1.0),
+        TeacherSettings(source="average", tokens=0, pooled=0.5, relations=0.5, momentum=0.5, past=0.2),
+    ]
+)
+
+
+def taught(tower: VisionTower | None = None) -> DistilObjective:
+    """A student of two teachers that aren't like it."""
+    objective = DistilObjective(tower or tiny_tower(), TAUGHT, ["toy"])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for teacher in objective.teachers():
+            for parameter in teacher.backbone.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return objective
+
+
 def image_text(loss: Any, tower: VisionTower | None = None) -> ImageTextObjective:
     tower = tower or tiny_tower()
     text = SmallTextTower(len(tiny_chat()), width=32, layers=1, heads=2, length=16)
@@ -191,6 +212,13 @@ CASES = {
         ("vision tower", "teacher", "head"),
         4,
     ),
+    "dino of today": Case(
+        partial(distillation, TODAY),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, TODAY)),
+        frozenset({"views", "patches", "koleo", "gram"}),
+        ("vision tower", "teacher", "Gram teacher", "head"),
+        4,
+    ),
     "droppos": Case(
         lambda tower=None: DroppedPositionObjective(
             tower or tiny_tower(), DroppedPositionSettings(), steps=10
@@ -200,12 +228,12 @@ CASES = {
         TOWER_AND_HEAD,
         1,
     ),
-    "dino of today": Case(
-        partial(distillation, TODAY),
-        lambda folder: source_of(folder, Crops(SIZE, PATCH, TODAY)),
-        frozenset({"views", "patches", "koleo", "gram"}),
-        ("vision tower", "teacher", "Gram teacher", "head"),
-        4,
+    "distil": Case(
+        taught,
+        lambda folder: source_of(folder, TaughtViews((SIZE,) * 3, TAUGHT.views)),
+        frozenset({"tokens 1", "attention 1", "pooled 2", "relations 2"}),
+        ("vision tower", "teacher", "head"),
+        1,
     ),
     "clip": Case(
         partial(image_text, "clip"),

@@ -27,7 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_folder(tmp_path_factory.mktemp("labelled") / "toy")
 
 
-@pytest.fixture(params=CASES)
+SLOW = ("dino of today", "distil")  # cases of their base's kind: their terms have tests of their own
+
+
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 

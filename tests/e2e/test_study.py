@@ -15,8 +15,10 @@ from tests.e2e.conftest import finish, fork, refused, start, vitp
 from vitp.checkpoints.writing import save_vlm
 from vitp.models.vlm import VisionLanguageModel
 from vitp.studies.cells import VERSIONS
+from vitp.studies.cheap_study import CEILING_VITP, CHEAP_VITP
 from vitp.studies.definitions import make_study
 from vitp.studies.grid import Store, Study, cell_keys
+from vitp.studies.rows import ROWS_FILE
 from vitp.studies.scales import scale_of
 
 TASKS = ("classification", "presence", "segmentation", "detection")
@@ -151,6 +153,61 @@ def test_a_study_of_own_images(tiny_start: Path, scenes: Path, tmp_path: Path) -
     assert tasks == {"segmentation", "frozen: patches linear"}
     tuned = [row for row in table if row["task"] == "segmentation" and row["metric"] == "miou"]
     assert {row["draw"] for row in tuned if row["group"] != "ceiling, all labels"} == {"0", "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("layout", "size", "tasks"),
+    [("coco", 64, {"detection", "instance"}), ("masks", 32, {"segmentation"})],
+)
+def test_cheap_labels_of_own_images_and_another_machine(
+    layout: str, size: int, tasks: set[str], tiny_start: Path, tmp_path: Path
+) -> None:
+    """Two kinds of sets without a knob: large images with outlines are cut, masks alone are the objects.
+
+    Rows carried to an empty folder: what lacks is done, with the backbone that it needs, and the table is the same.
+    """
+    source, compiled = tmp_path / "source", tmp_path / "compiled"
+    scenes = ("data", "scenes", "port", "--layout", layout, "--count", 24, "--size", size, "--out", source)
+    shares = ("--option", "val=0.25", "--option", "test=0.25")
+    for words in (scenes, ("data", "compile", source, "--out", compiled, *shares)):
+        result = finish(fork(*words), timeout=300)
+        assert result.code == 0, result.out + result.err
+    fewer = ["paradigms=[supervised, vitp]", "budgets=[images]", "shares=[0.5]", "images=16", "lrs=[1e-3]"]
+    fewer += [f"tasks.{task}.{name}" for task in ("oriented", "instance") for name in ("steps=1", "labels=8")]
+    mask = "mask: {pool_size: 7, layers: 1, width: 8}"
+    fewer += [
+        f"tasks.instance.head={DETECTOR[:-1]}, {mask}}}",
+        "tasks.instance.neck={kind: simple, options: {channels: 16}}",
+    ]
+    changes = [*overrides(tiny_start), *(word for change in fewer for word in ("--set", change))]
+    order = ("study", "cheap-labels", "--data", compiled, *changes)
+    result = finish(fork(*order, "--out", tmp_path / "a"), timeout=900)
+    assert result.code == 0, result.out + result.err
+    assert ("are cut into crops of 32 px" in " ".join(result.out.split())) == (size > 32)
+    first = tmp_path / "a" / "cheap-labels-micro-compiled"
+    table = rows(first)
+    assert {row["status"] for row in table} == {"done"}
+    assert {row["arm"] for row in table} == {"supervised", CHEAP_VITP, CEILING_VITP, "not continued"}
+    assert {row["task"] for row in table if not row["task"].startswith("frozen")} == tasks
+    if layout == "masks":
+        return
+
+    lines = (first / ROWS_FILE).read_text(encoding="utf-8").splitlines()
+    carried = tmp_path / "carried.jsonl"
+    lost = [line for line in lines if "finetune" in line and "supervised" in line and '"instance"' in line]
+    carried.write_text("\n".join(line for line in lines if line not in lost))
+    assert len(lost) == 1
+    result = finish(fork(*order, "--out", tmp_path / "b", "--rows", carried), timeout=900)
+    assert result.code == 0, result.out + result.err
+    assert f"{len(lines) - 1} rows of finished cells" in " ".join(result.out.split())
+    assert "done again, as open cells need their files: " in " ".join(result.out.split())
+    made = {path.name.rpartition("-")[0] for path in (tmp_path / "b" / "cells").iterdir()} - {"timing"}
+    assert made == {"data", "pretrain", "finetune"}
+    assert len(list((tmp_path / "b" / "cells").glob("pretrain-*"))) == 1
+    second = tmp_path / "b" / "cheap-labels-micro-compiled"
+    assert rows(second) == table
+    assert len(carried.read_text(encoding="utf-8").splitlines()) == len(lines)
 
 
 @pytest.mark.slow

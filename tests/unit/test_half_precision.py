@@ -175,7 +175,7 @@ def test_statistics_that_are_spoilt_end_the_run(tmp_path: Path) -> None:
             return super().forward(batch)
 
     trainer, _ = make_trainer(tmp_path, Running(), ToySource(nan_step=2), precision="fp16", save_every=1)
-    with pytest.raises(VitpError, match="in step 3, with toy.jsonl.*earlier checkpoints are untouched"):
+    with pytest.raises(VitpError, match=r"in step 3, with toy\.jsonl.*earlier checkpoints are untouched"):
         trainer.train()
 
 

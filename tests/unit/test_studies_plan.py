@@ -30,6 +30,7 @@ KEYS = {
     "data-efficiency": "050673f26b5c3563",
     "robustness": "3cb140f0919bd5a9",
     "cost": "0a7529a2a7b6b2eb",
+    "vrl-tokens": "7504eb5847737c97",
     "cheap-labels": "c19dbbe6941064ed",
 }
 """Study → hash of the keys of all its cells at all scales, as they were when folders of results were made."""
@@ -196,3 +197,23 @@ def test_the_study_of_cheap_labels() -> None:
     assert rivals == {(arm, group) for group in groups for arm in arms - {CHEAP_VITP, CEILING_VITP}}
     with pytest.raises(ConfigError, match="no expensive labels"):
         opened("cheap-labels", "downstream=[instance]")
+
+
+def test_reducers_are_compared_at_equal_tokens() -> None:
+    """Runs of `vrl-ratio` are shared; each reducer stands against as many tokens dropped, and models are corrupted."""
+    study = opened("vrl-tokens")
+    keys, others = (cell_keys(one, VERSIONS) for one in (study, opened("vrl-ratio")))
+    shared = {
+        key for name, key in others.items() if name.startswith("pretrain/") and "not-continued" not in name
+    }
+    assert shared < {key for name, key in keys.items() if name.startswith("pretrain/")}
+    changes = {
+        str(cell.facts["arm"]): cell.settings["changes"]
+        for cell in study.cells
+        if cell.name.startswith("pretrain/")
+    }
+    assert changes["50 % merged away"] == ["vrl.ratio=0.5", "vrl.how=merge"] and len(changes) == 12
+    for claim in study.claims:
+        pair = [changes[name][0] for name in (claim.ours, claim.theirs)]
+        assert pair[0] == pair[1] or claim.theirs == "0 % dropped"
+    assert sum(cell.kind == "robustness" for cell in study.cells) == 3 * len(changes)

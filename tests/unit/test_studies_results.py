@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -244,10 +246,43 @@ def test_rates_are_chosen_on_validation_scores_and_failures_lose(tmp_path: Path)
     found = choose_value(Context(cell, tmp_path, {"a": scored("a", 0.3), "b": scored("b", 0.5)}))
     assert found["chosen"] == 3e-4
     assert [row["score"] for row in found["tried"]] == [pytest.approx(0.25), pytest.approx(0.35), None]
+    assert found["lead"] == pytest.approx(0.1) and "error" not in found
     with pytest.raises(ConfigError, match="no run has a score"):
         choose_value(Context(cell, tmp_path, {}))
     assert development_score({"validation": 0.4}) == 0.4
     assert development_score({"validation": None}) is None
+
+
+def test_a_choice_says_how_far_it_is_chance(tmp_path: Path) -> None:
+    """The error of a lead is that of paired differences: what is hard for both values says nothing."""
+
+    def chosen(first: dict[str, Any], second: dict[str, Any], measure: str) -> Mapping[str, Any]:
+        cell = StudyCell("choose", "choose", {"values": {"a": 1e-4, "b": 3e-4}, "measure": measure})
+        inputs = {
+            role: Input(StudyCell(role, "x", {}), tmp_path, one)
+            for role, one in (("a", first), ("b", second))
+        }
+        return choose_value(Context(cell, tmp_path, inputs))
+
+    without = [0.30, 0.34, 0.32, 0.28, 0.31]
+    level = {"validation": 0.31, "without": without}
+    ahead = {"validation": 0.41, "without": [score + 0.1 for score in without]}
+    certain = chosen(level, ahead, "validation")
+    assert certain["chosen"] == 3e-4 and certain["lead"] == pytest.approx(0.1)
+    assert certain["error"] == pytest.approx(0)
+    unsure = {"validation": 0.32, "without": [0.36, 0.30, 0.32, 0.34, 0.28]}
+    parts = np.array(unsure["without"]) - without
+    jackknife = np.sqrt(4 / 5 * ((parts - parts.mean()) ** 2).sum())
+    assert chosen(level, unsure, "validation")["error"] == pytest.approx(jackknife) and jackknife > 0.05
+    old = {"validation": 0.32}  # of before scores were kept
+    assert chosen(level, old, "validation").keys() == {"chosen", "tried", "lead"}
+
+    def probed(*values: float) -> dict[str, Any]:
+        row = {"task": "patches linear", "metric": "patch mIoU", "mean": fmean(values), "values": values}
+        return {"rows": [row]}
+
+    draws = chosen(probed(0.3, 0.4, 0.5), probed(0.3, 0.3, 0.3), "probes")
+    assert draws["chosen"] == 1e-4 and draws["error"] == pytest.approx(0.1 / np.sqrt(3))
 
 
 def test_scales_can_be_changed_and_mistakes_are_named() -> None:

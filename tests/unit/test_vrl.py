@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from vitp.models.reducing import merged, pooled, reduce_tokens
 from vitp.models.vrl import VisualRobustness, VRLSettings, count_kept, surviving_tokens
 
 
@@ -86,4 +88,53 @@ def test_settings_have_their_bounds() -> None:
         {"ramp_steps": 0},
     ):
         VRLSettings.model_validate(right)
-    assert VRLSettings().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0}
+    assert VRLSettings().model_dump() == {"ratio": 0.75, "probability": 1.0, "ramp_steps": 0, "how": "drop"}
+
+
+def test_places_of_reduced_tokens_are_even() -> None:
+    for how in ("pool", "merge"):
+        vrl = VisualRobustness(VRLSettings(ratio=0.75, how=how))
+        assert vrl(16, (1,)).tolist() == vrl(16, (7,)).tolist() == [0, 4, 8, 12]
+        assert len(vrl(144, (1,))) == 36 and vrl.eval()(16, (1,)).tolist() == list(range(16))
+
+
+@pytest.mark.parametrize("k", [1, 4, 5, 8, 12, 15, 16])
+def test_merged_and_pooled_tokens_keep_the_mean(k: int) -> None:
+    """Each token counts once: the mean weighted by how many it stands for is that of all tokens, and gradient flows."""
+    tokens_TnF = torch.randn(3, 16, 5, generator=torch.Generator().manual_seed(k), dtype=torch.double)
+    tokens_TnF.requires_grad_()
+    found_TkF = merged(tokens_TnF, k)
+    # A number of its own in another channel tells what each token stands for: ones stay ones, one-hots become shares.
+    marks = torch.eye(16, dtype=torch.double).expand(3, -1, -1)
+    shares_Tkn = merged(torch.cat([tokens_TnF, 1e-9 * marks], -1), k)[..., 5:].detach() * 1e9
+    assert found_TkF.shape == (3, k, 5) and shares_Tkn.sum(-1).allclose(torch.ones(3, k, dtype=torch.double))
+    sizes_Tk = 1 / shares_Tkn.amax(-1)
+    assert sizes_Tk.sum(1).allclose(torch.full((3,), 16.0, dtype=torch.double))
+    mean_TF = (found_TkF * sizes_Tk[..., None]).sum(1) / 16
+    assert mean_TF.allclose(tokens_TnF.mean(1))
+    first = (shares_Tkn > 1e-3).double().argmax(-1)
+    assert bool((first.diff(dim=1) > 0).all())  # in the order of the image
+    found_TkF.sum().backward()
+    assert tokens_TnF.grad is not None and bool((tokens_TnF.grad > 0).all())
+    if k in (1, 4, 8, 16):
+        assert pooled(tokens_TnF, k).mean(1).allclose(tokens_TnF.mean(1))
+
+
+def test_what_is_alike_is_merged_first() -> None:
+    tokens_nF = torch.eye(8).repeat_interleave(2, 0)  # eight pairs of equal neighbours
+    assert merged(tokens_nF[None], 8)[0].equal(torch.eye(8))
+    grid = torch.arange(16.0).view(1, 16, 1)
+    assert pooled(grid, 4).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert pooled(grid, 11).shape == (1, 11, 1)  # no grid of 4 × 4 has so many blocks: runs
+
+
+def test_tiles_are_reduced_to_what_is_kept_of_each() -> None:
+    tokens_TnF = torch.randn(3, 4, 2, generator=torch.Generator().manual_seed(0))
+    keep_K = torch.tensor([0, 2, 4, 5, 6, 7, 9])  # two of the first tile, all of the second, one of the third
+    flat = tokens_TnF.flatten(0, 1)
+    assert reduce_tokens(tokens_TnF, keep_K, "drop").equal(flat[keep_K])
+    for how, made in (("pool", pooled), ("merge", merged)):
+        found_KF = reduce_tokens(tokens_TnF, keep_K, how)
+        assert found_KF[:2].equal(made(tokens_TnF[:1], 2)[0]) and found_KF[2:6].allclose(tokens_TnF[1])
+        assert found_KF[6].allclose(tokens_TnF[2].mean(0))
+        assert reduce_tokens(tokens_TnF, torch.arange(12), how).equal(flat)

@@ -40,7 +40,7 @@ from vitp.checkpoints.published import (
     plain_vit_of_weights,
 )
 from vitp.checkpoints.state_dicts import convert_state, find_backbone, timm_config_of
-from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
+from vitp.checkpoints.tensors import WEIGHTS, Wanted, everything, read_tensors, read_weights, weights_file
 from vitp.checkpoints.transformers_vits import is_transformers_vit, transformers_names, transformers_vit
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
@@ -224,6 +224,8 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if (folder / DESCRIPTION).is_file():
         return _read_export(folder, source)
     if (folder / CONFIG_FILE).is_file():
+        if (folder / "model" / WEIGHTS).is_file():  # no layout of ours: a student that is no plain ViT
+            return _read_folder(folder / "model", source, hints, vision_only)
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"

@@ -67,6 +67,14 @@ def probe_command(
     view: Annotated[
         Literal["whole", "tiles"], typer.Option(help="whole: images are resized; tiles: cut into tiles.")
     ] = "whole",
+    points: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
+        ),
+    ] = 0,
     missing_bands: Annotated[
         Literal["error", "zero"],
         typer.Option(help="zero: bands that the data lack are 0, for models with band dropout."),
@@ -98,7 +106,8 @@ def probe_command(
     for name in [backbone, *(compare or [])]:
         tower = tower_to_probe(name, labelled.channels if missing_bands == "error" else None)
         features = probe_data(tower, labelled, view=view, missing_bands=missing_bands)
-        table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount_of(labels))
+        draws = tuple(range(seeds))
+        table, found = probe_outcomes(features, seeds=draws, labels_per_seed=amount_of(labels), points=points)
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()
         outcomes.append(found)

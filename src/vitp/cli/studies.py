@@ -22,7 +22,7 @@ def study_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="paradigms, vrl-ratio, recipe, steps, language-size, data-efficiency, robustness, cost, cheap-labels."
+            help="paradigms, vrl-ratio, recipe, steps, language-size, data-efficiency, robustness, cost, cheap-labels or vrl-tokens."
         ),
     ],
     scale: Annotated[

@@ -89,9 +89,9 @@ class EncodedRecord:
 
     def take(self, keep_N: np.ndarray) -> EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
-        arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N")
-        arrays += () if self.hidden_N is None else ("hidden_N",)
-        return replace(self, **{name: getattr(self, name)[keep_N] for name in arrays})
+        arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N", "hidden_N")
+        given = {name: array for name in arrays if (array := getattr(self, name)) is not None}
+        return replace(self, **{name: array[keep_N] for name, array in given.items()})
 
     def in_parallel(self, share: float, rng: np.random.Generator) -> EncodedRecord:
         """Return the record with the answers of some questions unread, so that their tokens can't tell each other.

@@ -58,6 +58,7 @@ from vitp.runtime.graph_model import GraphModel, Runner, open_graph
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRModel
 from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.graphs import TaskGraph
 from vitp.tasks.model_folder import load_task, model_folder, stated_settings
@@ -216,6 +217,11 @@ def contract_for(
         found = {"multi_label": model.settings.multi_label}
     elif isinstance(model, QueryInstances):
         found = {"most_objects": model.settings.detections, "mask_patch": model.tower.patch_size}
+    elif isinstance(model, DETRModel):
+        found = {
+            "least_score": model.head.settings.score_threshold,
+            "most_objects": model.head.settings.detections,
+        }
     elif isinstance(model, DetectionModel | OrientedRCNN):
         box = model.boxes.settings if isinstance(model, OrientedRCNN) else model.head.boxes.settings
         found = {"least_score": box.score_threshold, "iou": box.nms_iou, "most_objects": box.detections}

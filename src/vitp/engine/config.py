@@ -84,7 +84,8 @@ class TrainSettings(SettingsModel):
     """Parts that each rank cuts its share of a step into; their gradients are summed."""
     batch: Literal["fixed", "auto"] = "fixed"
     """`auto`: a probe step chooses `micro_batches` and `compute.recompute`, the fastest that the GPU's memory
-    holds; records of a step stay the same. Pretraining with a language model only."""
+    holds; records of a step stay the same. Of a finetuning, and of a pretraining with a language model; the former has
+    no `recompute`."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """`auto` is bf16 autocast on GPUs that have it, and fp32 elsewhere. `fp16` is for GPUs without bf16: with a scaled
     loss, and steps that are skipped where the gradient overflows. Weights are fp32 in all cases."""

@@ -94,11 +94,11 @@ class Look:
     def looks(self) -> bool:
         """Whether the image tells the answer, and of it the place that is asked about.
 
-        Right twice as often as blind, no better than blind with another image, and hiding the place costs at least 0.1
+        Right twice as often as blind, no better than blind with another image, and hiding the place costs at least 0.25
         nats a token more than hiding another one: a model that knows which classes are in the image does the first two.
         """
         image = self.right >= max(2 * self.blind, 0.01) and self.shuffled <= (self.right + self.blind) / 2
-        place = self.asked is None or self.elsewhere is None or self.asked >= self.elsewhere + 0.1
+        place = self.asked is None or self.elsewhere is None or self.asked >= self.elsewhere + 0.25
         return image and place
 
     def to_json(self) -> dict[str, Any]:

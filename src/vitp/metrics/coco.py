@@ -152,22 +152,13 @@ def coco_scores(
     if kind == "mask" and any(len(one.ignored_M4) != len(one.ignored_masks or ()) for one in truths):
         raise ValueError("average precision of masks needs the masks of all ignored places")
     make, evaluator, tools = _tools()
-    if boundary and evaluator.__name__ != "COCOeval_faster":
-        raise ConfigError(
-            "boundary AP needs a library that is not installed",
-            where="faster-coco-eval",
-            fix="pip install faster-coco-eval",
-        )
     found = [_counting(*pair, kind, tools) for pair in zip(truths, found, strict=True)]
     true_rows = [*_truth_rows(truths, tools), *_ignored_rows(truths, found, kind)]
     # pycocotools prints its progress.
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = _data_set(make, true_rows, len(truths), classes)
         found_set = _data_set(make, _found_rows(found, kind, tools), len(truths), classes)
-        how: dict[str, Any] = {"iouType": "segm" if kind == "mask" else "bbox"}
-        if boundary:
-            how = {"iouType": "boundary", "boundary_cpu_count": 1}
-        evaluation = evaluator(truth_set, found_set, **how)
+        evaluation = evaluator(truth_set, found_set, **_overlaps(kind, boundary, evaluator))
         evaluation.params.imgIds = list(range(1, len(truths) + 1))
         evaluation.params.catIds = list(range(1, classes + 1))
         evaluation.params.maxDets = [max_detections]
@@ -178,6 +169,19 @@ def coco_scores(
     precision_TRCA = np.asarray(evaluation.eval["precision"])[..., 0]
     recall_TCA = np.asarray(evaluation.eval["recall"])[..., 0]
     return _summary(precision_TRCA, recall_TCA, np.asarray(evaluation.params.iouThrs))
+
+
+def _overlaps(kind: Literal["box", "mask"], boundary: bool, evaluator: Any) -> dict[str, Any]:
+    """Return what tells an evaluator which overlaps are meant."""
+    if not boundary:
+        return {"iouType": "segm" if kind == "mask" else "bbox"}
+    if evaluator.__name__ != "COCOeval_faster":
+        raise ConfigError(
+            "boundary AP needs a library that is not installed",
+            where="faster-coco-eval",
+            fix="pip install faster-coco-eval",
+        )
+    return {"iouType": "boundary", "boundary_cpu_count": 1}
 
 
 def _summary(precision_TRCA: np.ndarray, recall_TCA: np.ndarray, iou_T: np.ndarray) -> CocoScores:

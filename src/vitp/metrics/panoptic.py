@@ -96,7 +96,7 @@ class PanopticCounts:
         return np.stack([pq_C, sq_C, rq_C], axis=1)[: self.classes]
 
     def added_to(self, scores: Scores) -> Scores:
-        """Return scores with `pq`, `sq` and `rq` of each class, and their means over the classes that have a segment."""
+        """Return scores with `pq`, `sq` and `rq` of each class, and their means over the classes with a segment."""
         rows_C3 = self.rows_C3
         values = {name: known_mean(rows_C3[:, k]) for k, name in enumerate(QUALITIES)}
         columns = {name: rows_C3[:, k] for k, name in enumerate(QUALITIES)}

@@ -65,7 +65,7 @@ class TokenGrid:
         return TokenGrid(tokens_BLD, self.grid, rotary)
 
     def with_queries(self, queries_QD: Tensor) -> TokenGrid:
-        """Return the tokens with queries between prefix and patches, the same for each image; positions don't turn them."""
+        """Return the tokens with queries, the same for each image, between prefix and patches; nothing turns them."""
         patches_BND, rotary = self.patches_BND, self.rotary
         prefix_BPD = self.tokens_BLD[:, : self.tokens_BLD.shape[1] - patches_BND.shape[1]]
         queries_BQD = queries_QD.to(patches_BND.dtype).expand(len(patches_BND), -1, -1)

@@ -9,7 +9,8 @@ Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import timm
@@ -196,25 +197,33 @@ class VisionTower(PlainViT):
         self.recompute_contexts = None
         super().set_gradient_checkpointing(enabled)
 
-    @torch.no_grad()
-    def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """Return softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries).
+    @contextlib.contextmanager
+    def attention_of(self, layer: int = -1) -> Iterator[list[Tensor]]:
+        """Collect the softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries) in a list.
 
         The fused kernel keeps no weights: the layer computes attention step by step meanwhile, and its dropout, which
-        is off or a function of its own, sees them.
+        is off or a function of its own, sees them. Gradients go through them.
         """
-        module, seen = self.model.blocks[layer].attn, []
+        seen: list[Tensor] = []
+        module = self.model.blocks[layer].attn
         fused, module.fused_attn = module.fused_attn, False
-        handle = module.attn_drop.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        adapt = self.config.adapt
+        prompts = adapt.count if isinstance(adapt, PromptSettings) else 0
+        handle = module.attn_drop.register_forward_pre_hook(
+            lambda _module, args: seen.append(args[0][..., prompts:, prompts:])
+        )
         try:
-            self.model.forward_features(image_BCHW)
+            yield seen
         finally:
             handle.remove()
             module.fused_attn = fused
-        adapt = self.config.adapt
-        prompts = adapt.count if isinstance(adapt, PromptSettings) else 0
-        weights_BhLL: Tensor = seen[0][..., prompts:, prompts:]
-        return weights_BhLL
+
+    @torch.no_grad()
+    def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """Return softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries)."""
+        with self.attention_of(layer) as seen:
+            self.model.forward_features(image_BCHW)
+        return seen[0]
 
 
 def input_argument(arguments: Mapping[str, Any], channels: Channels | None, *, where: str) -> dict[str, int]:

@@ -31,6 +31,7 @@ from vitp.models.language import (
 )
 from vitp.models.packed_layout import PackedLayout
 from vitp.models.projector import Projector, pixel_shuffle
+from vitp.models.reducing import reduce_tokens
 from vitp.models.vision import VisionSettings, VisionTower
 
 __all__ = ["PARTS", "VLMSettings", "VisionLanguageModel", "packed_attention_mask"]
@@ -78,6 +79,7 @@ class VisionLanguageModel(nn.Module):
         tile_multiple: Tiles of a batch are padded to a multiple of this, for the same reason.
         token_multiple: Tokens of a batch's single row are, where its layout is made (`layout_of`).
         least_tiles: A compiled vision tower gets at least so many.
+        reduce: What becomes of tokens that don't survive: "drop", "pool" or "merge"; see `vitp.models.reducing`.
     """
 
     attention: AttentionKind = "auto"
@@ -85,6 +87,7 @@ class VisionLanguageModel(nn.Module):
     tile_multiple = 1
     token_multiple = 1
     least_tiles = 1
+    reduce = "drop"
 
     def __init__(self, config: VLMSettings, *, vocabulary: int) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class VisionLanguageModel(nn.Module):
         patches_TND = self.vision.forward_tokens(self.vision.normalize(tiles_TCHW))[:tiles]
         folded_TnF = pixel_shuffle(patches_TND, self.config.shuffle)
         if keep_K is not None:
-            folded_TnF = folded_TnF.flatten(0, 1)[keep_K]
+            folded_TnF = reduce_tokens(folded_TnF, keep_K, self.reduce)
         projected: Tensor = self.projector(folded_TnF)
         return projected
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from pydantic import Field
@@ -25,6 +26,8 @@ class VRLSettings(SettingsModel):
     """Share of samples that drop tokens."""
     ramp_steps: int = Field(0, ge=0, le=100_000_000)
     """Steps over which the ratio grows from 0 to its value."""
+    how: Literal["drop", "pool", "merge"] = "drop"
+    """Whether tokens are dropped at random, or as many are left by averaging neighbours or merging similar ones."""
 
 
 def count_kept(count: int, ratio: float) -> int:
@@ -69,4 +72,8 @@ class VisualRobustness(nn.Module):
         rng = np.random.default_rng([self.seed, 0x56524C, len(key), *key])
         if rng.random() >= self.config.probability:
             return np.arange(count)
+        if self.config.how != "drop":
+            # Places for what is made of all tokens: evenly over the tiles.
+            kept = count_kept(count, ratio)
+            return (np.arange(kept) * count) // kept
         return surviving_tokens(count, ratio, rng)

@@ -8,6 +8,7 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Tag
 
 from vitp.objectives.dense import DenseSettings
+from vitp.objectives.distil import DistilSettings
 from vitp.objectives.distillation import DistillationSettings
 from vitp.objectives.dropped_positions import DroppedPositionSettings
 from vitp.objectives.image_text import ImageTextSettings
@@ -34,6 +35,7 @@ _Single = (
     | Annotated[ImageTextSettings, Tag("siglip")]
     | Annotated[SimCLRSettings, Tag("simclr")]
     | Annotated[DistillationSettings, Tag("dino")]
+    | Annotated[DistilSettings, Tag("distil")]
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")]
     | Annotated[DroppedPositionSettings, Tag("droppos")]

@@ -147,7 +147,10 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         made = [getattr(entry.records, "labelled", None) for entry in order.entries]
         return [
             vocabulary_digest(self.chat.tokenizer),
-            [drop.config.model_dump(), drop.seed] if isinstance(drop, VisualRobustness) else drop is not None,
+            # Left out where it is neutral: runs of before it was there go on.
+            [drop.config.model_dump(exclude={"how"} if drop.config.how == "drop" else None), drop.seed]
+            if isinstance(drop, VisualRobustness)
+            else drop is not None,
             isinstance(load, TileLoader) and load.draft,
             [labels_digest(labelled) for labelled in made if labelled is not None],
             *self.seen.facts(),

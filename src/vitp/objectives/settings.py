@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, PrivateAttr
 from pydantic.config import JsonDict
@@ -35,6 +35,11 @@ class PreserveSettings(SettingsModel):
 
     weight: float = Field(0.0, ge=0, le=1e6)
     """Weight of this loss in the total loss; 0: the objective as it is."""
+    decoder: Literal["none", "linear", "mlp"] = "none"
+    """What makes the features of before out of those of now, the identity at the start (UNIT): the tower itself is
+    then free to change as long as what it saw can be read from it."""
+    size: int | None = Field(None, ge=8, le=65_536)
+    """Side in pixels at which features are compared, when that is another one than that of the objective's images."""
 
 
 class ModelSettings(SettingsModel):

@@ -88,6 +88,7 @@ class ViTPSettings(ObjectiveSettings):
         if run.model.gradient_checkpointing and compute.recompute == "none":
             compute = compute.model_copy(update={"recompute": "full"})
         configure(loaded.vlm, compute)
+        loaded.vlm.reduce = self.vrl.how
         if run.model.adapt is not None:
             adapt_tower(loaded.vlm.vision, run.model.adapt, run.seed)
             loaded.vlm.config = loaded.vlm.config.model_copy(update={"vision": loaded.vlm.vision.config})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vitp.checkpoints.card import card_head, licence_keys
 from vitp.checkpoints.gguf import PackagedLanguage, dequantised, packaged_language
@@ -86,7 +87,7 @@ def build_language_starter(out: Path, language: str, plan: LanguagePlan = FULL_P
         swapped = swap_language(load_vlm("starter"), dequantised(source), seed=plan.seed)
         save_vlm(start, swapped.vlm, swapped.chat)
     if not (data / "summary.json").is_file():
-        options = {"count": plan.scenes, "val": 0.05, "test": 0.05, "size": IMAGE_SIZE}
+        options: dict[str, Any] = {"count": plan.scenes, "val": 0.05, "test": 0.05, "size": IMAGE_SIZE}
         compile_labels(
             "general", "scenes", data, seed=plan.seed, synthesis=SCENE_QUESTIONS, max_tiles=1, **options
         )

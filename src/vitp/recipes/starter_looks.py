@@ -66,7 +66,7 @@ def train_looking_starter(out: Path, plan: LooksPlan | None = None) -> Path:
     often = dict.fromkeys(_PLACES, 4.0) | {"oriented": 0.0, "boxes": 0.25, "grid": 0.25}
     mixed = SynthesisConfig(questions_per_image=8, object_share=0.25, tasks=often, wordings=1)
     whole, half = VRLSettings(ratio=0.0), VRLSettings(ratio=0.5, probability=0.5)
-    stages = (
+    stages: tuple[tuple[str, str, SynthesisConfig, list[str], VRLSettings, int, float], ...] = (
         ("places", "starter", places, ["vision"], whole, plan.place_steps, plan.place_lr),
         ("mixed", str(out / "places"), mixed, [], half, plan.mixed_steps, plan.mixed_lr),
     )

@@ -6,7 +6,9 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -34,7 +36,7 @@ from vitp.studies.process import Context, Work, resumable
 from vitp.studies.sources import folder_of, provide_data
 from vitp.tasks.build import task_of
 from vitp.tasks.data import open_labelled, task_splits
-from vitp.tasks.model_folder import load_task
+from vitp.tasks.model_folder import load_task, stated_settings
 
 RUN = "run"
 MODEL_OF_RUN = f"{RUN}/model"
@@ -167,12 +169,44 @@ def choose_value(context: Context) -> Mapping[str, Any]:
     for role, value in context.cell.settings["values"].items():
         needed = context.inputs.get(role)
         score = None if needed is None else development_score(needed.values)
-        tried.append({"value": value, "score": score})
+        tried.append(
+            {"value": value, "score": score, **({} if needed is None else _resampled(needed.values))}
+        )
     known = [row for row in tried if row["score"] is not None]
     if not known:
         raise ConfigError("no run has a score on validation images", where=context.cell.name)
-    best = max(known, key=lambda row: row["score"])
-    return {"chosen": best["value"], "tried": tried}
+    best, *others = sorted(known, key=lambda row: -row["score"])
+    found = {"chosen": best["value"], "tried": tried}
+    return found | (_lead(best, others[0]) if others else {})
+
+
+def _resampled(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `without` (the score without each fifth of the validation images), or `draws` (that of each draw)."""
+    if "validation" in values:
+        return {"without": values["without"]} if values.get("without") else {}
+    rows = [
+        row["values"]
+        for row in values["rows"]
+        if (row["task"], row["metric"]) in MAIN_PROBES
+        if "values" in row
+    ]
+    rows = [row for row in rows if all(map(math.isfinite, row))]
+    return {"draws": [fmean(draw) for draw in zip(*rows, strict=True)]} if rows and len(rows[0]) > 1 else {}
+
+
+def _lead(best: Mapping[str, Any], next_best: Mapping[str, Any]) -> dict[str, float]:
+    """Return by how much a value is ahead of the next one, and the standard error of that where it is known.
+
+    Of fifths that are left out in turn it is the jackknife's, of draws that of their mean.
+    """
+    found = {"lead": best["score"] - next_best["score"]}
+    for name in ("without", "draws"):
+        if name in best and name in next_best and len(best[name]) == len(next_best[name]):
+            parts = [one - other for one, other in zip(best[name], next_best[name], strict=True)]
+            n, mean = len(parts), fmean(parts)
+            squares = sum((part - mean) ** 2 for part in parts)
+            found["error"] = math.sqrt(squares * (n - 1) / n if name == "without" else squares / (n - 1) / n)
+    return found
 
 
 def development_score(values: Mapping[str, Any]) -> float | None:
@@ -266,14 +300,31 @@ def finetune_backbone(context: Context) -> Mapping[str, Any]:
     run = context.folder / RUN
     config = cell_finetune_config(context, root, str(inputs["backbone"].folder / RUN), lr, labels)
     result = run_finetune(config, run, resume=resumable(context, run, config))
+    without = _scores_without_fifths(run, root) if settings["development"] else []
     # Hundreds of runs would fill the disk with what nobody will read.
     shutil.rmtree(run / "checkpoints", ignore_errors=True)
     if MODEL_OF_RUN not in context.cell.keep:
         shutil.rmtree(run / "model", ignore_errors=True)
     if settings["development"]:
-        return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score)}
+        return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score), "without": without}
     values = {name: _finite(value) for name, value in result.scores.values.items()}
     return {"lr": lr, "labels": labels, "values": values, "images": result.scores.images}
+
+
+_FIFTHS = 5
+
+
+def _scores_without_fifths(run: Path, root: Path) -> list[float]:
+    """Return a model's score on the validation images without each fifth of them; none where they are few."""
+    model = load_task(run).to(str(resolve_device("auto")))
+    images = task_splits(open_labelled(root, "vitp"), task_of(model.name).labels(model.description["head"]))[
+        "val"
+    ]
+    count, found = len(images), []
+    for part in range(_FIFTHS if count >= 2 * _FIFTHS else 0):
+        left = [images.items[index] for index in range(count) if index % _FIFTHS != part]
+        found.append(model.evaluate(replace(images, items=left), stated_settings(model.description)).score)
+    return found if all(map(math.isfinite, found)) else []
 
 
 def score_robustness(context: Context) -> Mapping[str, Any]:

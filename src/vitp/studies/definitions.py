@@ -111,6 +111,49 @@ _QUESTION_GROUPS: dict[str, tuple[str, ...]] = {
 _GENERAL_SHARE = 0.1
 
 
+def vrl_tokens_study(plan: StudyPlanner) -> Study:
+    """Compare dropping image tokens with averaging and merging them, at as many that are left, and how often."""
+    scale, tuned = plan.scale, vitp_arm(0.75)
+    ratios = {ratio: f"{100 * ratio:.0f} % dropped" for ratio in (0.0, 0.25, 0.5, 0.75, 0.9)}
+    arms = [vitp_arm(ratio, name, tuned_as=tuned) for ratio, name in ratios.items()]
+    for ratio in (0.5, 0.75, 0.9):
+        for how, word in (("pool", "averaged away"), ("merge", "merged away")):
+            arm = vitp_arm(ratio, f"{100 * ratio:.0f} % {word}", tuned_as=tuned)
+            arms.append(replace(arm, changes=(*arm.changes, f"vrl.how={how}")))
+    often = "75 % dropped in a quarter of the images"
+    arm = vitp_arm(0.75, often, tuned_as=tuned)
+    arms.append(replace(arm, changes=(*arm.changes, "vrl.probability=0.25")))
+    for arm in arms:
+        for seed in plan.seeds(arm):
+            run, facts = plan.pretrained(arm, seed), plan.facts(arm, CONTINUED, seed)
+            plan.probed(run, facts)
+            for model in plan.finetuned(run, facts, tasks=("segmentation", "detection"), keep=True):
+                if model.facts["task"] == "segmentation":
+                    plan.robust(model, scale.severities, scale.corrupted_images)
+    ours = ratios[0.75]
+    claims = [Claim("Dropping 75 % is better than none.", ours, ratios[0.0], CONTINUED)]
+    for arm in arms[len(ratios) : -1]:
+        mine = next(name for ratio, name in ratios.items() if arm.name.startswith(f"{100 * ratio:.0f} % "))
+        claims.append(Claim(f"{mine} at random is better than {arm.name}.", mine, arm.name, CONTINUED))
+    claims.append(Claim("Always is better than in a quarter of the images.", ours, often, CONTINUED))
+    return Study(
+        "vrl-tokens",
+        "Dropped, averaged or merged image tokens",
+        "Is dropping image tokens at random better than averaging or merging as many away, and than doing it in a "
+        "quarter of the images (the published code) instead of all (the paper)? Quality, cost and robustness.",
+        tuple(plan.cells.values()),
+        claims=tuple(claims),
+        ours=ours,
+        information={"all": information_of(scale)[VITP_ARM]},
+        notes=(
+            "One learning rate for all arms: the one chosen for 75 % dropped. The starter has 144 tokens an image; "
+            "pretrained models are finetuned and tested with all of them.",
+            "Averaged: blocks of neighbours. Merged: the most similar tokens first, each mean weighted by how many "
+            "tokens it stands for.",
+        ),
+    )
+
+
 def recipe_study(plan: StudyPlanner) -> Study:
     """Leave out one group of questions at a time (table 10)."""
     general = extra_scenes(plan.scale, "general", _GENERAL_SHARE)
@@ -315,6 +358,7 @@ STUDIES: dict[str, Callable[[StudyPlanner], Study]] = {
     "robustness": robustness_study,
     "cost": cost_study,
     "cheap-labels": cheap_labels_study,
+    "vrl-tokens": vrl_tokens_study,
 }
 """Name on the command line → study."""
 

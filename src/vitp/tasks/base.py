@@ -160,8 +160,8 @@ class TestSettings(SettingsModel):
     tolerance: float = Field(2.0, ge=0, le=1000)
     """Millimetres that a surface may be off and still be right, in surface Dice."""
     measures: tuple[Literal["boundary", "panoptic"], ...] = ()
-    """Further scores. `boundary`: Boundary IoU of class maps, and boundary AP of instances; outlines count as far as 2 %
-    of the image's diagonal. `panoptic`: panoptic quality (PQ, SQ, RQ) of segments: of instances, those surer than
+    """Further scores. `boundary`: Boundary IoU of class maps, and boundary AP of instances; outlines reach 2 % of the
+    image's diagonal inwards. `panoptic`: panoptic quality (PQ, SQ, RQ) of segments: of instances, those surer than
     `score_threshold`; of class maps, one a class and image."""
     missing_bands: Literal["error", "zero"] = "error"
     """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models

@@ -28,6 +28,7 @@ from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.data import label_reader
 from vitp.tasks.predict import predictions_of
 
+FOUND = ("boxes_N4", "scores_N", "labels_N")
 SHORTEST_SIDE = 0.5
 """Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
 
@@ -90,8 +91,10 @@ class DetectionModel(TaskModel):
         """Return boxes, scores and labels of each image; see `TaskModel.predict_batch`."""
         size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
         found, masks = self.head.detect(self.levels(images_BCHW.to(self.device)), [size] * len(images_BCHW))
+        tables = zip(*(on_host([getattr(one, name) for one in found]) for name in FOUND), strict=True)
         return [
-            self._prediction(one, None if masks is None else masks[at], size) for at, one in enumerate(found)
+            self._prediction(Found(*parts), None if masks is None else masks[at], size)
+            for at, parts in enumerate(tables)
         ]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
@@ -100,10 +103,13 @@ class DetectionModel(TaskModel):
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
         return Prediction(
-            boxes_N4=found.boxes_N4.float().cpu(),
-            scores_N=found.scores_N.float().cpu(),
-            labels_N=found.labels_N.cpu() - 1,
+            boxes_N4=found.boxes_N4.float(), scores_N=found.scores_N.float(), labels_N=found.labels_N - 1
         )
+
+
+def on_host(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return rows of several images on the host, by one copy."""
+    return torch.cat(list(parts)).cpu().split([len(part) for part in parts])
 
 
 def evaluate_objects(

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 
 from vitp.core.config import SettingsModel
-from vitp.metrics.detection import detection_scores, found_objects, true_objects
-from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
 from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.heads.detr import DETR, DETRSettings
 from vitp.models.heads.detr_boxes import OrientedBoxes, QueryBoxes, Truth, UprightBoxes
@@ -23,10 +21,8 @@ from vitp.models.heads.oriented_roi import OrientedFound
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.data import label_reader
-from vitp.tasks.detection import image_truth
-from vitp.tasks.oriented import oriented_truth, prediction_of
-from vitp.tasks.predict import predictions_of
+from vitp.tasks.detection import evaluate_objects, image_truth
+from vitp.tasks.oriented import evaluate_oriented, oriented_truth, prediction_of
 
 
 class DETRModel(TaskModel):
@@ -84,15 +80,6 @@ class DETRModel(TaskModel):
             for boxes_QK, scores_QC in zip(boxes_BQK, scores_BQC, strict=True)
         ]
 
-    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
-        """Return average precisions; see `TaskModel.evaluate`."""
-        reader = label_reader(self, labelled, self.kind, settings)
-        rows = [
-            (reader.target(sample), prediction)
-            for _, sample, prediction in predictions_of(self, reader, settings)
-        ]
-        return self._scores([target for target, _ in rows], [prediction for _, prediction in rows])
-
     @abstractmethod
     def truth(self, target: Target, size: tuple[int, int]) -> Truth:
         """Return what is learned of one image."""
@@ -100,10 +87,6 @@ class DETRModel(TaskModel):
     @abstractmethod
     def _prediction(self, boxes_QK: Tensor, scores_QC: Tensor, size: tuple[int, int]) -> Prediction:
         """Return the objects of one image."""
-
-    @abstractmethod
-    def _scores(self, targets: Sequence[Target], found: Sequence[Prediction]) -> Scores:
-        """Return the scores of all images."""
 
 
 class DETRDetection(DETRModel):
@@ -123,9 +106,9 @@ class DETRDetection(DETRModel):
         boxes_N4, scores_N, labels_N = self.head.kept(boxes_QK, scores_QC, boxes_QK[:, 2:] - boxes_QK[:, :2])
         return Prediction(boxes_N4=boxes_N4.cpu(), scores_N=scores_N.cpu(), labels_N=labels_N.cpu() - 1)
 
-    def _scores(self, targets: Sequence[Target], found: Sequence[Prediction]) -> Scores:
-        own, other = [true_objects(each) for each in targets], [found_objects(each) for each in found]
-        return detection_scores(own, other, self.classes, masks=False)
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return COCO's average precisions; see `evaluate_objects`."""
+        return evaluate_objects(self, labelled, settings, masks=False)
 
 
 class OrientedDETR(DETRModel):
@@ -142,6 +125,6 @@ class OrientedDETR(DETRModel):
     def _prediction(self, boxes_QK: Tensor, scores_QC: Tensor, size: tuple[int, int]) -> Prediction:
         return prediction_of(OrientedFound(*self.head.kept(boxes_QK, scores_QC, boxes_QK[:, 2:4])))
 
-    def _scores(self, targets: Sequence[Target], found: Sequence[Prediction]) -> Scores:
-        own, other = [true_oriented(each) for each in targets], [found_oriented(each) for each in found]
-        return oriented_scores(own, other, self.classes)
+    def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
+        """Return average precisions of rotated boxes; see `TaskModel.evaluate`."""
+        return evaluate_oriented(self, labelled, settings)

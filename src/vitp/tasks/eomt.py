@@ -29,6 +29,9 @@ from vitp.tasks.dense import DenseModel, check_pixel_classes
 from vitp.tasks.detection import evaluate_objects, learnable
 from vitp.tasks.semantic import evaluate_pixels
 
+_QUERIES_AT_ONCE = 32
+"""Whose masks are enlarged together."""
+
 
 class QueryModel(TaskModel):
     """A plain ViT with mask queries among its tokens; see `MaskQueries`.
@@ -143,10 +146,17 @@ class QuerySegmentation(QueryModel, DenseModel):
         """Return (B, K, H, W): how much each class's masks say of a pixel, as shares; see `DenseModel.shares`."""
         found = self.outputs(images_BCHW)[-1]
         class_BQK = found.class_BQC.softmax(2)[..., :-1]
-        votes_BKhw = torch.einsum("bqk,bqhw->bkhw", class_BQK, found.mask_BQhw.sigmoid())
-        votes_BKHW = resize_map(votes_BKhw, _whole_patches(images_BCHW, self.tower.patch_size))
-        votes_BKHW = votes_BKHW[..., : images_BCHW.shape[-2], : images_BCHW.shape[-1]]
-        return votes_BKHW / votes_BKHW.sum(1, keepdim=True).clamp(min=1e-6)
+        height, width = images_BCHW.shape[-2:]
+        padded, votes_BKHW = _whole_patches(images_BCHW, self.tower.patch_size), None
+        # All queries at the size of the images would take gigabytes.
+        parts = class_BQK.split(_QUERIES_AT_ONCE, 1), found.mask_BQhw.split(_QUERIES_AT_ONCE, 1)
+        for class_BSK, mask_BShw in zip(*parts, strict=True):
+            mask_BSHW = resize_map(mask_BShw, padded)[..., :height, :width].sigmoid()
+            votes = torch.einsum("bsk,bshw->bkhw", class_BSK, mask_BSHW)
+            votes_BKHW = votes if votes_BKHW is None else votes_BKHW + votes
+        assert votes_BKHW is not None
+        shares_BKHW: Tensor = votes_BKHW / votes_BKHW.sum(1, keepdim=True).clamp(min=1e-6)
+        return shares_BKHW
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return mIoU and the like; see `evaluate_pixels`."""

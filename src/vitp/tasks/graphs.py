@@ -9,6 +9,8 @@
 | instance, head eomt | `classes` (B, Q, C): softmax, and `masks` (B, Q, h, w): logits, of whole patches |
 | oriented | `detections` (B, 4 + C + 1, N): centre x and y, longer and shorter side, scores, angle |
 
+A detection transformer has the tables of detection or oriented, with a row for each query and nothing to suppress.
+
 The input is `image`, float32 on 0..1 (8-bit values / 255); the normalisation is part of the graph. Both dates of change
 are one image of twice the channels. Scores of detections come before the suppression of overlapping rows; masks of
 queries need none.
@@ -31,6 +33,7 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRModel
 from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.oriented import OrientedRCNN
 
@@ -41,7 +44,8 @@ class TaskGraph(nn.Module):
     Args:
         model: A copy of it is kept, on the CPU in float32.
         size: Height and width of the images.
-        proposals: Of detectors: regions that the last stage looks at; None: as many as the model keeps at test.
+        proposals: Of detectors: regions that the last stage looks at, or queries; None: as many as the model keeps at
+            test.
 
     Attributes:
         outputs: Names of what `forward` returns.
@@ -54,6 +58,7 @@ class TaskGraph(nn.Module):
         self.size, self.pairs = size, model.name == "change"
         self.channels = model.backbone.num_channels * (2 if self.pairs else 1)
         self.table: nn.Module | None = None
+        self.proposals = proposals
         blank_1CHW = torch.zeros(1, self.channels, *size)
         backbone = self.model.backbone
         with torch.no_grad():
@@ -67,6 +72,8 @@ class TaskGraph(nn.Module):
         self.outputs: tuple[str, ...] = ("probabilities",)
         if isinstance(self.model, QueryInstances):
             self.outputs = ("classes", "masks")
+        elif isinstance(self.model, DETRModel):
+            self.outputs = ("detections",)
         elif self.table is not None:
             self.outputs = ("detections", "masks") if model.name == "instance" else ("detections",)
         self.eval()
@@ -90,6 +97,8 @@ class TaskGraph(nn.Module):
         if isinstance(model, QueryInstances):
             found = model.outputs(image)[-1]
             return found.class_BQC.softmax(2)[..., :-1], found.mask_BQhw
+        if isinstance(model, DETRModel):
+            return (model.head.rows(model.levels(image), self.size, self.proposals),)
         assert isinstance(model, DetectionModel | OrientedRCNN)
         maps = model.levels(image)
         outputs: tuple[Tensor, ...] = tuple(maps) if self.table is None else self.table(maps)

@@ -25,7 +25,7 @@ from vitp.tasks.data import label_reader
 from vitp.tasks.dense import DecodedModel, DecoderSettings, DenseModel
 from vitp.tasks.predict import predictions_of
 
-MEASURES: dict[str, type[BoundaryCounts] | type[PanopticCounts]] = {
+MAP_MEASURES: dict[str, type[BoundaryCounts] | type[PanopticCounts]] = {
     "boundary": BoundaryCounts,
     "panoptic": PanopticCounts,
 }
@@ -71,7 +71,7 @@ def evaluate_pixels(model: DenseModel, labelled: LabelledSet, settings: TestSett
     """
     reader = label_reader(model, labelled, "semantic", settings)
     confusions, distances, cases = [], [], None
-    added = [MEASURES[name](len(model.classes)) for name in settings.measures]
+    added = [MAP_MEASURES[name](len(model.classes)) for name in settings.measures]
     if settings.surface is not False and has_cases(labelled.items):
         cases = CaseScorer(labelled.items, model.classes, settings.tolerance)
         reader = replace(reader, labelled=replace(labelled, items=cases.in_order()))

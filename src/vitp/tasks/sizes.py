@@ -13,6 +13,7 @@ that a backbone happens to have been pretrained at:
 - Anchors: of the scales 1, 2, 4 and 8 the largest whose smallest anchor isn't larger than a small object.
 - Regions: the published 512 an image (and 2000 proposals) belong to images of 800 px and more. Smaller ones get them in
   proportion to their area, at least 64, and at least 8 for each of many objects (the 90th percentile).
+- A detection transformer has no anchors: it looks at stride 4 where small objects have less than 16 px.
 - Widths: the published ones (256 channels, 1024 hidden units, 64 channels of the adapter's stem) belong to towers that
   are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16, but at least 64
   (256 hidden units, 32 channels of the stem). Decoders of class maps keep their 128 channels: narrower ones learn much
@@ -48,6 +49,9 @@ SMALL_OBJECT = 32
 
 PUBLISHED_QUERIES, QUERIES_PER_OBJECT = 100, 1.5
 """Mask queries of an image at least, and how many for each object of the fullest one."""
+
+DETR_QUERIES = 300
+"""Queries of a detection transformer, as published."""
 
 _DETECTORS = ("detection", "instance", "oriented")
 _OBJECT_KINDS = ("objects", "instances", "oriented")
@@ -156,7 +160,7 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: 
     window = _window(side, scale * large)
     seen = float(resize.size or longest)
     cut = window if seen > 1.5 * window else None
-    anchors = _anchor_scale(scale * small) if objects and regions else None
+    anchors = _anchor_scale(scale * small) if objects else None
     samples = _regions(cut or seen, facts.most_objects) if objects and regions else None
     return FittedSizes(
         resize,
@@ -164,7 +168,7 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: 
         anchors,
         samples,
         cut or int(seen),
-        tuple(_said(facts, resize, cut, anchors, scale, small, large)),
+        tuple(_said(facts, resize, cut, anchors if regions else None, scale, small, large)),
         facts.fullest,
     )
 
@@ -239,6 +243,8 @@ def fitted_head(
     found: dict[str, Any] = dict(head)
     if task not in _DETECTORS:
         return found
+    if found.get("kind") == "detr":
+        return _fitted_queries(found, width, anchors, objects)
     if found.get("kind") == "eomt":
         return {"queries": max(PUBLISHED_QUERIES, math.ceil(QUERIES_PER_OBJECT * objects)), **found}
     if (share := width / PUBLISHED_TOWER) < 1:
@@ -255,6 +261,16 @@ def fitted_head(
         _fill(found, "box", samples=regions)
         _fill(found, "proposals", samples=min(256, regions), keep_before=kept, keep=kept)
     return found
+
+
+def _fitted_queries(head: dict[str, Any], width: int, anchors: float | None, objects: int) -> dict[str, Any]:
+    """Return the settings of a detection transformer: the finest stride by the anchors that its objects would have."""
+    if (share := width / PUBLISHED_TOWER) < 1:
+        head = {"width": _multiple(256 * share), "hidden": _multiple(1024 * share, least=256), **head}
+    if anchors is not None and anchors <= 2:
+        head = {"finest": _FINEST_STRIDE, **head}
+    wanted = math.ceil(QUERIES_PER_OBJECT * objects)
+    return {"queries": wanted, **head} if wanted > DETR_QUERIES else head
 
 
 def fitted_neck(kind: str, options: Mapping[str, Any], width: int) -> dict[str, Any]:

@@ -42,18 +42,18 @@ def edited(text: str, classes: Sequence[str], rng: np.random.Generator) -> Edit 
         classes: Names of the set; those of classes that the text names aren't put in, as they may be true.
         rng: Chooses place and word.
     """
-    groups = [*_GROUPS, tuple(map(spoken, classes)), tuple(map(plural, classes))]
     said = text.casefold()
+    forms = [tuple(form(name).casefold() for name in classes) for form in (spoken, plural)]
+    # Of a class that is named in either form, another sentence about it may be true.
+    named = {
+        word for pair in zip(*forms, strict=True) if any(_named(one, said) for one in pair) for word in pair
+    }
     found: list[tuple[re.Match[str], list[str]]] = []
-    for number, group in enumerate(groups):
-        words = sorted({word.casefold() for word in group}, key=lambda word: (-len(word), word))
-        if len(words) < 2:
-            continue
-        there = [word for word in words if re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said)]
-        # Of classes, one that is named anywhere would make a caption that may still be true.
-        closed = there if number >= len(_GROUPS) else []
-        for match in re.finditer(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", text, re.I):
-            others = [word for word in words if word != match[0].casefold() and word not in closed]
+    for group in (*_GROUPS, *forms):
+        words = sorted(set(group), key=lambda word: (-len(word), word))
+        pattern = rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)"
+        for match in re.finditer(pattern, text, re.I) if len(words) > 1 else ():
+            others = [word for word in words if word != match[0].casefold() and word not in named]
             if others:
                 found.append((match, others))
     if not found:
@@ -62,3 +62,7 @@ def edited(text: str, classes: Sequence[str], rng: np.random.Generator) -> Edit 
     after = one_of(rng, others)
     after = capital(after) if match[0][0].isupper() else after
     return Edit(text[: match.start()] + after + text[match.end() :], match[0], after)
+
+
+def _named(word: str, said: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", said) is not None

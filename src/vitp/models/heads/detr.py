@@ -90,10 +90,10 @@ class SelfAttention(nn.Module):
         """Return what each query read."""
         query, key = self.compared(query_BQD + place_BQD).unflatten(-1, (2, self.heads, -1)).unbind(2)
         value = self.read(query_BQD).unflatten(-1, (self.heads, -1))
-        parts = (part.transpose(1, 2) for part in (query, key, value))
+        query, key, value = (part.transpose(1, 2) for part in (query, key, value))
         mask = None if allowed_BQQ is None else allowed_BQQ[:, None]
         read_BQD: Tensor = self.output(
-            F.scaled_dot_product_attention(*parts, attn_mask=mask).transpose(1, 2).flatten(2)
+            F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)
         )
         return read_BQD
 
@@ -271,7 +271,7 @@ class DETR(nn.Module):
 
         Args:
             maps: Of the pyramid, finest first.
-            sizes: Height and width of each image without padding.
+            sizes: Height and width of each image without padding; a single one is that of all.
             noised: Further queries.
             count: Queries; None: as the settings say.
         """
@@ -356,9 +356,17 @@ class DETR(nn.Module):
         self, maps: Sequence[Tensor], size: tuple[int, int], count: int | None = None
     ) -> tuple[Tensor, Tensor]:
         """Return the last word on images of one size: boxes in pixels (B, Q, 4 or 5), and scores (B, Q, C)."""
-        last = self(maps, [size] * len(maps[0]), None, count)[-1]
-        unit_B = last.boxes_BQK.new_full((len(maps[0]),), float(max(size)))
-        return self.geometry.pixels(last.boxes_BQK, unit_B), last.logits_BQC.sigmoid()
+        last = self(maps, [size], None, count)[-1]
+        unit_1 = last.boxes_BQK.new_full((1,), float(max(size)))
+        return self.geometry.pixels(last.boxes_BQK, unit_1), last.logits_BQC.sigmoid()
+
+    def rows(self, maps: Sequence[Tensor], size: tuple[int, int], count: int | None = None) -> Tensor:
+        """Return `table` as one, (B, 4 + C, Q): centre x and y, sides, scores; of oriented boxes the angle after these."""
+        boxes_BQK, scores_BQC = self.table(maps, size, count)
+        if boxes_BQK.shape[-1] == 4:
+            low_BQ2, high_BQ2 = boxes_BQK.chunk(2, -1)
+            boxes_BQK = torch.cat([(low_BQ2 + high_BQ2) / 2, high_BQ2 - low_BQ2], -1)
+        return torch.cat([boxes_BQK[..., :4], scores_BQC, boxes_BQK[..., 4:]], -1).transpose(1, 2)
 
     def kept(self, boxes_QK: Tensor, scores_QC: Tensor, sides_Q2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the boxes, scores and labels (from 1) of one image that are said, by falling score."""

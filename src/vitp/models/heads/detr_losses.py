@@ -19,10 +19,10 @@ from vitp.models.heads.detr_boxes import Stage, Truth
 LOSSES = ("class", "box", "overlap")
 """Of layers and of the chosen cells; noised queries have the same with `noised_` before them."""
 
-ALPHA, GAMMA = 0.75, 2.0
-"""Weight of what is nothing in the class loss, and how fast it falls where that is known (varifocal loss)."""
+GAMMA = 1.5
+"""Power of the overlap that is the goal of a class, and of the probability that what is nothing is weighted by."""
 
-MATCH_ALPHA = 0.25
+MATCH_ALPHA, MATCH_GAMMA = 0.25, 2.0
 """Of focal loss, in the assignment."""
 
 FLIPPED = 0.25
@@ -38,8 +38,9 @@ Wanted = list[tuple[Tensor, Tensor]]
 def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> dict[str, Tensor]:
     """Return name → loss, summed over objects, layers and images.
 
-    Class: varifocal loss (arXiv 2008.13367), whose goal is the overlap of the query's box with its object. Box:
-    differences of centre and sides. Overlap: 1 - GIoU, or the distance of oriented boxes.
+    Class: matchability-aware loss (DEIM, arXiv 2412.04234), whose goal is a power of the overlap of the query's box with
+    its object: other than varifocal loss it teaches as much where that is small. Box: differences of centre and sides.
+    Overlap: 1 - GIoU, or the distance of oriented boxes.
 
     Args:
         head: The detector.
@@ -89,11 +90,12 @@ def _sums(
     boxes_PK = stage.boxes_BQK[image, query]
     apart_P, beyond_P = head.geometry.differences(boxes_PK, truth_PK)
     goal_RQC = torch.zeros_like(stage.logits_BQC)
-    goal_RQC[image, query, labels_P] = head.geometry.overlap(boxes_PK.detach(), truth_PK).to(goal_RQC.dtype)
+    overlap_P = head.geometry.overlap(boxes_PK.detach(), truth_PK).to(goal_RQC.dtype)
+    goal_RQC[image, query, labels_P] = overlap_P**GAMMA
     there_RQC = torch.zeros_like(goal_RQC, dtype=torch.bool)
     there_RQC[image, query, labels_P] = True
     guess_RQC = stage.logits_BQC.detach().sigmoid()
-    weight_RQC = torch.where(there_RQC, goal_RQC, ALPHA * guess_RQC**GAMMA) * weight_RQ[..., None]
+    weight_RQC = torch.where(there_RQC, 1.0, guess_RQC**GAMMA) * weight_RQ[..., None]
     class_loss = F.binary_cross_entropy_with_logits(stage.logits_BQC, goal_RQC, weight_RQC, reduction="sum")
     return dict(zip(LOSSES, (class_loss, apart_P.sum(), beyond_P.sum()), strict=True))
 
@@ -118,8 +120,8 @@ def matched_queries(head: DETR, stage: Stage, wanted: Wanted) -> Tensor:
         if not len(truth_NK):
             continue
         guess_LQN = logits_LBQC[:, image][..., labels_N].sigmoid()
-        hit = MATCH_ALPHA * (1 - guess_LQN) ** GAMMA * -(guess_LQN + 1e-8).log()
-        miss = (1 - MATCH_ALPHA) * guess_LQN**GAMMA * -(1 - guess_LQN + 1e-8).log()
+        hit = MATCH_ALPHA * (1 - guess_LQN) ** MATCH_GAMMA * -(guess_LQN + 1e-8).log()
+        miss = (1 - MATCH_ALPHA) * guess_LQN**MATCH_GAMMA * -(1 - guess_LQN + 1e-8).log()
         apart_LQN, beyond_LQN = head.geometry.differences(boxes_LBQK[:, image][:, :, None], truth_NK)
         cost_LQN = settings.class_cost * (hit - miss)
         cost_LQN = cost_LQN + settings.box_weight * apart_LQN + settings.overlap_weight * beyond_LQN

@@ -1,4 +1,4 @@
-"""EoMT (arXiv 2503.19108): a plain ViT as its own mask decoder, whose last blocks run over queries and patches together.
+"""EoMT (arXiv 2503.19108): a plain ViT as its own mask decoder; queries run through its last blocks beside the patches.
 
 Each query ends as one mask and its class, or as "no object". While training, a query attends in each of these blocks
 only to the patches of the mask that it would give so far; this masking is annealed away block by block, so that the

@@ -47,7 +47,7 @@ def bhattacharyya(first: Tensor, second: Tensor) -> Tensor:
     first, second = first.double(), second.double()
     own, other = _covariance(first), _covariance(second)
     xx, yy, xy = ((a + b) / 2 for a, b in zip(own[:3], other[:3], strict=True))
-    determinant = (xx * yy - xy**2).clamp(min=SHORTEST**4)
+    determinant = _determinant(xx, yy, xy)
     dx, dy = first[..., 0] - second[..., 0], first[..., 1] - second[..., 1]
     apart = (yy * dx**2 - 2 * xy * dx * dy + xx * dy**2) / determinant
     return apart / 8 + (determinant / (own[3] * other[3]).sqrt()).log() / 2
@@ -67,4 +67,9 @@ def _covariance(boxes_N6: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _, _, w, h, cos, sin = boxes_N6.unbind(-1)
     along, across = w.clamp(min=SHORTEST) ** 2 / 12, h.clamp(min=SHORTEST) ** 2 / 12
     mean, half = (along + across) / 2, (along - across) / 2
-    return mean + half * cos, mean - half * cos, half * sin, along * across
+    xx, yy, xy = mean + half * cos, mean - half * cos, half * sin
+    return xx, yy, xy, _determinant(xx, yy, xy)
+
+
+def _determinant(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
+    return (xx * yy - xy**2).clamp(min=SHORTEST**4 / 144)
