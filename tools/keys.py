@@ -135,13 +135,8 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_shown, value))}]"
-<<<<<<< HEAD
-    if isinstance(value, BaseModel):
-        return _shown(value.model_dump(mode="json", exclude_defaults=True))
-=======
     if isinstance(value, BaseModel):  # in a list, whose entries have their own keys below
         return _shown(value.model_dump(exclude_defaults=True))
->>>>>>> main
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_shown(part)}' for key, part in value.items())}}}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
