@@ -14,8 +14,9 @@ from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
 from vitp.objectives import SETTINGS
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.pretrain import PretrainConfig, build
+from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, task_of
-from vitp.tasks.data import LabelReader, task_batches
+from vitp.tasks.data import LabelReader
 
 OBJECTIVES = tuple(SETTINGS)
 TASKS = tuple(TASK_MODELS)

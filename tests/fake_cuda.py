@@ -29,14 +29,18 @@ _WAITS = {
 class Watch(TorchDispatchMode):
     """Notes waits and copies.
 
+    Args:
+        device: Whose waits are noted: "cpu" counts on real tensors what would be waits on a GPU.
+
     Attributes:
         waits: What made the host wait, in the order of the operations.
         copies: Copies from the host that don't wait.
         mixed: Operations on tensors of several devices that torch lets pass, beside numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cuda") -> None:
         super().__init__()
+        self.device = device
         self.waits: list[str] = []
         self.copies: list[str] = []
         self.mixed: list[str] = []
@@ -49,7 +53,7 @@ class Watch(TorchDispatchMode):
         devices = {
             tensor.device.type for tensor in tensors if tensor.ndim or name.startswith(("copy", "_to"))
         }
-        if name in _WAITS and "cuda" in devices | {t.device.type for t in tensors}:
+        if name in _WAITS and self.device in devices | {t.device.type for t in tensors}:
             self.waits.append(name)
         if name in ("index", "index_put", "index_put_") and any(
             t is not None and t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)

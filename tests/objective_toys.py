@@ -19,13 +19,21 @@ from vitp.data.formats import vitp_labels
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.vitp_labels import Roots
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.objectives.distil import DistilObjective, DistilSettings, TaughtViews
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
+from vitp.objectives.distillation_terms import GramSettings
+from vitp.objectives.dropped_positions import (
+    DroppedPositionObjective,
+    DroppedPositionSettings,
+    PlacedViews,
+)
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
 from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings, MaskedViews
 from vitp.objectives.simclr import SimCLRObjective, SimCLRSettings, TwoViews
 from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedObjective, SupervisedSettings
+from vitp.objectives.teachers import TeacherSettings
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
@@ -122,6 +130,7 @@ def simclr(tower: VisionTower | None = None) -> SimCLRObjective:
 
 DINO = DistillationSettings(local_views=2, prototypes=24, hidden=32, bottleneck=16, momentum=0.9)
 IBOT = DINO.model_copy(update={"mask": 1.0, "mask_ratio": (0.3, 0.5)})
+TODAY = IBOT.model_copy(update={"targets": "sinkhorn", "koleo": 0.1, "gram": GramSettings(weight=2.0)})
 
 
 def distillation(
@@ -129,6 +138,25 @@ def distillation(
 ) -> DistillationObjective:
     tower = tower or tiny_tower()
     return DistillationObjective(tower, config, steps=10)
+
+
+TAUGHT = DistilSettings(
+    teachers=[
+        TeacherSettings(tokens=1.0, attention=1.0),
+        TeacherSettings(source="average", tokens=0, pooled=0.5, relations=0.5, momentum=0.5, past=0.2),
+    ]
+)
+
+
+def taught(tower: VisionTower | None = None) -> DistilObjective:
+    """A student of two teachers that aren't like it."""
+    objective = DistilObjective(tower or tiny_tower(), TAUGHT, ["toy"])
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for teacher in objective.teachers():
+            for parameter in teacher.backbone.parameters():
+                parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return objective
 
 
 def image_text(loss: Any, tower: VisionTower | None = None) -> ImageTextObjective:
@@ -183,6 +211,29 @@ CASES = {
         frozenset({"views", "patches"}),
         ("vision tower", "teacher", "head"),
         4,
+    ),
+    "dino of today": Case(
+        partial(distillation, TODAY),
+        lambda folder: source_of(folder, Crops(SIZE, PATCH, TODAY)),
+        frozenset({"views", "patches", "koleo", "gram"}),
+        ("vision tower", "teacher", "Gram teacher", "head"),
+        4,
+    ),
+    "droppos": Case(
+        lambda tower=None: DroppedPositionObjective(
+            tower or tiny_tower(), DroppedPositionSettings(), steps=10
+        ),
+        lambda folder: source_of(folder, PlacedViews(SIZE, 16, MaskedImageSettings(ratio=0.5))),
+        frozenset({"positions"}),
+        TOWER_AND_HEAD,
+        1,
+    ),
+    "distil": Case(
+        taught,
+        lambda folder: source_of(folder, TaughtViews((SIZE,) * 3, TAUGHT.views)),
+        frozenset({"tokens 1", "attention 1", "pooled 2", "relations 2"}),
+        ("vision tower", "teacher", "head"),
+        1,
     ),
     "clip": Case(
         partial(image_text, "clip"),

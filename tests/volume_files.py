@@ -125,3 +125,37 @@ def enhanced_ct(
 def corners(shape) -> np.ndarray:
     """Return the outermost voxels."""
     return np.array(list(itertools.product(*((0, size - 1) for size in shape))))
+
+
+def write_segmentation(path: Path, sources: Sequence[Dataset], masks: dict[str, np.ndarray]) -> None:
+    """Write a DICOM-SEG of masks (F, rows, columns) in the order of the sources, or of the frames of one source."""
+    import highdicom
+    from highdicom.sr.coding import CodedConcept
+
+    code = CodedConcept("123037004", "SCT", "Anatomical Structure")
+    described = [
+        highdicom.seg.SegmentDescription(
+            segment_number=place,
+            segment_label=name,
+            segmented_property_category=code,
+            segmented_property_type=code,
+            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
+        )
+        for place, name in enumerate(masks, 1)
+    ]
+    made = highdicom.seg.Segmentation(
+        source_images=list(sources),
+        pixel_array=np.stack([*masks.values()], -1).astype(np.uint8),
+        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=described,
+        series_instance_uid=highdicom.UID(),
+        series_number=9,
+        sop_instance_uid=highdicom.UID(),
+        instance_number=1,
+        manufacturer="m",
+        manufacturer_model_name="m",
+        software_versions="1",
+        device_serial_number="1",
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.save_as(path)

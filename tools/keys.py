@@ -25,7 +25,7 @@ from vitp.objectives import SETTINGS
 from vitp.objectives.settings import DataSettings
 from vitp.runs.finetune import FinetuneConfig, FinetuneDataSettings
 from vitp.runs.pretrain import PretrainConfig
-from vitp.tasks.build import TASK_MODELS
+from vitp.tasks.build import OTHER_HEADS, TASK_MODELS
 
 WIDTH = 110
 HEAD = f"""# Keys of configuration files
@@ -53,7 +53,8 @@ def reference() -> str:
     parts += ["## Finetuning\n", _text(FinetuneConfig)]
     tuned = FinetuneConfig(task="…", data=FinetuneDataSettings(root="…"))
     parts += _keys(FinetuneConfig, tuned, "", seen)
-    for task, model in TASK_MODELS.items():
+    others = {f"{task}, kind: {kind}": model for (task, kind), model in OTHER_HEADS.items()}
+    for task, model in {**TASK_MODELS, **others}.items():
         parts += [f"### head of task: {task}\n"]
         if model.head_settings in seen:
             parts.append(f"As {seen[model.head_settings]}.\n")
@@ -86,11 +87,13 @@ def _keys(
         if name in leave_out:
             continue
         value = getattr(values, name, PydanticUndefined) if values is not None else _default(field)
-        inner = next((part for part in _members(field.annotation) if _is_section(part)), None)
+        inners = [part for part in _members(field.annotation) if _is_section(part)]
+        inner = inners[0] if inners else None
         lines.append(_entry(f"{prefix}{name}", field, value, inner, seen))
-        if inner is not None and inner not in seen:
-            seen[inner] = f"`{prefix}{name}`"
-            sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
+        for inner in inners:
+            if inner not in seen:
+                seen[inner] = f"`{prefix}{name}`"
+                sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
     yield "\n".join(lines) + "\n"
     for place, inner, held in sections:
         yield f"#### {place.rstrip('.')}\n"

@@ -306,7 +306,7 @@ SURFACE = {
     "data check": ["SOURCE", "--against", "--model", "--max-length", "--max-tiles", "--buffer", "--json"],
     "data compile": [
         "SOURCE", "--out", "--format", "--seed", "--crop", "--overlap", "--empty", "--questions", "--grid",
-        "--grid-always", "--task", "--neighbours", "--max-tiles", "--option -o", "--force",
+        "--grid-always", "--task", "--neighbours", "--wordings", "--max-tiles", "--option -o", "--force",
     ],
     "data leaks": ["MIXTURE", "--test", "--out", "--clean", "--whole-only", "--json"],
     "data prepare": [
@@ -332,7 +332,10 @@ SURFACE = {
         "--all-tiles", "--tta", "--pictures", "--for", "--image-url", "--set -s", "--resume", "--force",
     ],
     "pretrain": ["CONFIG", "--out", "--objective", "--data", "--init", "--steps", "--set -s", "--resume"],
-    "probe": ["BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--missing-bands", "--out"],
+    "probe": [
+        "BACKBONE", "DATA", "--compare", "--labels", "--seeds", "--view", "--points", "--missing-bands", "--looks",
+        "--out",
+    ],
     "plan": [
         "NAME", "--data", "--gpu", "--init", "--as-published", "--images", "--utilisation", "--price",
         "--samples", "--set -s", "--json",
@@ -341,6 +344,7 @@ SURFACE = {
     "push": ["SOURCE", "REPOSITORY", "--dry-run", "--private", "--license", "--also", "--force"],
     "recipes parity": ["NAME", "--images", "--json"],
     "recipes run": RECIPE,
+    "starter build": ["--out", "--language", "--quick"],
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
     "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan", "--rows"],
@@ -383,7 +387,7 @@ def test_help_groups_the_commands_in_panels() -> None:
     shown = {name: c for name, c in group.commands.items() if not c.hidden}  # type: ignore[attr-defined]
     panels = [shown[name].rich_help_panel for name in group.list_commands(None) if name in shown]  # type: ignore[attr-defined]
     assert list(dict.fromkeys(panels)) == [DATA, TRAIN, USE, JUDGE, PLAN]
-    assert len(panels) == len(shown) == 23
+    assert len(panels) == len(shown) == 24
     assert [name for name, command in group.commands.items() if command.hidden] == ["recipe"]  # type: ignore[attr-defined]
 
 

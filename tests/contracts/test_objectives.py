@@ -27,7 +27,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled_folder(tmp_path_factory.mktemp("labelled") / "toy")
 
 
-@pytest.fixture(params=CASES)
+SLOW = ("dino of today", "distil")  # cases of their base's kind: their terms have tests of their own
+
+
+@pytest.fixture(params=[pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in CASES])
 def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
@@ -62,7 +65,8 @@ def test_losses_counts_and_work_fit_each_other(case: Case, folder: Path) -> None
     objective, batch = case.make().eval(), case.source(folder)(0, 0, 0, 1)
     losses, counts, work = objective(batch), objective.loss_counts(batch), objective.work(batch)
     assert losses.keys() == counts.keys() == case.losses
-    assert all(math.isfinite(loss.item()) and loss.item() > 0 for loss in losses.values())
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
+    assert all(loss.item() > 0 for name, loss in losses.items() if name != "koleo")  # a logarithm
     assert all(count > 0 for count in counts.values())
     assert work["samples"] == 4 and work["tiles"] == 4 * case.views
     assert work["flops"] > 0

@@ -17,7 +17,7 @@ from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
 
 STEPS = 3
-GATHERING = ("simclr", "clip", "siglip", "ibot")
+GATHERING = ("simclr", "clip", "siglip", "ibot", "dino of today", "distil")
 
 
 class Record(Hook):

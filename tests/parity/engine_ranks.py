@@ -14,6 +14,7 @@ from rich.console import Console
 from tests.engine_toys import ToyBatch, ToyObjective, ToySource
 from vitp.core import distributed
 from vitp.core.errors import VitpError
+from vitp.engine import scaling
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
@@ -87,12 +88,16 @@ def run(folder: Path, name: str, source: ToySource, hook: Hook | None = None, **
 def main(folder: Path) -> None:
     """Run every scenario; each rank writes its results."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    scaling.START = 2.0**10  # at more the toy itself overflows
     results = {
         "plain": run(folder, "plain", ToySource(rows=24, micro_batches=2 // world), same_weights=False),
         "accumulated": run(folder, "accumulated", ToySource(rows=24, micro_batches=4 // world)),
         "half text": run(folder, "half_text", ToySource(rows=24, micro_batches=4 // world, half_text=True)),
         "nan": run(folder, "nan", ToySource(rows=24, micro_batches=4 // world, nan_step=4)),
         "dropout": run(folder, "dropout", ToySource(rows=24, micro_batches=2), dropout=0.3),
+        "fp16": run(
+            folder, "fp16", ToySource(rows=24, micro_batches=4 // world, nan_step=4), precision="fp16"
+        ),
     }
     if world > 1:
         results["bad data"] = run(folder, "bad", BadOnRank1(rows=24))

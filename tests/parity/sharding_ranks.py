@@ -18,7 +18,7 @@ from tests.engine_toys import ToyObjective, ToySource
 from tests.parity.engine_ranks import Record
 from vitp.core import distributed
 from vitp.core.errors import VitpError
-from vitp.engine import checkpoint
+from vitp.engine import checkpoint, scaling
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, StepMetrics
 from vitp.engine.loop import Trainer
@@ -127,6 +127,10 @@ def main(folder: Path, task: str) -> None:
             folder, "averaged_stopped", Judged(), Stop(), parallel="fsdp", **AVERAGED
         )
         results["nan"] = run(folder, "nan", parallel="fsdp", nan_step=4)
+        scaling.START = 2.0**10  # at more the toy itself overflows
+        for parallel in ("ddp", "fsdp"):
+            name = f"fp16_{parallel}"
+            results[name] = run(folder, name, parallel=parallel, nan_step=4, precision="fp16")
         results["groups"] = refused(folder)
         later = {"parallel": "fsdp", "save_every": 2, "async_save": True}
         results["async"] = run(folder, "async", **later)

@@ -49,6 +49,16 @@ def test_two_ranks_are_one(runs: Any, scenario: str) -> None:
     assert two[0]["weights"] == two[1]["weights"]
 
 
+def test_all_ranks_skip_a_step_that_is_not_finite_on_one(runs: Any) -> None:
+    one, two, folder = runs[0]["fp16"], [rank["fp16"] for rank in runs[1]], runs[2]
+    assert one["error"] is None and all(rank["error"] is None for rank in two)
+    assert two[0]["weights"] == two[1]["weights"]
+    assert_same_weights(one["weights"], two[0]["weights"], 1e-2)
+    for name in ("one", "two"):
+        state = json.loads((folder / name / "fp16/checkpoints/step_00000008/state.json").read_text())
+        assert state["more"]["scaler"] == {"scale": 2.0**9, "finite": 3, "skipped": 1}
+
+
 def test_ranks_drop_out_differently_but_stay_together(runs: Any) -> None:
     two = [rank["dropout"] for rank in runs[1]]
     assert two[0]["weights"] == two[1]["weights"]

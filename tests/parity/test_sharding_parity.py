@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,19 @@ def test_a_nan_stops_all_ranks_and_the_state_before_it_is_kept(runs: Any) -> Non
     for rank in runs[1]:
         assert "in step 5" in rank["nan"]["error"] and "toy.jsonl:96" in rank["nan"]["error"]
     assert [path.name for path in checkpoint.checkpoints(runs[3] / "nan")] == ["step_00000004"]
+
+
+def test_shards_skip_the_steps_that_whole_models_skip(runs: Any) -> None:
+    for rank in runs[1]:
+        whole, parts = rank["fp16_ddp"], rank["fp16_fsdp"]
+        assert whole["error"] is None and parts["error"] is None
+        assert [math.isfinite(loss) for loss in parts["losses"]] == [True] * 4 + [False] + [True] * 3
+        assert parts["losses"] == pytest.approx(whole["losses"], rel=1e-2, nan_ok=True)
+    scalers = [
+        checkpoint.read_state(checkpoint.folder(runs[3] / f"fp16_{kind}", 8)).more["scaler"]
+        for kind in ("ddp", "fsdp")
+    ]
+    assert scalers == [{"scale": 2.0**9, "finite": 3, "skipped": 1}] * 2
 
 
 def test_groups_must_divide_the_ranks(runs: Any) -> None:

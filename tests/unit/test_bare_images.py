@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
@@ -24,6 +25,7 @@ from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
 from vitp.objectives.image_rows import read_image_rows, read_uncompiled
 from vitp.records.instructions import InstructionRecord, Turn
+from vitp.runs.pretrain import PretrainConfig, build
 
 
 def picture(seed: int, size: tuple[int, int] = (120, 90)) -> np.ndarray:
@@ -313,3 +315,29 @@ def test_labelled_sets_are_asked_only_where_a_weight_is_given(tmp_path: Path) ->
     train = summary.splits["train"]
     assert train.tasks["turned"] > 0 and train.tasks["mirrored"] == 0 and summary.unasked == 0
     assert train.records > train.images
+
+
+# --- mixed with labelled sets
+
+
+def test_bare_and_labelled_sets_are_drawn_at_their_rates(tmp_path: Path) -> None:
+    """One run of visual instructions over a folder without labels and one with classes: each at its rate."""
+    asked = SynthesisConfig(questions_per_image=2)
+    compile_labels(
+        folder_of(tmp_path / "bare", 12), "images", tmp_path / "a", synthesis=asked, val=0.0, test=0.0
+    )
+    for name in ("barn", "boat"):
+        folder_of(tmp_path / "set" / name, 8)
+    compile_labels(tmp_path / "set", "folders", tmp_path / "b", val=0.0, test=0.0)
+    rates = [0.5, 2.0]
+    data = {"mixture": [str(tmp_path / "a"), str(tmp_path / "b")], "rates": rates, "global_batch": 4}
+    run = build(make_config(PretrainConfig, {"data": data, "train": {"steps": 1}}))
+    assert [one["rate"] for one in run.sets] == rates
+    shares = [rate * int(one["records"]) for rate, one in zip(rates, run.sets, strict=True)]
+    order = run.source.order  # type: ignore[attr-defined]
+    drawn = [order.locate(position).entry for position in range(round(sum(shares)))]
+    assert [drawn.count(entry) for entry in (0, 1)] == pytest.approx(shares, abs=1)
+    names = [order[position].record.id for position in range(len(drawn))]
+    assert any("@" in name for name in names)  # a pretext question, beside the classes of the other set
+    first = drawn[: len(drawn) // 2]
+    assert first.count(0) / len(first) == pytest.approx(shares[0] / sum(shares), abs=0.25)

@@ -34,7 +34,8 @@ from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set
 from vitp.tasks.base import InputSize, TaskBatch, pad_images
-from vitp.tasks.data import LabelledSamples, LabelReader, task_batches
+from vitp.tasks.batches import LabelledSamples, task_batches
+from vitp.tasks.data import LabelReader
 from vitp.tasks.detection import DetectionModel, image_truth, learnable
 from vitp.tasks.instance import InstanceModel
 

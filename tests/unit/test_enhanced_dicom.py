@@ -8,11 +8,10 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
-from highdicom.sr.coding import CodedConcept
 
 import vitp
 from tests.unit.test_volume_predictions import HighValues, is_high, predicted
-from tests.volume_files import affine, enhanced_ct, save_dicom
+from tests.volume_files import affine, enhanced_ct, save_dicom, write_segmentation
 from vitp.data.formats import read_labels
 
 SHAPE = (16, 15, 6)
@@ -83,33 +82,7 @@ def _labels(folder: Path, data: Any, masks: dict[str, np.ndarray]) -> None:
     for name in ("PatientBirthDate", "PatientSex", "StudyID", "StudyDate", "StudyTime", "AccessionNumber"):
         setattr(data, name, "")  # what a segmentation takes from its source
     data.ReferringPhysicianName = ""
-    code = CodedConcept("123037004", "SCT", "Anatomical Structure")
-    described = [
-        highdicom.seg.SegmentDescription(
-            segment_number=place,
-            segment_label=name,
-            segmented_property_category=code,
-            segmented_property_type=code,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-        )
-        for place, name in enumerate(masks, 1)
-    ]
-    made = highdicom.seg.Segmentation(
-        source_images=[data],
-        pixel_array=np.stack([*masks.values()], -1).astype(np.uint8),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
-        series_instance_uid=highdicom.UID(),
-        series_number=9,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="m",
-        software_versions="1",
-        device_serial_number="1",
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    made.save_as(folder / "seg.dcm")
+    write_segmentation(folder / "seg.dcm", [data], masks)
 
 
 @pytest.mark.parametrize("order", list(ORDERS))

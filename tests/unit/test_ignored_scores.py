@@ -10,43 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.ignored_places import at, one_image, ring, target_of
 from vitp.metrics import coco
 from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
 from vitp.metrics.detection import detection_scores, true_objects, voc_average_precision
 from vitp.metrics.oriented import FoundOriented, TrueOriented, oriented_average_precision, true_oriented
-from vitp.metrics.results import Target
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
-from vitp.tasks.data import LabelReader
-
-CLASSES = ("car", "ship")
-
-
-def at(name: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> ObjectLabel:
-    return ObjectLabel(name, (x1, y1, x2, y2), **more)
-
-
-def ring(x1: float, y1: float, x2: float, y2: float) -> tuple[float, ...]:
-    return (x1, y1, x2, y1, x2, y2, x1, y2)
-
-
-CROWD = at("?", 20, 4, 36, 28)
-
-
-def one_image(
-    folder: Path, *objects: ObjectLabel, ignored: tuple[ObjectLabel, ...] = (CROWD,)
-) -> LabelledSet:
-    path = folder / "a.png"
-    Image.fromarray(np.full((32, 40, 3), 9, np.uint8)).save(path)
-    item = LabelledImage("a", str(path), 40, 32, objects=objects, ignored=ignored)
-    return LabelledSet("set", [item], CLASSES)
-
-
-def target_of(labelled: LabelledSet, kind: Any) -> Target:
-    reader = LabelReader(labelled, kind)
-    return reader.target(reader.sample(labelled.items[0]))
-
 
 # Scores
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
+from tests.ignored_places import CLASSES, CROWD, at, one_image, ring, target_of
 from vitp.core.errors import DataError
 from vitp.data.augment import AugmentSettings, augment
 from vitp.data.ignored import presence_of, read_mask
@@ -28,41 +28,12 @@ from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings, near
 from vitp.models.rotated.boxes import boxes_of_hulls
 from vitp.models.vision import VisionSettings, VisionTower
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
-from vitp.tasks.data import LabelReader
 from vitp.tasks.detection import image_truth
 from vitp.tasks.oriented import oriented_truth
-
-CLASSES = ("car", "ship")
-
-
-def at(name: str, x1: float, y1: float, x2: float, y2: float, **more: Any) -> ObjectLabel:
-    return ObjectLabel(name, (x1, y1, x2, y2), **more)
-
-
-def ring(x1: float, y1: float, x2: float, y2: float) -> tuple[float, ...]:
-    return (x1, y1, x2, y1, x2, y2, x1, y2)
-
-
-CROWD = at("?", 20, 4, 36, 28)
-
-
-def one_image(
-    folder: Path, *objects: ObjectLabel, ignored: tuple[ObjectLabel, ...] = (CROWD,)
-) -> LabelledSet:
-    path = folder / "a.png"
-    Image.fromarray(np.full((32, 40, 3), 9, np.uint8)).save(path)
-    item = LabelledImage("a", str(path), 40, 32, objects=objects, ignored=ignored)
-    return LabelledSet("set", [item], CLASSES)
-
-
-def target_of(labelled: LabelledSet, kind: Any) -> Target:
-    reader = LabelReader(labelled, kind)
-    return reader.target(reader.sample(labelled.items[0]))
-
 
 # Targets
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import pytest
+import torch
+from rich.console import Console
 
+from tests.unit.test_task_runs import QUIET, config
+from vitp.core.config import load_config
 from vitp.core.errors import ConfigError
 from vitp.models.vrl import VRLSettings
 from vitp.planning.devices import machine_of
@@ -13,9 +18,12 @@ from vitp.planning.memory import GIB
 from vitp.planning.model import INTERNVL_1B, INTERNVL_VOCABULARY, model_shape
 from vitp.planning.plan import RunShape, best_batch
 from vitp.planning.samples import SampleSize
-from vitp.runs.finetune import FinetuneTrainSettings
-from vitp.runs.micro_batch import BatchChoice, batch_choices, chosen_batch, first_fitting
+from vitp.runs import micro_batch
+from vitp.runs.finetune import FinetuneConfig, run_finetune
+from vitp.runs.micro_batch import BatchChoice, batch_choices, chosen_batch, chosen_before, first_fitting
 from vitp.runs.pretrain import PretrainConfig
+from vitp.tasks.base import TaskBatch
+from vitp.tasks.classification import ClassificationModel
 
 
 def test_every_cut_of_a_share_is_there_once() -> None:
@@ -63,13 +71,45 @@ def test_plans_fill_the_card(gpu: str) -> None:
 
 def test_without_a_gpu_the_batch_stays(tmp_path: Path) -> None:
     config = PretrainConfig(data={"mixture": ["x"]}, train={"steps": 3, "batch": "auto", "device": "cpu"})  # type: ignore[arg-type]
-    found, said = chosen_batch(config, tmp_path, None)
+    assert chosen_before(config, tmp_path) == (config, [])
+    found, said = chosen_batch(config, None)  # type: ignore[arg-type]
     assert found.train.batch == "fixed" and found.train.micro_batches == config.train.micro_batches
     assert found.data == config.data and "no GPU" in said[0]
 
 
 def test_where_it_has_no_meaning_it_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch: auto is of pretraining"):
-        FinetuneTrainSettings(batch="auto")
     with pytest.raises((ValueError, ConfigError), match="no use for auto"):
         PretrainConfig(objective="mae", data={"mixture": ["x"]}, train={"steps": 3, "batch": "auto"})  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_finetuning_is_cut_by_what_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than two images at once are too many; what is learned is what that cut, stated by hand, learns."""
+    real = ClassificationModel.forward
+
+    def forward(self: ClassificationModel, batch: TaskBatch) -> dict[str, torch.Tensor]:
+        if len(batch) > 2:
+            raise torch.cuda.OutOfMemoryError("too many")
+        return real(self, batch)
+
+    monkeypatch.setattr(ClassificationModel, "forward", forward)
+    monkeypatch.setattr(micro_batch, "usable_bytes", lambda _: 1e12)
+    for name in ("reset_peak_memory_stats", "max_memory_allocated", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: 0)
+    said = io.StringIO()
+    auto = config(train={"steps": 2, "batch": "auto", "device": "cpu"})
+    run_finetune(auto, tmp_path / "auto", console=Console(file=said, width=200))
+    assert "train.batch: 2 records a micro-batch, 2 a step (the fastest" in said.getvalue()
+    by_hand = config(train={"steps": 2, "micro_batches": 2, "device": "cpu"})
+    run_finetune(by_hand, tmp_path / "hand", console=QUIET)
+    one, other = ((tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("auto", "hand"))
+    assert one == other
+    monkeypatch.setattr(
+        micro_batch, "usable_bytes", lambda _: 0.0
+    )  # another machine: the run goes on as it began
+    longer = config(train={"steps": 3, "batch": "auto", "device": "cpu"})
+    run_finetune(longer, tmp_path / "auto", resume=True, console=Console(file=said, width=200))
+    assert "train.batch: as the run began" in said.getvalue()
+    assert load_config(FinetuneConfig, tmp_path / "auto" / "config.yaml").train.micro_batches == 2
+    with pytest.raises(ConfigError, match="not even one record at a time"):
+        run_finetune(longer, tmp_path / "none", console=QUIET)

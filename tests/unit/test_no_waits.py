@@ -22,6 +22,7 @@ from vitp.engine.gradients import Gradients
 from vitp.engine.loading import to_device
 from vitp.engine.loop import Trainer
 from vitp.engine.optim import build_optimizer
+from vitp.engine.scaling import LossScale
 from vitp.models import attention_layouts
 from vitp.models.compute import ComputeSettings, configure
 from vitp.models.vlm import VisionLanguageModel
@@ -113,7 +114,7 @@ def trainer_of(objective: ViTPObjective, device: torch.device) -> Trainer:
     groups = objective.parameter_groups()
     trainer.optimizer, _ = build_optimizer(objective, groups, trainer.optim)
     trainer.gradients = Gradients(groups, objective.vision_tower)
-    trainer.average = None
+    trainer.average, trainer.loss_scale = None, LossScale(None)
     trainer.loss_weights, trainer._masks_steps = {}, device.type == "cuda"
 
     def forward_backward(*_: Any, **__: Any) -> Tensor:

@@ -19,6 +19,7 @@ from vitp.models.lora import VisionLoRASettings, add_lora, plain_layers
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.preserving import FeaturePreserving
 from vitp.objectives.prior_weights import PriorWeights, TextOnlyObjective, TextReference, text_only_states
+from vitp.objectives.settings import PreserveSettings
 from vitp.objectives.vitp import ViTPObjective
 
 CHAT = tiny_chat()
@@ -122,7 +123,7 @@ def test_a_vlm_with_an_adapted_vit_is_saved_as_a_plain_one(tmp_path: Path) -> No
 def test_preservation_is_one_minus_the_cosine_of_the_features(tmp_path: Path) -> None:
     inner = masked()
     batch = CASES["mae"].source(labelled_folder(tmp_path / "toy"))(0, 0, 0, 1)
-    objective = FeaturePreserving(inner, 0.25).eval()
+    objective = FeaturePreserving(inner, PreserveSettings(weight=0.25)).eval()
     with torch.no_grad():
         inner.tower.model.blocks[1].mlp.fc2.weight.add_(torch.randn(32, 128) * 0.2)
     image = inner.tower.normalize(batch.tiles_BCHW)
@@ -142,7 +143,7 @@ def test_preservation_is_one_minus_the_cosine_of_the_features(tmp_path: Path) ->
 
 
 def test_preservation_works_for_vitp() -> None:
-    objective = FeaturePreserving(ViTPObjective(vlm(), CHAT), 1.0)
+    objective = FeaturePreserving(ViTPObjective(vlm(), CHAT), PreserveSettings(weight=1.0))
     batch = instructions(1, 2)
     assert objective.loss_counts(batch)["preserve"] == 2
     losses = objective(batch)

@@ -24,7 +24,8 @@ from vitp.models.rotated.boxes import boxes_of_quads, hulls_of, quads_of
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, pad_images
-from vitp.tasks.data import LabelReader, task_batches
+from vitp.tasks.batches import task_batches
+from vitp.tasks.data import LabelReader
 from vitp.tasks.oriented import LOSSES, OrientedRCNN, OrientedRCNNSettings, oriented_truth
 
 ALL = 10**6

@@ -14,7 +14,7 @@ import pytest
 import supervision
 import torch
 import yaml
-from huggingface_hub import errors
+from huggingface_hub import ModelCard, errors
 from safetensors.torch import load_file
 
 from tests.unit.test_prediction_files import VISION, model_of
@@ -29,6 +29,7 @@ from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.sealed import check_sums, write_sums
 from vitp.deployment import remotes
 from vitp.deployment.bundle import gathered
+from vitp.deployment.card import vision_of
 from vitp.deployment.remotes import HubRemote, push_model, remote_of
 from vitp.metrics.results import Prediction
 from vitp.models.vision import VisionSettings, VisionTower
@@ -115,7 +116,9 @@ def test_of_a_run_the_model_leaves_and_nothing_else(run: Path, tmp_path: Path) -
     assert "| Data: ships | CC-BY-4.0 |" in card
     assert "| Backbone | vit |" in card
     head = {"license": "apache-2.0", "library_name": "vitp", "pipeline_tag": "image-segmentation"}
-    assert head_of(out) == {**head, "tags": ["segmentation", "vitp"]}
+    found = head_of(out)
+    assert [one["name"] for one in found.pop("model-index")] == ["there"]
+    assert found == {**head, "tags": ["segmentation", "vitp"]}
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "change", "detection"])
@@ -136,6 +139,44 @@ def test_what_arrives_is_the_model_and_the_card_checks_it(
     monkeypatch.setattr("safetensors.torch.load_file", lambda path: broken)
     with pytest.raises(AssertionError):
         exec(block, {})
+
+
+def test_scores_are_what_the_hub_reads(run: Path, tmp_path: Path) -> None:
+    push_model(run, f"file:{tmp_path / 'ships'}")
+    (read,) = ModelCard.load(tmp_path / "ships" / "README.md").data.eval_results
+    told = (read.task_type, read.dataset_name, read.dataset_type, read.dataset_split)
+    assert told == ("image-segmentation", "ships", "ships", "test")
+    assert (read.metric_type, read.metric_value) == ("AP", 0.5)  # AR couldn't be counted
+    bare = run_of(tmp_path / "bare", "classification")
+    (bare / "scores.json").unlink()
+    push_model(bare, f"file:{tmp_path / 'there'}")
+    assert ModelCard.load(tmp_path / "there" / "README.md").data.eval_results is None
+    assert "model-index" not in head_of(tmp_path / "there")
+
+
+@pytest.mark.parametrize("kind", ["vision", "timm"])
+def test_a_task_model_leaves_with_the_licence_of_its_weights(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = run_of(tmp_path / "run")
+    config = run / "model" / "config.json"
+    values = json.loads(config.read_text())
+    origin = {"weights_of": "facebook/dinov3", "licence": "dinov3-license"}
+    values["backbone"]["config"] |= origin
+    if kind == "timm":  # a network of stages tells it in the same words
+        settings = {"architecture": "resnet18", "arguments": {}, **origin}
+        assert vision_of({"backbone": {"kind": "timm", "config": settings}}).licence == "dinov3-license"
+        values["backbone"]["config"]["licence"] = "apache-2.0"
+    config.write_text(json.dumps(values))
+    push_model(run, f"file:{tmp_path / 'there'}", licence="mit" if kind == "vision" else "")
+    assert ("whose licence (dinov3-license) binds" in caplog.text) == (kind == "vision")
+    assert head_of(tmp_path / "there")["license"] == ("mit" if kind == "vision" else "apache-2.0")
+    card = (tmp_path / "there" / "README.md").read_text()
+    assert (
+        f"| Weights that it goes back to: facebook/dinov3 | {values['backbone']['config']['licence']} |"
+        in card
+    )
+    assert "`facebook/dinov3`, licence:" in card
 
 
 def test_nothing_is_sent_twice(run: Path, tmp_path: Path) -> None:

@@ -23,10 +23,14 @@ from pyproj import Transformer
 
 from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, channels_of, write_raster
 from tests.serving_toys import Served, png, serving
+from tests.volume_files import affine, write_series
 from vitp.core.errors import DataError
+from vitp.core.tensors import present
 from vitp.inference.ask import Assistant
 from vitp.inference.prediction_files import predict_files
+from vitp.io.images import load_planes
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.records.channels import Channel, Channels
 from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphModel
 from vitp.serving.gate import ServerLimits
@@ -35,6 +39,7 @@ from vitp.serving.refusal import refusal_of
 from vitp.serving.worker import Worker
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
+from vitp.tasks.predict import predict_images
 
 TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented")
 VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
@@ -438,6 +443,41 @@ def test_what_is_no_image_is_refused_by_its_content(
         assert answer.status_code == status, answer.text
         assert words in answer.json()["error"]
     assert not list(known.service.store.folder.glob("*.vrt"))
+
+
+def test_a_single_dicom_image_is_read_as_predict_reads_it(tmp_path: Path) -> None:
+    values_IJK = np.random.default_rng(4).permutation(48 * 40 * 3).reshape(48, 40, 3).astype(np.int16)
+    write_series(tmp_path / "series", values_IJK, affine(), RescaleSlope=1, RescaleIntercept=-1000)
+    ct = tmp_path / "one.dcm"
+    ct.write_bytes((tmp_path / "series" / "im1").read_bytes())
+    ranges = ((-1000, 4000), (0, 2000), (0, 3000))
+    alone = BrightestBand(
+        channels=Channels(channels=tuple(Channel(band="1", low=low, high=high) for low, high in ranges))
+    )
+    around = BrightestBand(channels=channels_of("1@-1", "1", "1@+1", high=2000.0))
+    with serving(tmp_path / "files", {"alone": alone, "around": around}) as served:
+
+        def asked(model: str) -> Any:
+            # Its name may say nothing: the content tells what it is.
+            return served.client.post(
+                "/predict", files={"file": ("scan", ct.read_bytes())}, data={"model": model}
+            )
+
+        answer = asked("alone")
+        assert answer.status_code == 200, answer.text
+        found = answer.json()
+        assert (found["width"], found["height"]) == (48, 40)
+        planes_CHW = torch.from_numpy(load_planes(f"{ct}#slice=0", channels=alone.in_channels))
+        (wanted,) = predict_images(alone, [planes_CHW])
+        mask_HW = np.array(Image.open(io.BytesIO(base64.b64decode(found["mask"]["png"]))))
+        assert (torch.from_numpy(mask_HW) == present(wanted.semantic_HW)).all()
+        assert np.unique(mask_HW).tolist() == [0, 1]
+        refused = asked("around")
+        assert refused.status_code == 422
+        assert refused.json()["error"] == (
+            "the image is one slice, and around sees the slices beside it, too (1@-1, 1@+1): vitp predict reads the "
+            "whole series"
+        )
 
 
 def test_a_bomb_is_refused_by_its_head(tmp_path: Path) -> None:

@@ -24,7 +24,8 @@ from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.scenes import load_scene, scene_set, write_scenes
 from vitp.tasks import data
 from vitp.tasks.base import InputSize, TaskBatch, TestSettings, pad_images
-from vitp.tasks.data import LabelReader, draw_labels, labelled_only, open_labelled, task_batches, task_splits
+from vitp.tasks.batches import task_batches
+from vitp.tasks.data import LabelReader, draw_labels, labelled_only, open_labelled, task_splits
 
 RNG = np.random.default_rng(0)
 

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pydicom import dcmread
 
+from tests.volume_files import write_segmentation
 from vitp.cli import run
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
@@ -514,42 +516,6 @@ def _series(folder: Path, seed: int, patient: str) -> tuple[Any, list[Path]]:
     return volume, write_dicom_series(volume, folder, tags=tags, name=f"series {seed}")
 
 
-def _segmentation(path: Path, files: list[Path], masks: dict[str, np.ndarray]) -> None:
-    """Write a DICOM-SEG of masks (N, rows, columns) in the order of the files."""
-    import highdicom
-    import pydicom
-    from highdicom.sr.coding import CodedConcept
-
-    sources = [pydicom.dcmread(file) for file in files]
-    code = CodedConcept("123037004", "SCT", "Anatomical Structure")
-    described = [
-        highdicom.seg.SegmentDescription(
-            segment_number=place,
-            segment_label=name,
-            segmented_property_category=code,
-            segmented_property_type=code,
-            algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.MANUAL,
-        )
-        for place, name in enumerate(masks, 1)
-    ]
-    made = highdicom.seg.Segmentation(
-        source_images=sources,
-        pixel_array=np.stack([*masks.values()], -1).astype(np.uint8),
-        segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=described,
-        series_instance_uid=highdicom.UID(),
-        series_number=9,
-        sop_instance_uid=highdicom.UID(),
-        instance_number=1,
-        manufacturer="m",
-        manufacturer_model_name="m",
-        software_versions="1",
-        device_serial_number="1",
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.save_as(path)
-
-
 def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
     volumes = {}
     for number in range(3):
@@ -559,7 +525,11 @@ def test_dicom_segmentations_label_their_series(tmp_path: Path) -> None:
             name: (volume.labels_IJK == value).transpose(2, 1, 0)
             for name, value in (("liver", 2), ("bone", 6))
         }
-        _segmentation(tmp_path / f"p{number}" / ("ct" if number else "seg") / "seg.dcm", files, masks)
+        write_segmentation(
+            tmp_path / f"p{number}" / ("ct" if number else "seg") / "seg.dcm",
+            [dcmread(file) for file in files],
+            masks,
+        )
     found = read_labels("auto", tmp_path, plane="axial", background=10)
     assert found.semantic_classes == ("background", "bone", "liver")
     # Two series of one patient are in one group, whose name says nothing of who it is.
@@ -582,7 +552,9 @@ def test_series_off_an_even_grid_are_left_out_with_their_masks(tmp_path: Path, k
     for number in range(4):
         volume, files = _series(tmp_path / f"p{number}" / "ct", number + 1, f"P{number}")
         liver = (volume.labels_IJK == 2).transpose(2, 1, 0)
-        _segmentation(tmp_path / f"p{number}" / "seg" / "seg.dcm", files, {"liver": liver})
+        write_segmentation(
+            tmp_path / f"p{number}" / "seg" / "seg.dcm", [dcmread(file) for file in files], {"liver": liver}
+        )
         if number == 1 and kind == "missing":
             files[2].unlink()
         elif number == 1:
@@ -624,7 +596,6 @@ def test_one_image_of_another_plane_than_the_sets_is_left_out(tmp_path: Path) ->
 
 
 def test_series_of_one_folder_are_called_by_number_and_never_by_uid(tmp_path: Path) -> None:
-    from pydicom import dcmread
 
     for number in range(3):
         folder = tmp_path / f"p{number}" / "all"
@@ -638,7 +609,9 @@ def test_series_of_one_folder_are_called_by_number_and_never_by_uid(tmp_path: Pa
                 file.unlink()
             mask = {"liver": (volume.labels_IJK == 2).transpose(2, 1, 0)}
             mine = sorted(folder.glob(f"{series}-*"), key=lambda path: int(path.stem.split("-")[1]))
-            _segmentation(tmp_path / f"p{number}" / "seg" / f"{series}.dcm", mine, mask)
+            write_segmentation(
+                tmp_path / f"p{number}" / "seg" / f"{series}.dcm", [dcmread(file) for file in mine], mask
+            )
     found = read_labels("auto", tmp_path, plane="axial", background=10)
     assert {item.id.rpartition("/")[0] for item in found.items} == {
         f"p{number}/all/{series}" for number in range(3) for series in (4, 7)
@@ -750,8 +723,10 @@ def test_check_compares_the_headers_of_dicom_without_telling_them(tmp_path: Path
         for seed in seeds:
             folder = tmp_path / name / f"p{seed}{name}"
             volume, files = _series(folder / "ct", seed if name == "a" else seed + 20, f"PAT{seed}")
-            _segmentation(
-                folder / "seg" / "seg.dcm", files, {"bone": (volume.labels_IJK == 6).transpose(2, 1, 0)}
+            write_segmentation(
+                folder / "seg" / "seg.dcm",
+                [dcmread(file) for file in files],
+                {"bone": (volume.labels_IJK == 6).transpose(2, 1, 0)},
             )
         compile_labels(tmp_path / name, "auto", tmp_path / f"c{name}", plane="axial")
     report = check_records(tmp_path / "ca", against=tmp_path / "cb")

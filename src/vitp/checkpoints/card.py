@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+from huggingface_hub import EvalResult
+from huggingface_hub.repocard_data import eval_results_to_model_index
 
 from vitp.checkpoints.description import BackboneDescription, Provenance
-from vitp.checkpoints.origin import PERMISSIVE, licence_words
+from vitp.checkpoints.origin import PERMISSIVE, AnyOrigin, licence_words
 from vitp.models.foreign import described_by
 from vitp.models.vision import VisionSettings
 from vitp.records.channels import Channels
@@ -99,6 +102,27 @@ def card_head(values: Mapping[str, Any], before: str = "") -> str:
     return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n\n{before}"
 
 
+def evaluated(
+    name: str, use: str, data: str, split: str, values: Mapping[str, float | None]
+) -> dict[str, Any]:
+    """Return scores as the head of a card on the hub has them (`model-index`); nothing where there are none.
+
+    Args:
+        name: Of the model.
+        use: What the hub calls its task.
+        data: Name of the set.
+        split: Which images of it were scored.
+        values: Name of a score → value; None: it couldn't be counted.
+    """
+    kind = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")
+    results = [
+        EvalResult(use, kind, data, metric, float(value), dataset_split=split, metric_name=metric)
+        for metric, value in values.items()
+        if value is not None and kind and metric not in ("images", "cases")
+    ]
+    return {"model-index": eval_results_to_model_index(name, results)} if results else {}
+
+
 def licence_keys(licence: str) -> dict[str, str]:
     """Return a licence as the head of a card on the hub states it; nothing where none is stated."""
     if not licence:
@@ -133,17 +157,17 @@ _POSITIONS = {
 }
 
 
-def start_section(vision: VisionSettings) -> str:
-    """Return which published weights the tower goes back to, and their licence; nothing where none are known."""
-    if not vision.weights_of:
+def start_section(of: AnyOrigin) -> str:
+    """Return which published weights a model goes back to, and their licence; nothing where none are known."""
+    if not of.weights_of:
         return ""
-    said = licence_words(vision)
+    said = licence_words(of)
     return "\n\n".join(
         filter(
             None,
             (
                 "## Weights that it goes back to",
-                f"`{vision.weights_of}`, licence: {vision.licence or 'not stated'}.",
+                f"`{of.weights_of}`, licence: {of.licence or 'not stated'}.",
                 f"{said[0].upper()}{said[1:]}." if said else "",
             ),
         )

@@ -40,11 +40,12 @@ from vitp.checkpoints.published import (
     plain_vit_of_weights,
 )
 from vitp.checkpoints.state_dicts import convert_state, find_backbone, timm_config_of
-from vitp.checkpoints.tensors import Wanted, everything, read_tensors, read_weights, weights_file
+from vitp.checkpoints.tensors import WEIGHTS, Wanted, everything, read_tensors, read_weights, weights_file
 from vitp.checkpoints.transformers_vits import is_transformers_vit, transformers_names, transformers_vit
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, did_you_mean
 from vitp.data.chat import TEMPLATES
+from vitp.models.adapting import added_weights
 from vitp.models.foreign import described_by
 from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.positions import PositionMethod
@@ -113,7 +114,7 @@ class Checkpoint:
 
     def vision_only(self) -> Checkpoint:
         """Return the vision tower alone."""
-        vision = {name: t for name, t in self.weights.items() if name.startswith(layouts.VISION)}
+        vision = {name: t for name, t in self.weights.items() if name.startswith(layouts.TOWER)}
         return replace(self, weights=vision, vlm=None, vocabulary=None)
 
 
@@ -223,6 +224,8 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if (folder / DESCRIPTION).is_file():
         return _read_export(folder, source)
     if (folder / CONFIG_FILE).is_file():
+        if (folder / "model" / WEIGHTS).is_file():  # no layout of ours: a student that is no plain ViT
+            return _read_folder(folder / "model", source, hints, vision_only)
         # What lies in a run without a model are features and weights of its beginning.
         raise CheckpointError(
             "is a run without a model", where=source, fix="name a run that has finished, or resume this one"
@@ -233,7 +236,7 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
         return _read_task(folder, source, config)
     if is_vlm_config(config):
         vlm, vocabulary = vlm_of_config(config, folder / CONFIG)
-        wanted = _of_the_tower(layouts.VISION) if vision_only else everything
+        wanted = _of_the_tower(layouts.TOWER) if vision_only else everything
         weights = read_tensors(weights_file(folder), wanted, ours=True)
         return Checkpoint(source, folder, "vitp", vlm.vision, weights, vlm, vocabulary)
     if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
@@ -280,7 +283,10 @@ def _read_export(folder: Path, source: str) -> Checkpoint:
     weights = read_tensors(path)
     description.check_contract(path)
     description.check_digests(weights, path)
-    return Checkpoint(source, folder, "vitp", description.vision, layouts.from_timm(weights))
+    named = layouts.from_timm(weights)
+    if description.vision.adapt is not None:
+        named |= {layouts.TOWER + name: tensor for name, tensor in added_weights(folder).items()}
+    return Checkpoint(source, folder, "vitp", description.vision, named)
 
 
 def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoint:
@@ -301,7 +307,13 @@ def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoi
     # The head may hold the tower inside of its neck, and under two names: the first one is stored.
     prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
     own = layouts.part_of(weights, prefix + "model.")
-    return Checkpoint(source, folder, "vitp", vision, layouts.from_timm(own))
+    named = layouts.from_timm(own)
+    named |= {
+        layouts.TOWER + name: t
+        for name, t in layouts.part_of(weights, prefix).items()
+        if name.startswith("adapt.")
+    }
+    return Checkpoint(source, folder, "vitp", vision, named)
 
 
 def _read_internvl(

@@ -45,6 +45,7 @@ from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.targets import check_folder
 from vitp.core.tensors import save_tensors
 from vitp.core.version import __version__
+from vitp.models.adapting import FILE, FOLDER
 from vitp.models.vision import VisionTower
 
 # In a folder of its own: timm 1.0.20 to 1.0.24 fails on two .safetensors files beside each other.
@@ -91,6 +92,13 @@ def export_backbone(
     out = Path(out)
     check_target(out, overwrite)
     tower, provenance = load_backbone(source), provenance_of(source)
+    if tower.config.adapt is not None:
+        raise CheckpointError(
+            f"has {tower.config.adapt.kind} beside the weights of its ViT, which can't be merged into them",
+            where=str(source),
+            fix=f"finetune or probe it as it is, or take {FOLDER}/{FILE} of its model onto the ViT it was trained on "
+            "(adapt.init)",
+        )
     warn_of_licence(tower.config)
     with atomic_dir(out) as temporary:
         name = out.resolve().name

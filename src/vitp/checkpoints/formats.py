@@ -24,7 +24,7 @@ from vitp.checkpoints.export import ExportResult, check_target, export_backbone
 from vitp.checkpoints.graphs import GraphKind, write_graph
 from vitp.checkpoints.layouts import LayoutName
 from vitp.checkpoints.loading import load_backbone
-from vitp.checkpoints.origin import warn_of_licence
+from vitp.checkpoints.origin import told_origin, warn_of_licence
 from vitp.checkpoints.verify import Check, VerifyReport, largest_differences, verify_export
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.extras import need
@@ -217,5 +217,6 @@ def _describe(source: str | Path, tower: VisionTower, kind: GraphKind, check: Ch
         "normalisation": {"mean": list(tower.mean), "std": list(tower.std)},
         "sha256": content_hash(tensor_digests(weights)),
         "checked": check.detail,
+        **told_origin(tower.config),
         "provenance": provenance_of(source).model_dump(mode="json", exclude_none=True),
     }

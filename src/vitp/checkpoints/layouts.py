@@ -24,6 +24,9 @@ from vitp.core.errors import CheckpointError
 
 LayoutName = Literal["vitp", "original", "hf", "timm"]
 
+TOWER = "vision."
+"""Names of the vision tower with what was added to it (`vitp.models.adapt`); its timm model's are `VISION`."""
+
 VISION, PROJECTOR, LANGUAGE = "vision.model.", "projector.", "language."
 
 DERIVED = re.compile(r"(\.rotary_emb\.inv_freq|\.position_ids|\.masked_bias|relative_position_index)$")

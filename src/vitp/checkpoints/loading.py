@@ -265,7 +265,8 @@ def random_backbone(like: VisionTower, seed: int) -> VisionTower:
     """Return an untrained tower of the same architecture: the baseline that learning is measured against."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return VisionTower(like.config.model_copy(update={"weights_of": "", "licence": ""})).eval()
+        bare = {"weights_of": "", "licence": "", "adapt": None}
+        return VisionTower(like.config.model_copy(update=bare)).eval()
 
 
 def vlm_folder(source: str | Path) -> Path:

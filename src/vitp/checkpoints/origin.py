@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from timm.models import get_arch_pretrained_cfgs
 
 from vitp.checkpoints.description import EXTRA
 from vitp.checkpoints.hub import hub_id
+from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 
 _log = logging.getLogger("vitp")
@@ -21,6 +23,23 @@ PERMISSIVE = ("apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "u
 
 _BY_KIND = {"dinov3_vit": "dinov3-license"}
 """Model type of transformers → licence of all its published weights."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Published weights, and their licence; "": not known."""
+
+    weights_of: str = ""
+    licence: str = ""
+
+
+AnyOrigin = Origin | VisionSettings | TimmSettings
+"""Whatever tells which weights it goes back to."""
+
+
+def told_origin(of: AnyOrigin) -> dict[str, str]:
+    """Return `weights_of` and `licence`, each where it is known: what descriptions say of them."""
+    return {key: told for key in ("weights_of", "licence") if (told := getattr(of, key))}
 
 
 def origin_of(
@@ -79,17 +98,17 @@ def _known_to_timm(name: str) -> str:
     return licences.pop() if len(licences) == 1 else ""
 
 
-def licence_words(vision: VisionSettings) -> str:
-    """Return in one sentence what somebody who passes a tower's weights on has to know; "": nothing is known."""
-    if not vision.licence or vision.licence.lower() in PERMISSIVE:
+def licence_words(of: AnyOrigin) -> str:
+    """Return in one sentence what somebody who passes weights on has to know; "": nothing is known."""
+    if not of.licence or of.licence.lower() in PERMISSIVE:
         return ""
     return (
-        f"these weights go back to {vision.weights_of}, whose licence ({vision.licence}) binds whoever uses them or "
+        f"these weights go back to {of.weights_of}, whose licence ({of.licence}) binds whoever uses them or "
         "passes them on: read it first"
     )
 
 
-def warn_of_licence(vision: VisionSettings) -> None:
-    """Say it on the console where the weights of a tower have a licence of their own."""
-    if words := licence_words(vision):
+def warn_of_licence(of: AnyOrigin) -> None:
+    """Say it on the console where weights have a licence of their own."""
+    if words := licence_words(of):
         _log.warning("note: %s", words)

@@ -21,6 +21,7 @@ from vitp.checkpoints.checkpoint import Checkpoint
 from vitp.checkpoints.description import CONFIG, EXTRA, describe_vlm
 from vitp.checkpoints.layouts import Renamed
 from vitp.checkpoints.loading import read_tokenizer
+from vitp.checkpoints.origin import told_origin
 from vitp.checkpoints.published import published_language_config, sizes_of, to_hf_config, to_original_config
 from vitp.checkpoints.tensors import MAX_SHARD, WEIGHTS, write_tensors
 from vitp.core.errors import CheckpointError
@@ -235,7 +236,7 @@ def _write(
     """Write configuration, weights and the files beside them."""
     extra: dict[str, Any] = {} if checkpoint.vlm is None else {"template": checkpoint.vlm.template}
     vision = checkpoint.vision
-    extra |= {key: told for key in ("weights_of", "licence") if (told := getattr(vision, key))}
+    extra |= told_origin(vision)
     if vision.channels is not None:
         extra["channels"] = vision.channels.model_dump(mode="json")
     write_json(folder / CONFIG, config | {EXTRA: extra})

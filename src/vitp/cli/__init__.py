@@ -8,7 +8,19 @@ from typing import Annotated
 
 import typer
 
-from vitp.cli import command, data, evidence, models, plan, predict, recipes, runs, serve, studies
+from vitp.cli import (
+    command,
+    data,
+    evidence,
+    models,
+    plan,
+    predict,
+    recipes,
+    runs,
+    serve,
+    starters,
+    studies,
+)
 from vitp.cli.boundary import guarded, prepare_streams
 from vitp.cli.panels import DATA, PanelGroup
 from vitp.core.version import __version__
@@ -29,7 +41,7 @@ app.add_typer(
     rich_help_panel=DATA,
     help="Turn labels into instructions, check and show them, generate scenes, prepare published sets.",
 )
-for noun in (runs, recipes, studies, predict, models, serve, evidence, plan):
+for noun in (runs, recipes, starters, studies, predict, models, serve, evidence, plan):
     noun.register(app)
 command.complete(app)
 

@@ -69,13 +69,11 @@ def compile_command(
     neighbours: Annotated[
         int, typer.Option(min=0, max=16, help="Slices on either side that are shown with one of a volume.")
     ] = 0,
+    wordings: Annotated[
+        int, typer.Option(min=0, max=100, help="Wordings of each kind of question; 1: one form. 0: all.")
+    ] = 0,
     max_tiles: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=1024,
-            help="Most tiles of an image, written into the mixture. By default the run decides.",
-        ),
+        int | None, typer.Option(min=1, max=1024, help="Most tiles of an image; else the run decides.")
     ] = None,
     option: FormatOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
@@ -93,6 +91,7 @@ def compile_command(
         grid_always=grid_always,
         tasks=weights,
         neighbours=neighbours,
+        wordings=wordings,
     )
     _print_summary(
         compile_labels(source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, **options)

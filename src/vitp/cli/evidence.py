@@ -67,10 +67,22 @@ def probe_command(
     view: Annotated[
         Literal["whole", "tiles"], typer.Option(help="whole: images are resized; tiles: cut into tiles.")
     ] = "whole",
+    points: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=1000,
+            help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
+        ),
+    ] = 0,
     missing_bands: Annotated[
         Literal["error", "zero"],
         typer.Option(help="zero: bands that the data lack are 0, for models with band dropout."),
     ] = "error",
+    looks: Annotated[
+        bool,
+        typer.Option("--looks", help="Vision-language models: do answers use the image and the place asked?"),
+    ] = False,
     out: Annotated[Path | None, typer.Option("--out", help="JSON file for all scores.")] = None,
 ) -> None:
     """Score frozen features: kNN, linear classification, dense linear segmentation, presence of objects.
@@ -86,12 +98,16 @@ def probe_command(
 
     if out is not None:
         check_output_file(out, "JSON")
+    if looks:
+        write_result(out, _looks([backbone, *(compare or [])], data))
+        return
     labelled, console, results = read_compiled(data), make_console(), {}
     outcomes: list[list[Outcomes]] = []
     for name in [backbone, *(compare or [])]:
         tower = tower_to_probe(name, labelled.channels if missing_bands == "error" else None)
         features = probe_data(tower, labelled, view=view, missing_bands=missing_bands)
-        table, found = probe_outcomes(features, seeds=tuple(range(seeds)), labels_per_seed=amount_of(labels))
+        draws = tuple(range(seeds))
+        table, found = probe_outcomes(features, seeds=draws, labels_per_seed=amount_of(labels), points=points)
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()
         outcomes.append(found)
@@ -100,6 +116,38 @@ def probe_command(
         console.print(difference_table(differences, f"{backbone} - {name}"))
         results[name]["differences"] = differences_json(differences)
     write_result(out, results)
+
+
+def _looks(names: list[str], data: Path) -> dict[str, Any]:
+    """Ask each model about places of the test images, print a table, and return the numbers."""
+    from vitp.checkpoints.loading import load_vlm
+    from vitp.data.formats.vitp_labels import read_compiled
+    from vitp.evaluation.looks import ModelReader, measure_looks
+    from vitp.evaluation.robustness_comparison import split_named
+
+    labelled, results = split_named(read_compiled(data), "test", str(data)), {}
+    for name in names:
+        loaded = load_vlm(name)
+        found = measure_looks(ModelReader(loaded.vlm, loaded.chat), labelled)
+        rows = [
+            (
+                one.task,
+                *(f"{100 * value:.1f}" for value in (one.right, one.shuffled, one.blind)),
+                *(
+                    "–" if value is None else f"{value:.2f}"
+                    for value in (one.asked, one.elsewhere, one.attention)
+                ),
+                str(one.questions),
+                "yes" if one.looks else "no",
+            )
+            for one in found
+        ]
+        columns = ("task", "right %", "other image %", "blind %", "hidden: asked", "elsewhere", "attention ×")
+        print_table(
+            (*columns, "questions", "looks"), rows, f"{name}: answers about places of {labelled.name}"
+        )
+        results[name] = [one.to_json() for one in found]
+    return results
 
 
 def robustness_command(

@@ -70,7 +70,7 @@ def eval_command(
     parts = {split: labelled}
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
     print_lines(notes, style="yellow")
-    scores = task.evaluate(model, labelled, settings)
+    scores = model.evaluate(labelled, settings)
     title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
     print_scores(scores, title)
     if scores.cases:

@@ -40,7 +40,7 @@ TestOverride: TypeAlias = Annotated[
     typer.Option("--set", "-s", help="Change a setting of the test, such as window=512. Repeatable."),
 ]
 # Those of `vitp.data.formats.LABEL_FORMATS`, whose import is too slow for a help text.
-FORMAT_NAMES = "coco, label-studio, cvat, voc, yolo, dota, masks, volumes, folders, pairs, geo, qupath, xview, xbd, captions, classes, images, scenes, vitp or auto"
+FORMAT_NAMES = "coco, label-studio, cvat, voc, yolo, dota, masks, volumes, folders, pairs, geo, qupath, xview, xbd, captions, classes, parquet, images, scenes, vitp or auto"
 LabelFormat: TypeAlias = Annotated[
     str, typer.Option("--format", help=f"Format of the labels: {FORMAT_NAMES}.")
 ]

@@ -41,7 +41,7 @@ def run_command(
     name: Annotated[
         str,
         typer.Argument(
-            help="One of `vitp recipes`, or starter, starter-card, real-images, downstream, nuclei."
+            help="One of `vitp recipes`, or starter, starter-looks, starter-card, real-images, downstream, nuclei."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs. An interrupted recipe continues.")],

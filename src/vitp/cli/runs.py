@@ -49,7 +49,8 @@ def pretrain_command(
     objective: Annotated[
         str | None,
         typer.Option(
-            help="Objective to learn, see docs/paradigms.md. By default the YAML's, else visual instructions."
+            help="Objective to learn, see docs/paradigms.md; vitp=1,clip=0.5: several at once. By default the YAML's, "
+            "else visual instructions."
         ),
     ] = None,
     data: Annotated[

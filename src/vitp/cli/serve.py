@@ -34,7 +34,7 @@ def serving_command(
     token: Annotated[
         str | None, typer.Option(envvar="VITP_TOKEN", help="Bearer token that clients must send.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     max_upload_mb: Annotated[int, typer.Option(min=1, max=65_536, help="Megabytes of a request.")] = 256,
     max_pixels: Annotated[
         int, typer.Option(min=1, max=10_000_000_000, help="Pixels of an image that is decoded or predicted.")

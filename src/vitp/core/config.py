@@ -20,6 +20,9 @@ from vitp.core.reading import parse_yaml, read_text
 CONFIG_FILE = "config.yaml"
 """The settings of a run, in its folder."""
 
+DEVICE_PATTERN = r"^(auto|cpu|cuda(:\d+)?|mps)$"
+"""Names of devices; see `vitp.core.distributed.resolve_device`."""
+
 Settings = TypeVar("Settings", bound="SettingsModel")
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -195,6 +198,8 @@ def _number(text: str) -> Any:
     return float(text) if _EXPONENT.fullmatch(text) else text
 
 
+_QUOTED = re.compile(r"'([^']+)'")
+
 _MEANT = {"batch_size": "data.global_batch"}
 """What others call a key, where another key's name is nearer to it in letters."""
 
@@ -228,7 +233,14 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
     if first["type"] == "missing":
         return ConfigError(f"key {key!r} is missing{more}", where=where, fix="set it")
     if first["type"].startswith("union_tag") and place is not None:
-        tag, known = first["ctx"].get("tag"), list(_tagged(place.model_fields[str(parts[-1])].annotation))
+        field = place.model_fields.get(str(parts[-1]))
+        # Under a name that the user gives there is no field; the choice is told then as pydantic has it.
+        known = (
+            list(_tagged(field.annotation))
+            if field
+            else _QUOTED.findall(str(first["ctx"].get("expected_tags")))
+        )
+        tag = first["ctx"].get("tag")
         hint = (did_you_mean(tag, known) if tag else None) or f"choose one of {', '.join(known)}"
         return ConfigError(f"unknown {key} {tag or first['input']!r}{more}", where=where, fix=hint)
     message = first["msg"].removeprefix("Value error, ")
@@ -276,11 +288,13 @@ def _located(
 
 
 def _tagged(annotation: Any) -> dict[str, type[BaseModel]]:
-    """Return name → settings where an annotation is a choice between settings that have a `name`."""
+    """Return name → settings where an annotation is a choice between settings that have a `name` or a `kind`."""
     models = [option for option in _options(annotation) if _is_model(option)]
-    if len(models) < 2 or not all("name" in model.model_fields for model in models):
-        return {}
-    return {tag: model for model in models for tag in typing.get_args(model.model_fields["name"].annotation)}
+    for key in ("name", "kind"):
+        if len(models) > 1 and all(key in model.model_fields for model in models):
+            found = ((model, typing.get_args(model.model_fields[key].annotation)) for model in models)
+            return {tag: model for model, tags in found for tag in tags}
+    return {}
 
 
 def _is_model(value: Any) -> bool:

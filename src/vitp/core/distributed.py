@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +18,7 @@ from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # not i
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from vitp.core.config import DEVICE_PATTERN
 from vitp.core.errors import ConfigError, VitpError
 
 Value = TypeVar("Value")
@@ -50,11 +52,16 @@ def _environment(name: str, default: int) -> int:
 
 
 def resolve_device(wanted: str) -> torch.device:
-    """Return the device of this process. `auto` and `cuda` are the GPU of the local rank.
+    """Return the device of this process. `auto` and `cuda` are the GPU of the local rank; `auto` never takes `mps`.
 
     Raises:
-        ConfigError: CUDA is asked for and not there.
+        ConfigError: There is no such device, or several processes are to share Apple's GPU.
     """
+    if not re.fullmatch(DEVICE_PATTERN, wanted):
+        fix = "choose auto, cpu, cuda, cuda:N or mps"
+        raise ConfigError(f'there is no device "{wanted}"', where="train.device", fix=fix)
+    if wanted == "mps":
+        return _mps()
     if wanted == "cpu" or (wanted == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
@@ -67,6 +74,16 @@ def resolve_device(wanted: str) -> torch.device:
             fix="start fewer processes or name another GPU",
         )
     return torch.device("cuda", index)
+
+
+def _mps() -> torch.device:
+    if not torch.backends.mps.is_available():
+        fix = 'use "auto" or "cpu"'
+        raise ConfigError("Apple's GPU (mps) is not available", where="train.device", fix=fix)
+    if _environment("WORLD_SIZE", 1) > 1:
+        fix = "start one process, or use the cpu"
+        raise ConfigError("several processes can't share Apple's GPU", where="train.device", fix=fix)
+    return torch.device("mps", 0)
 
 
 def initialize(device: torch.device) -> None:
@@ -195,6 +212,18 @@ def raise_together(error: VitpError | None) -> None:
     for other in gather(error):
         if other is not None:
             raise error or other
+
+
+def on_main(action: Callable[[], Any], main: bool) -> Any:
+    """Do something on the rank that is `main`; its user errors are raised on every rank. None elsewhere."""
+    result, error = None, None
+    if main:
+        try:
+            result = action()
+        except VitpError as caught:
+            error = caught
+    raise_together(error)
+    return result
 
 
 def wrap(objective: nn.Module) -> nn.Module:

@@ -150,15 +150,16 @@ def _started(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def temporary_folder(name: str) -> Iterator[Path]:
-    """Yield a folder in the system's place for temporary files, removed afterwards.
+def temporary_folder(name: str, place: Path | None = None) -> Iterator[Path]:
+    """Yield a folder for temporary files, removed afterwards.
 
     What killed processes have left there of this kind is removed first.
 
     Args:
         name: What it is for.
+        place: Folder that it lies in; the system's place for temporary files by default.
     """
-    root = Path(tempfile.gettempdir())
+    root = place or Path(tempfile.gettempdir())
     sweep(root)
     folder = Path(tempfile.mkdtemp(prefix=owned_prefix(name), suffix=".tmp", dir=root))
     try:

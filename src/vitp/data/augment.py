@@ -25,6 +25,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from vitp.core.config import Positive, SettingsModel, Share
 from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize, rotate
+from vitp.data.mixing import MixSettings
 from vitp.data.seen import PixelImage, size_of
 from vitp.data.tiling import resampled
 from vitp.records.labels import IGNORE
@@ -324,7 +325,7 @@ _OF_ANY_CHANNELS = (0, 1)
 """Which of `_ADJUST` channels that aren't colours have, too: brightness and contrast."""
 
 
-class AugmentSettings(SettingsModel):
+class AugmentSettings(MixSettings):
     """Random changes. `AugmentSettings.none()` changes nothing."""
 
     scale: tuple[Positive, Positive] = (1.0, 1.0)

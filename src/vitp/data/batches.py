@@ -155,28 +155,40 @@ class ShuffledImages:
         seed: Of the order.
         repeats: How often each image comes in an epoch, on average, at least 1; None: once each. An epoch then has
             about their sum of samples, and each image in it as often as its number, rounded down or up by chance.
+        partners: Other images of the epoch, drawn by chance, that come with each to be mixed with.
 
     Raises:
         ConfigError: There are none.
     """
 
-    def __init__(self, labelled: LabelledSet, seed: int, repeats: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, labelled: LabelledSet, seed: int, repeats: Sequence[float] | None = None, *, partners: int = 0
+    ) -> None:
         if not len(labelled):
             raise ConfigError("has no images", where=labelled.name, fix="choose another split or set")
         self.labelled, self.seed = labelled, seed
         self.repeats = None if repeats is None else tuple(repeats)
+        self.partners = partners
 
     def __len__(self) -> int:
         return len(self.labelled) if self.repeats is None else round(sum(self.repeats))
 
     def __getitem__(self, position: int) -> Sample[LabelledImage]:
+        start = position - position % len(self)
+        others: tuple[LabelledImage, ...] = ()
+        if self.partners:
+            rng = np.random.default_rng([self.seed, position, 4])
+            drawn = rng.integers(len(self), size=self.partners)
+            others = tuple(self._item(start + offset) for offset in drawn.tolist())
+        return Sample(self._item(position), None, False, 0, position, self.seed, others)
+
+    def _item(self, position: int) -> LabelledImage:
         epoch, offset = divmod(position, len(self))
         if self.repeats is None:
             index = int(_permutation(self.seed, epoch, len(self.labelled))[offset])
         else:
             index = int(_repeated(self.seed, epoch, self.repeats)[offset])
-        item = self.labelled.items[index]
-        return Sample(item, None, False, 0, position, self.seed)
+        return self.labelled.items[index]
 
     def contents(self, *, former: bool = False) -> list[str]:
         """Return the hash of all labels and images; see `labels_digest`."""

@@ -19,6 +19,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.locations import count_locations, location_names, with_locations, without_locations
 from vitp.data.tokenizer import ASSISTANT, END, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, USER, PlainText
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, text_problem
 
@@ -67,6 +68,7 @@ class EncodedRecord:
         branches_N: 0 = shared by all turns, k = belongs to the k-th independent question.
         image_N: True at image tokens.
         supervised_N: True where the token is to be predicted (answers and stop tokens).
+        hidden_N: True where the token is predicted but not read: a padding token is in its place. None: nowhere.
         tiles: Number of tiles of all images.
         turns: Number of questions that it holds with their answers.
         name: Name of the record, for messages.
@@ -80,14 +82,26 @@ class EncodedRecord:
     tiles: int
     turns: int
     name: str
+    hidden_N: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids_N)
 
     def take(self, keep_N: np.ndarray) -> EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
-        arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N")
-        return replace(self, **{name: getattr(self, name)[keep_N] for name in arrays})
+        arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N", "hidden_N")
+        given = {name: array for name in arrays if (array := getattr(self, name)) is not None}
+        return replace(self, **{name: array[keep_N] for name, array in given.items()})
+
+    def in_parallel(self, share: float, rng: np.random.Generator) -> EncodedRecord:
+        """Return the record with the answers of some questions unread, so that their tokens can't tell each other.
+
+        Args:
+            share: Probability that a question's answer is.
+            rng: Chooses the questions.
+        """
+        chosen = rng.random(int(self.branches_N.max()) + 1) < share
+        return replace(self, hidden_N=self.supervised_N & chosen[self.branches_N])
 
 
 class ChatTokenizer:
@@ -116,6 +130,7 @@ class ChatTokenizer:
             tokenizer.add_special_tokens({"additional_special_tokens": missing}, False) if missing else 0
         )
         vocabulary = tokenizer.get_vocab()
+        self.locations = count_locations(vocabulary)
         if self.template.stop not in vocabulary:
             raise ConfigError(
                 f"the tokenizer doesn't know {self.template.stop}",
@@ -135,6 +150,22 @@ class ChatTokenizer:
     def __len__(self) -> int:
         return len(self.tokenizer)
 
+    def add_locations(self, count: int) -> None:
+        """Add location tokens to the vocabulary; coordinates are written with them from then on.
+
+        Raises:
+            ConfigError: It has another number of them, or one alone is wanted.
+        """
+        if count == 1:
+            raise ConfigError(
+                "one location token tells nothing", where="model.locations", fix="use 2 or more"
+            )
+        if self.locations not in (0, count):
+            what = f"the model has {self.locations} location tokens, not {count}"
+            raise ConfigError(what, where="model.locations", fix=f"set it to {self.locations}, or to 0")
+        self.tokenizer.add_tokens(location_names(count)[self.locations :])
+        self.locations = count
+
     def encode(self, record: InstructionRecord, tiles_per_image: Sequence[int]) -> EncodedRecord:
         """Return the record's tokens with room for the image tokens of its tiles.
 
@@ -150,14 +181,16 @@ class ChatTokenizer:
         pieces = self._system()
         if not record.independent:
             for turn in record.turns:
-                pieces += self._asked(turn.question) + self._answered(turn.answer)
+                pieces += self._asked(self._located(turn.question, points=True))
+                pieces += self._answered(self._located(turn.answer))
         else:
             prefix = record.prefix
             pieces += _pieces_of(self.template.user_start, prefix, "")
             for branch, turn in enumerate(record.turns, 1):
                 question = turn.question[len(prefix) :] if branch == 1 else turn.question
+                question = self._located(question, points=True)
                 pieces += [_Piece("", question, self.template.user_end, branch)]
-                pieces += self._answered(turn.answer, branch)
+                pieces += self._answered(self._located(turn.answer), branch)
         return self._laid_out(pieces, record.name, tiles_per_image, turns=len(record.turns))
 
     def encode_prompt(
@@ -173,14 +206,22 @@ class ChatTokenizer:
                 raise DataError(problem, where="question", fix="remove it from the text")
         pieces = self._system()
         for past_question, past_answer in history:
-            pieces += self._asked(past_question) + self._answered(past_answer)
-        pieces += [*self._asked(question), _Piece(before=self.template.assistant_start)]
+            pieces += self._asked(self._located(past_question, points=True))
+            pieces += self._answered(self._located(past_answer))
+        pieces += [
+            *self._asked(self._located(question, points=True)),
+            _Piece(before=self.template.assistant_start),
+        ]
         return self._laid_out(pieces, "question", tiles_per_image, turns=0)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of an answer, markup kept, stop and padding tokens dropped."""
         drop = {self.stop_id, self.pad_id, self.tokenizer.eos_token_id}
-        return str(self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False))
+        text = self.tokenizer.decode([i for i in ids if i not in drop], skip_special_tokens=False)
+        return without_locations(str(text), self.locations)
+
+    def _located(self, text: str, *, points: bool = False) -> str:
+        return with_locations(text, self.locations, points=points)
 
     def _system(self) -> list[_Piece]:
         return [_Piece(before=self.template.system)] if self.template.system else []

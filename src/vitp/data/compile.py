@@ -5,7 +5,7 @@ The output folder holds
     {train,val,test}.jsonl   instruction records, images relative to the root in mixture.json
     mixture.json             the training split as a mixture of one set
     labels/                  the labels themselves, for probes and finetuning (`formats.vitp_labels`)
-    crops/                   the images, where they were cut into files
+    crops/ or images/        the images, where they were cut into files, or were inside of a table
     summary.json             counts, findings, options, licence, content hash
 
 The same labels, options and seed give the same bytes.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from vitp.core import leftovers
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import parse_json, read_text
+from vitp.data.compile_conversations import compile_conversations
 from vitp.data.compile_summary import COMPILED_FORMAT, CompileSummary, SplitCounts
 from vitp.data.formats import detect, read_labels
 from vitp.data.formats.channels import declare_again
@@ -30,6 +31,7 @@ from vitp.data.formats.class_names import check_names
 from vitp.data.formats.crops import crops_in_place, cut
 from vitp.data.formats.empty import limit_empty
 from vitp.data.formats.generated import Chained
+from vitp.data.formats.parquet import parquet_columns
 from vitp.data.formats.vitp_labels import (
     LineWriter,
     Roots,
@@ -100,14 +102,39 @@ def compile_labels(
         fmt, also = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
-    whole = read_labels(fmt, str(src) if base is None else source, **options)
     synthesis = synthesis or SynthesisConfig()
     if fmt == "images":
         synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
-    settings = {**cutting, "empty": empty, **options, "synthesis": asdict(synthesis)}
+    settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
-    return _write(job, limit_empty(whole, empty, seed)) if crop is None else _write_crops(job, whole)
+    if fmt == "parquet":
+        return _compile_table(job, source, options)
+    return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
+
+
+def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileSummary:
+    """Compile a table that holds its images: they wait beside `out` until all is complete."""
+    asked = {name: value for name, value in options.items() if name.endswith("_column")}
+    columns = parquet_columns(source, asked, str(options.get("patient") or ""))
+    if columns.talk and "crop" in job.settings:
+        fix = "leave --crop out"
+        raise ConfigError("answers of conversations are about whole images", where="--crop", fix=fix)
+    if columns.talk:
+        settings = {name: value for name, value in job.settings.items() if name != "synthesis"}
+        return compile_conversations(
+            source, columns, job.out, seed=job.seed, max_tiles=job.max_tiles, settings=settings
+        )
+    job.out.parent.mkdir(parents=True, exist_ok=True)
+    with leftovers.temporary_folder(job.out.name, job.out.parent) as folder:
+        whole = read_labels("parquet", source, **options, images_to=folder)
+        return _compile_read(replace(job, inside=folder), whole)
+
+
+def _compile_read(job: _Job, whole: LabelledSet) -> CompileSummary:
+    if "crop" in job.settings:
+        return _write_crops(job, whole)
+    return _write(job, limit_empty(whole, job.settings["empty"], job.seed))
 
 
 def compile_set(
@@ -136,7 +163,7 @@ def compile_set(
     """
     out = out.resolve()
     _check_out(out, base, force=force)
-    settings = {**settings, "synthesis": asdict(synthesis)}
+    settings = {**settings, "synthesis": synthesis.stated()}
     return _write(_Job(base, "merged", out, base, seed, synthesis, None, settings, ()), labelled)
 
 
@@ -153,6 +180,8 @@ class _Job:
     max_tiles: int | None
     settings: dict[str, Any]
     also_there: tuple[str, ...]
+    inside: Path | None = None
+    """Folder of the images that were inside of a table."""
 
 
 def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
@@ -191,11 +220,12 @@ def _write(
         crops: Folder of its images, where they were cut.
         whole: The set before they were cut.
     """
+    own = crops or job.inside
     with atomic_dir(job.out) as temporary:
         described = job.base or temporary
-        roots = Roots(temporary, crops or described, described)
+        roots = Roots(temporary, own or described, described)
         splits, constant = _write_lines(labelled, roots, job.seed, job.synthesis)
-        image_root = "crops" if crops else relative(roots.images, temporary)
+        image_root = "crops" if crops else "images" if own else relative(roots.images, temporary)
         write_head(labelled, roots, image_root=image_root)
         if not splits["train"].records:
             if whole is not None:
@@ -229,7 +259,8 @@ def _write(
         summary.write(temporary, job.settings)
         if crops is not None:
             leftovers.claim(crops).unlink()
-            crops.rename(temporary / "crops")
+        if own is not None:
+            own.rename(temporary / image_root)
     return summary
 
 

@@ -95,6 +95,7 @@ class Sample(Generic[Item]):
         entry: Index of its set in the mixture.
         position: Its place in the run. What is random about the sample is a function of the seed and of it.
         seed: Of the run.
+        partners: Other records that it may be mixed with.
     """
 
     record: Item
@@ -103,6 +104,7 @@ class Sample(Generic[Item]):
     entry: int
     position: int
     seed: int = 0
+    partners: tuple[Item, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,8 @@ def _lay_out(
             record = records[number]
             place = slice(start, start + len(record))
             ids_BL[b, place], positions_BL[b, place] = record.ids_N, record.positions_N
+            if record.hidden_N is not None:
+                ids_BL[b, place][record.hidden_N] = pad_id
             segments_BL[b, place], branches_BL[b, place] = segment, record.branches_N
             flat = b * length + start
             image_index[number] = flat + np.flatnonzero(record.image_N)

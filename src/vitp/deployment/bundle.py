@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import torch
 
-from vitp.checkpoints.card import licence_keys, weights_card
+from vitp.checkpoints.card import evaluated, licence_keys, weights_card
 from vitp.checkpoints.checkpoint import provenance_of
 from vitp.checkpoints.description import (
     CONFIG,
@@ -35,6 +35,7 @@ from vitp.checkpoints.description import (
 )
 from vitp.checkpoints.export import TEST_VECTORS, features_of, vector_images
 from vitp.checkpoints.loading import load_backbone
+from vitp.checkpoints.origin import AnyOrigin, Origin, warn_of_licence
 from vitp.checkpoints.tensors import INDEX, WEIGHTS
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, ConfigError
@@ -312,40 +313,42 @@ def _card(
     own = found.folder / CARD_FILE
     written = read_text(own) if own.is_file() else ""
     description = without_places(found.config)
-    vision, provenance, scores = None, None, None
+    origin: AnyOrigin = Origin()
+    provenance, scores = None, None
     card = description.get("card") or {}
     kind = str(description.get("task", "")) or ("language" if found.kind == "language" else "backbone")
     if found.kind == "task":
         scores = _json(found.run / SCORES_FILE) if (found.run / SCORES_FILE).is_file() else None
-        vision = vision_of(description)
+        origin = vision_of(description) or origin
         made = _vectors_of_task(found.folder, staging)
         written = written or task_card(description, name, made)
     elif found.kind == "graph":
         provenance = (
             Provenance.model_validate(description["provenance"]) if "provenance" in description else None
         )
+        origin = Origin(description.get("weights_of", ""), description.get("licence", ""))
         written = written or _graph_text(description, name)
     else:
         tower, provenance = load_backbone(found.folder), provenance_of(found.folder)
-        vision = tower.config
+        origin = tower.config
         if TEST_VECTORS not in paths:
             images = vector_images(tower.image_size[0], tower.num_channels)
             _write_vectors(staging, {"images": images, **features_of(tower, images)})
-        written = written or _weights_text(found, name, vision, provenance)
+        written = written or _weights_text(found, name, tower.config, provenance)
     if (staging / TEST_VECTORS).is_file():
         paths[TEST_VECTORS] = staging / TEST_VECTORS
+    warn_of_licence(origin)
     data = _data_of(card, provenance)
-    stated = licence or (vision.licence if vision is not None else "")
+    head = {"pipeline_tag": PIPELINES[kind], "library_name": "vitp", "tags": ["vitp"]}
+    if scores is not None and data:
+        split, values = str(scores.get("split", "test")), scores.get("values") or {}
+        head |= evaluated(name, PIPELINES[kind], data[-1][0], split, values)
     return shared_card(
         written,
-        {**licence_keys(stated), "pipeline_tag": PIPELINES[kind], "library_name": "vitp", "tags": ["vitp"]},
+        {**licence_keys(licence or origin.licence), **head},
         {
             "Scores": scores_text(scores, str(card.get("data", ""))),
-            "Licences": licences_text(
-                vision.weights_of if vision is not None else "",
-                vision.licence if vision is not None else "",
-                data,
-            ),
+            "Licences": licences_text(origin.weights_of, origin.licence, data),
             "Test vectors": vectors_text(name, kind) if TEST_VECTORS in paths else "",
             "From the hub": f"```sh\nhf download {repository} --local-dir {name}\n```" if repository else "",
             "Intended use and limits": limits_text(

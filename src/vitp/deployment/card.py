@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 from vitp.checkpoints.card import (
     bands_section,
     card_head,
+    evaluated,
+    licence_keys,
     markdown_table,
     start_section,
 )
 from vitp.checkpoints.description import without_places
+from vitp.checkpoints.origin import Origin
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
+from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 from vitp.runtime.contract import GraphContract
 from vitp.tasks.base import TaskModel
@@ -60,22 +64,31 @@ def graph_card(done: ExportedGraph, model: TaskModel, options: GraphOptions, nam
         name: Of the folder.
     """
     parts = [
-        _title(done.contract, model, options, name),
+        _title(done, model, options, name),
         _what_it_takes(done.contract),
         _use(done.contract, options, name),
         _compared(done),
         _qgis(done.contract, options),
+        start_section(vision_of(model.description) or Origin()),
         _trained(model.description.get("card", {})),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _title(contract: GraphContract, model: TaskModel, options: GraphOptions, name: str) -> str:
+def _title(done: ExportedGraph, model: TaskModel, options: GraphOptions, name: str) -> str:
+    contract, scores, use = done.contract, done.scores, PIPELINES[done.contract.task]
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     form = "ONNX" if options.kind == "onnx" else "torch.export"
-    head = {"library_name": "onnx" if options.kind == "onnx" else "pytorch", "tags": [contract.task, "vitp"]}
+    head: dict[str, Any] = {
+        "library_name": "onnx" if options.kind == "onnx" else "pytorch",
+        **licence_keys((vision_of(model.description) or Origin()).licence),
+        "tags": [contract.task, "vitp"],
+        "pipeline_tag": use,
+    }
+    if scores is not None:
+        head |= evaluated(name, use, scores.data, scores.split, scores.after)
     return (
-        f"{card_head({**head, 'pipeline_tag': PIPELINES[contract.task]})}"
+        f"{card_head(head)}"
         f"# {name}\n\nA model for {contract.task} ({len(contract.classes)} classes, {parameters:.1f} M parameters) as a "
         f"graph in {form}."
     )
@@ -288,10 +301,12 @@ _FIELDS = {
 }
 
 
-def vision_of(description: Mapping[str, Any]) -> VisionSettings | None:
-    """Return the tower of a task model's description; None where it isn't a plain ViT."""
-    backbone = description.get("backbone", {})
-    return VisionSettings.model_validate(backbone["config"]) if backbone.get("kind") == "vision" else None
+def vision_of(description: Mapping[str, Any]) -> VisionSettings | TimmSettings | None:
+    """Return the backbone of a task model's description; None where it has none."""
+    backbone = description.get("backbone") or {}
+    kinds: dict[str, type[VisionSettings | TimmSettings]] = {"vision": VisionSettings, "timm": TimmSettings}
+    kind = kinds.get(backbone.get("kind", ""))
+    return None if kind is None else kind.model_validate(backbone["config"])
 
 
 def _use_of_task(task: str, name: str) -> str:

@@ -146,7 +146,8 @@ def compared_outputs(
                 differences = found[0]
             else:
                 differences = {
-                    name: float(np.abs(given[name][place] - wanted[name][place]).max()) for name in names
+                    name: float(np.abs(_bounded(given, name, place) - _bounded(wanted, name, place)).max())
+                    for name in names
                 }
             # Written so that nan stays.
             largest = {name: float(np.fmax(largest[name], differences[name])) for name in names} | {
@@ -154,6 +155,12 @@ def compared_outputs(
             }
     share = lonely / rows if rows else 0.0
     return OutputParity(images, of, largest, rows, share, OUTPUT_TOLERANCES[kind])
+
+
+def _bounded(outputs: Mapping[str, np.ndarray], name: str, place: int) -> np.ndarray:
+    """Return an output of one image on 0..1: masks of queries are logits."""
+    value: np.ndarray = outputs[name][place].astype(np.float64)
+    return 1 / (1 + np.exp(-value)) if name == "masks" else value
 
 
 def _table_difference(

@@ -26,13 +26,14 @@ import torch
 from vitp.checkpoints.description import GRAPH_DESCRIPTION, content_hash, tensor_digests
 from vitp.checkpoints.export import check_target
 from vitp.checkpoints.graphs import GraphKind, add_metadata, write_graph
+from vitp.checkpoints.origin import AnyOrigin, Origin, told_origin, warn_of_licence
 from vitp.core.errors import CheckpointError, ConfigError, VitpError
 from vitp.core.extras import need
 from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.sealed import write_sums
 from vitp.core.tensors import unique_state
 from vitp.core.version import __version__
-from vitp.deployment.card import graph_card
+from vitp.deployment.card import graph_card, vision_of
 from vitp.deployment.comparison import (
     SCORE_TOLERANCE,
     OutputParity,
@@ -57,6 +58,8 @@ from vitp.runtime.graph_model import GraphModel, Runner, open_graph
 from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRModel
+from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.graphs import TaskGraph
 from vitp.tasks.model_folder import load_task, model_folder, stated_settings
 from vitp.tasks.oriented import OrientedRCNN
@@ -142,9 +145,13 @@ def export_task(
     _check_options(options)
     check_target(out, overwrite)
     model = load_task(source)
+    origin = vision_of(model.description) or Origin()
+    warn_of_licence(origin)
     settings, notes = _plain_settings(stated_settings(model.description))
     images = known_images(source, model, options.check, options.most_images)
-    work = _Work(source, model, settings, options, images if isinstance(images, KnownImages) else None)
+    work = _Work(
+        source, model, settings, options, images if isinstance(images, KnownImages) else None, origin
+    )
     if isinstance(images, str):
         notes.append(f"scores aren't compared: {images}; name a labelled set with --check")
     else:
@@ -170,6 +177,7 @@ class _Work:
     settings: TestSettings
     options: GraphOptions
     images: KnownImages | None
+    origin: AnyOrigin
 
 
 def _check_options(options: GraphOptions) -> None:
@@ -207,6 +215,13 @@ def contract_for(
     found: dict[str, Any] = {}
     if isinstance(model, ClassificationModel):
         found = {"multi_label": model.settings.multi_label}
+    elif isinstance(model, QueryInstances):
+        found = {"most_objects": model.settings.detections, "mask_patch": model.tower.patch_size}
+    elif isinstance(model, DETRModel):
+        found = {
+            "least_score": model.head.settings.score_threshold,
+            "most_objects": model.head.settings.detections,
+        }
     elif isinstance(model, DetectionModel | OrientedRCNN):
         box = model.boxes.settings if isinstance(model, OrientedRCNN) else model.head.boxes.settings
         found = {"least_score": box.score_threshold, "iou": box.nms_iou, "most_objects": box.detections}
@@ -235,7 +250,7 @@ def _write(
     path = folder / GRAPH_FILES[options.kind]
     graph = _graph(work, contract, path)
     if options.kind == "onnx":
-        add_metadata(path, _metadata(contract, options))
+        add_metadata(path, _metadata(work, contract))
     written = _opened(path, contract, graph.outputs)
     outputs = _compare_outputs(work, graph, written)
     own = None if work.images is None else work.model.evaluate(work.images.compared, work.settings)
@@ -268,9 +283,9 @@ def _graph(work: _Work, contract: GraphContract, path: Path) -> TaskGraph:
     return graph
 
 
-def _metadata(contract: GraphContract, options: GraphOptions) -> dict[str, str]:
+def _metadata(work: _Work, contract: GraphContract) -> dict[str, str]:
     own = {METADATA_KEY: json.dumps(contract.to_values()), "vitp_version": __version__}
-    return {**own, **qgis_metadata(contract, options.resolution)}
+    return {**own, **told_origin(work.origin), **qgis_metadata(contract, work.options.resolution)}
 
 
 def _opened(path: Path, contract: GraphContract, names: Iterable[str]) -> GraphModel:
@@ -341,7 +356,7 @@ def _write_int8(
     target = folder / INT8_FILE
     seen = inputs_of(whole, work.model, known.calibration, work.settings, MOST_CALIBRATED)
     quantise_graph(path, target, seen)
-    add_metadata(target, _metadata(contract, options))
+    add_metadata(target, _metadata(work, contract))
     small = open_graph(target, threads=torch.get_num_threads())
     scores = _scores_beside(work, small, own, options.most_loss)
     if not scores.lost <= options.most_loss:
@@ -392,4 +407,5 @@ def _description(work: _Work, done: ExportedGraph, graph: TaskGraph) -> dict[str
         "sha256": content_hash(tensor_digests(weights)),
         "source": model_folder(work.source).resolve().parent.name,
         "card": work.model.description.get("card", {}),
+        **told_origin(work.origin),
     }

@@ -21,6 +21,8 @@ def qgis_obstacle(contract: GraphContract) -> str | None:
     """Return why the plug-in can't run a graph, in words; None: it can."""
     if contract.task == "classification":
         return "it has no models that give an image one class"
+    if contract.mask_patch:
+        return "it has no models that give each object a mask of the whole tile"
     if contract.size[0] != contract.size[1]:
         return f"its tiles are square, and the graph takes {contract.size[0]}×{contract.size[1]} px (--size)"
     if contract.batch != 1:

@@ -55,7 +55,7 @@ class RunState:
         evidence: Running sums of the evidence that the vision tower learns.
         settings: Configuration of the run, to report what changed.
         layout: How the checkpoint keeps its tensors: `FORMAT` or `SHARDED_FORMAT`.
-        more: State of what is switched on: "patience", "scaler", "average".
+        more: State of what is switched on: "patience", "scaler" (of the loss), "average".
     """
 
     step: int

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from vitp.core.config import SettingsModel, Share, Weight
+from vitp.core.config import DEVICE_PATTERN, SettingsModel, Share, Weight
 
 
 class OptimSettings(SettingsModel):
@@ -84,9 +84,11 @@ class TrainSettings(SettingsModel):
     """Parts that each rank cuts its share of a step into; their gradients are summed."""
     batch: Literal["fixed", "auto"] = "fixed"
     """`auto`: a probe step chooses `micro_batches` and `compute.recompute`, the fastest that the GPU's memory
-    holds; records of a step stay the same. Pretraining with a language model only."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """`auto` is bf16 autocast on CUDA and fp32 on CPU. Weights are fp32 in all cases."""
+    holds; records of a step stay the same. Of a finetuning, and of a pretraining with a language model; the former has
+    no `recompute`."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """`auto` is bf16 autocast on GPUs that have it, and fp32 elsewhere. `fp16` is for GPUs without bf16: with a scaled
+    loss, and steps that are skipped where the gradient overflows. Weights are fp32 in all cases."""
     ema: float | None = Field(None, ge=0, lt=1)
     """Decay of a moving average of the weights, such as 0.999, which is then what is validated, probed and kept as the
     model; none: no average. It takes as much memory as the trained weights."""
@@ -107,8 +109,8 @@ class TrainSettings(SettingsModel):
     """Processes that prepare batches; 0: the training process does."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
     """Seed of dropout and drop path. The order of the data has its own seed."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
-    """`auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes a GPU where there is one."""
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
+    """`auto`, `cpu`, `cuda`, `cuda:N` or `mps` (Apple's GPU; untested); `auto` takes a CUDA GPU where there is one."""
     deterministic: bool = False
     """Refuse operations that may differ from run to run."""
     loss_weights: dict[str, Weight] = Field(default_factory=dict)

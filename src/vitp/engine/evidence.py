@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from vitp.core.errors import DamagedError, VitpError
 from vitp.core.files import atomic_path, write_json
-from vitp.core.tensors import load_tensors, save_tensors
+from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes
 from vitp.engine.layers import layers_of
 
 MIN_CHANGE = 1e-7
@@ -201,10 +202,23 @@ class VisionEvidence:
             "relative_change": change["overall"],
             "gradient_share": self.gradient_share,
             "cka": self._cka(),
+            **self._frozen(),
             "layers": change["layers"],
         }
         write_json(self.run_dir / "evidence.json", evidence)
         return evidence
+
+    def _frozen(self) -> dict[str, Any]:
+        """Return, where only a part of the tower trains, whether all others are as they were, bit for bit."""
+        frozen = {name: p for name, p in self.tower.named_parameters() if not p.requires_grad}
+        if not frozen or not self.meant_to_train:
+            return {}
+        start, digest = load_tensors(self._start_file), hashlib.sha256()
+        for name in sorted(frozen):
+            digest.update(name.encode() + bytes(tensor_bytes(frozen[name])))
+        same = all(torch.equal(p.detach().cpu(), start[name].cpu()) for name, p in frozen.items())
+        parameters = sum(p.numel() for p in frozen.values())
+        return {"frozen": {"parameters": parameters, "unchanged": same, "sha256": digest.hexdigest()}}
 
     def _cka(self) -> float | None:
         if self.features is None or not self._features_file.exists():

@@ -58,6 +58,10 @@ class Gradients:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
+    def multiply(self, factor: float) -> None:
+        """Multiply all gradients, in place."""
+        torch._foreach_mul_([local(p.grad) for p in self.parameters if p.grad is not None], factor)
+
     def norms(self) -> Tensor:
         """Return the L2 norm of each cell, for `read`; nothing is synchronised with the host."""
         norms = torch.stack(

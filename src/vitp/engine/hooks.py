@@ -23,6 +23,7 @@ class StepMetrics:
         grad_share: Part → share of the squared gradient norm.
         vision_share: The vision tower's share.
         work: What the batches amounted to (`samples`, `tokens`, …).
+        skipped: The loss or the gradient was not finite and, under fp16, the weights stayed as they were.
     """
 
     step: int
@@ -33,6 +34,7 @@ class StepMetrics:
     grad_share: dict[str, float]
     vision_share: float
     work: dict[str, float] = field(default_factory=dict)
+    skipped: bool = False
 
 
 class Hook:

@@ -170,7 +170,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
         return batch
     if hasattr(batch, "to"):
         waits = not isinstance(batch, torch.Tensor | TensorFields)
-        return batch.to(device) if waits else batch.to(device, non_blocking=True)
+        return batch.to(device) if waits else batch.to(device, non_blocking=device.type == "cuda")
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
         moved = copy.copy(batch)
         for field in dataclasses.fields(batch):

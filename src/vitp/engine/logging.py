@@ -69,6 +69,8 @@ def memory_gb(device: torch.device) -> float:
     """Return the largest memory use so far, in GiB: of the GPU, or of this process on CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
@@ -84,7 +86,7 @@ def metrics_row(
         rates: Of the work since then.
         device: Whose memory is told.
     """
-    row = {name: value for name, value in asdict(metrics).items() if name != "work"}
+    row = {name: value for name, value in asdict(metrics).items() if name not in ("work", "skipped")}
     return {**row, "loss_mean": sum(window) / len(window), **rates, "memory_gb": memory_gb(device)}
 
 

@@ -20,7 +20,6 @@ from torch import Tensor
 from vitp.core import distributed
 from vitp.core.distributed import RankReport
 from vitp.core.errors import VitpError
-from vitp.core.files import atomic_dir
 from vitp.engine import checkpoint, numerics, recovery, sharding
 from vitp.engine.average import WeightAverage
 from vitp.engine.checkpoint import RunState
@@ -40,7 +39,8 @@ from vitp.engine.optim import (
     set_lr,
 )
 from vitp.engine.patience import Patience
-from vitp.engine.saving import Saver
+from vitp.engine.saving import Saver, save_pretrained
+from vitp.engine.scaling import LossScale
 from vitp.engine.stopping import Interrupted, StopSignals
 from vitp.engine.trackers import Trackers
 from vitp.models.compilation import CompileWatch
@@ -100,6 +100,7 @@ class Trainer:
         )
         groups = self._trained.parameter_groups()
         check_groups(self._trained, groups, optim)
+        self.loss_scale = LossScale(self._amp_dtype)
         self.parts = describe_parts(groups, optim)
         check_trainable(self.parts, train.must_train)
         self.optimizer, self._names = build_optimizer(self._trained, groups, optim)
@@ -111,7 +112,6 @@ class Trainer:
         self._trackers = trackers
         self._saver = Saver(self.run_dir, train.keep_last, sharded=self.sharded, background=train.async_save)
         self.evidence = VisionEvidence(objective.vision_tower, self.run_dir)
-        self.loss_weights = {**objective.loss_weights, **train.loss_weights}
         self.step = 0
         self._console = console or Console()
         self._exchange = StepExchange()
@@ -162,7 +162,8 @@ class Trainer:
             work: What the whole step amounts to.
 
         Raises:
-            VitpError: The loss or the gradient is not finite. The weights are as before the step.
+            VitpError: The loss or the gradient is not finite, and no smaller scale of an fp16 run can help. The
+                weights are as before the step.
         """
         numerics.seed_step(self.config.seed, self.step, self.rank)
         lr = set_lr(self.optimizer, self.optim, lr_factor(self.step, self.config.steps, self.optim))
@@ -170,6 +171,7 @@ class Trainer:
         parts = [self.forward_backward(b, counts, sync=s) for b, s in zip(batches, syncs, strict=True)]
         losses_MK = torch.stack(parts)
         self.gradients.fill_missing()
+        self.loss_scale.unscale(self.gradients)
         norms = self.gradients.norms()
         losses_K = distributed.sum_tensor(losses_MK.sum(0))
         values_N = torch.cat([losses_K, norms])
@@ -181,16 +183,19 @@ class Trainer:
         # The one wait for the device in a step.
         values = reading.wait()
         losses = dict(zip(counts, values, strict=False))
-        if not all(math.isfinite(value) for value in values):
-            self._refuse_step(batches, losses_MK, losses)
-        if not self._masks_steps:
+        finite = all(math.isfinite(value) for value in values)
+        if not finite:
+            self._skip_or_refuse(batches, losses_MK, losses)
+        elif not self._masks_steps:
             self._apply(norms)
+        self.loss_scale.update(finite)
         self.step += 1
-        if self.average is not None:
+        if self.average is not None and finite:
             self.average.update(self.step)
         size = self.gradients.read(values[len(losses) :])
         total = sum(self._weight(name) * loss for name, loss in losses.items())
-        return StepMetrics(self.step, total, losses, lr, size.norm, size.share, size.vision_share, dict(work))
+        sizes = (size.norm, size.share, size.vision_share)
+        return StepMetrics(self.step, total, losses, lr, *sizes, dict(work), skipped=not finite)
 
     def _apply(self, norms: Tensor) -> None:
         """Clip the gradients, change the weights by them, and forget them."""
@@ -226,7 +231,7 @@ class Trainer:
             if self.world > 1 and sync and not self.sharded:
                 total = distributed.touch(total, self.gradients.parameters)
             if total.requires_grad:
-                total.backward()
+                self.loss_scale.scaled(total).backward()
         return torch.stack([share.detach() for share in shares.values()])
 
     # What hangs on it.
@@ -239,7 +244,8 @@ class Trainer:
         return contextlib.nullcontext() if self.average is None else self.average.in_place()
 
     def _weight(self, name: str) -> float:
-        return self.loss_weights.get(name, 1.0)
+        own = self.config.loss_weights.get(name)
+        return self.objective.loss_weight(name) if own is None else own
 
     def _begin(self, stack: contextlib.ExitStack) -> None:
         # Files are hashed for it: once a run, and by one process.
@@ -298,6 +304,7 @@ class Trainer:
         self._counters = state.counters
         self.evidence.load_state(state.evidence)
         self.patience.load_state(state.more.get("patience", {}))
+        self.loss_scale.load_state(state.more.get("scaler", {}))
         self._notes += [*found.notes, f"resumed {found.path}"]
         settings = self._settings()
         self._notes += recovery.changes_on_resume(
@@ -312,6 +319,7 @@ class Trainer:
     def _more(self) -> dict[str, Any]:
         """Return the state of what is switched on, for a checkpoint."""
         more = {"patience": self.patience.state(), "average": self.config.ema is not None}
+        more["scaler"] = self.loss_scale.state()
         return {name: state for name, state in more.items() if state}
 
     def _next_batches(self) -> tuple[list[Any], RankReport]:
@@ -332,9 +340,10 @@ class Trainer:
         return batches, replace(own, counts=counts, work=work)
 
     def _after_step(self, metrics: StepMetrics) -> None:
-        self.evidence.add_share(metrics.vision_share)
-        self._last_loss = metrics.loss
-        self._window.append(metrics.loss)
+        if not metrics.skipped:
+            self.evidence.add_share(metrics.vision_share)
+            self._last_loss = metrics.loss
+            self._window.append(metrics.loss)
         self._meter.add(metrics.work)
         self._counters = distributed.sum_dicts([self._counters, metrics.work])
         self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
@@ -359,22 +368,27 @@ class Trainer:
         if self._log is None:
             return
         self._log.advance(self.step)
-        if self.step % self.config.log_every and self.step != self.config.steps:
+        if metrics.skipped or (self.step % self.config.log_every and self.step != self.config.steps):
             return
         rates = self._meter.read(self._loader.wait_s) | {"elapsed_s": self._counters["seconds"]}
+        rates |= self.loss_scale.row()
         self._log.row(metrics_row(metrics, self._window, rates, self.device))
         self._window = []
         if news := self._compiled.news():
             self._log.say(news)
 
-    def _refuse_step(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
-        """Throw the gradients away, save the last good state if it is not saved yet, and raise."""
+    def _skip_or_refuse(self, batches: Sequence[Any], losses_MK: Tensor, losses: Mapping[str, float]) -> None:
+        """Throw the gradients away; where the loss scale can't fall, save the last good state and raise."""
         self.optimizer.zero_grad()
         what, suspects = numerics.what_is_not_finite(batches, losses_MK, losses)
         names = [name for batch in suspects for name in getattr(batch, "record_names", ()) or ()]
         names = [name for of_rank in distributed.gather(names) for name in of_rank]
         # Running statistics (batch norm) see a batch before its loss does.
         whole = sharding.all_finite(self._trained)
+        if whole and self.loss_scale.can_fall:
+            scale = self.loss_scale.value
+            self.say(f"step {self.step + 1} skipped: {what} at a loss scale of {scale:g}, which is halved")
+            return
         kept = (
             f"the state before it is saved in {self.save()}" if whole else "earlier checkpoints are untouched"
         )
@@ -410,15 +424,7 @@ class Trainer:
             self._log.scalars(step, values)
 
     def _on_main(self, action: Any) -> Any:
-        """Do something on rank 0; its user errors are raised on every rank."""
-        result, error = None, None
-        if self.is_main:
-            try:
-                result = action()
-            except VitpError as caught:
-                error = caught
-        distributed.raise_together(error)
-        return result
+        return distributed.on_main(action, self.is_main)
 
     def _finish(self) -> TrainResult:
         if self.patience.ended:
@@ -432,18 +438,10 @@ class Trainer:
             evidence = self._on_main(lambda: self.evidence.finish(self.step)) or {}
             if self._log is not None:
                 self._log.say(summary(evidence))
-            model = self._on_main(self._save_pretrained)
+            model = self._on_main(lambda: save_pretrained(self.objective, self.run_dir))
         if self.average is not None and not self.sharded:
             self.average.swap()
         last = checkpoint.folder(self.run_dir, self.step)
         return TrainResult(
             self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)
         )
-
-    def _save_pretrained(self) -> Path | None:
-        folder = self.run_dir / "model"
-        if type(self.objective).save_pretrained is Objective.save_pretrained:
-            return None
-        with atomic_dir(folder) as temporary:
-            self.objective.save_pretrained(temporary)
-        return folder

@@ -33,17 +33,20 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return bf16 where autocast is to use it, or None for fp32.
+    """Return the half precision that autocast is to use, or None for fp32.
 
     Raises:
-        ConfigError: bf16 is asked for on a GPU without it.
+        ConfigError: bf16 is asked for on a device without it.
     """
-    if precision == "fp32" or (precision == "auto" and device.type == "cpu"):
+    if precision == "fp16":
+        return torch.float16
+    if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return None
-    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    lacks = device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
+    if lacks or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         if precision == "auto":
             return None
-        raise ConfigError("this GPU has no bf16", where="train.precision", fix='use "fp32" or "auto"')
+        raise ConfigError("this GPU has no bf16", where="train.precision", fix='use "fp16", "fp32" or "auto"')
     return torch.bfloat16
 
 

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from vitp.core import distributed
 from vitp.core.errors import VitpError
-from vitp.core.files import as_user_error, put_in_place
+from vitp.core.files import as_user_error, atomic_dir, put_in_place
 from vitp.engine import checkpoint, shards
 from vitp.engine.checkpoint import RunState, Tensors
+from vitp.objectives.base import Objective
 
 
 class Saver:
@@ -171,3 +172,13 @@ class Saver:
         if self.sharded and distributed.rank() == 0:
             shutil.rmtree(self._temporary, ignore_errors=True)
         self._state = None
+
+
+def save_pretrained(objective: Objective, run_dir: Path) -> Path | None:
+    """Write the model of an objective that has a format of its own to `run_dir`/model, and return the folder."""
+    if type(objective).save_pretrained is Objective.save_pretrained:
+        return None
+    folder = run_dir / "model"
+    with atomic_dir(folder) as temporary:
+        objective.save_pretrained(temporary)
+    return folder

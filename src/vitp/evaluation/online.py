@@ -36,10 +36,11 @@ START_FILE = "probes_start.safetensors"
 
 @contextlib.contextmanager
 def preserve_rng() -> Iterator[None]:
-    """Put the random states of Python, NumPy and torch (CPU and CUDA) back afterwards."""
+    """Put the random states of Python, NumPy and torch (CPU and GPU) back afterwards."""
     python, cpu = random.getstate(), torch.get_rng_state()
     numpy_state = np.random.get_state()  # noqa: NPY002 - other libraries draw from the global one
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
     try:
         yield
     finally:
@@ -48,6 +49,8 @@ def preserve_rng() -> Iterator[None]:
         torch.set_rng_state(cpu)
         if cuda:
             torch.cuda.set_rng_state_all(cuda)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)
 
 
 class OnlineProbes(Hook):

@@ -26,7 +26,7 @@ class ProbeRow:
     """One score.
 
     Attributes:
-        task: `scene kNN`, `scene linear`, `patches linear` or `presence linear`.
+        task: `scene kNN`, `scene linear`, `patches linear`, `presence linear` or `points cosine`.
         metric: What is measured, on 0..1.
         values: One a seed, in the order of the seeds.
     """

@@ -9,6 +9,7 @@ Shapes: N images, V views, D width, G groups of images, C classes, K object clas
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ from vitp.data.splits import draw_images, label_count
 from vitp.evaluation.features import PROBE_TASKS, Features, ProbeData, probe_data
 from vitp.evaluation.linear import LinearModel, fit_selected, knn_predict
 from vitp.evaluation.outcomes import Counted, Outcomes, Ranked, table_of
+from vitp.evaluation.points import POINTS, PointPrompt, fit_threshold
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.metrics.classification import accuracy, confusion_matrix, macro_f1, mean_average_precision, mean_iou
 from vitp.models.vision import VisionTower
@@ -85,6 +87,7 @@ def probe_outcomes(
     tasks: Sequence[str] | Literal["auto"] = "auto",
     seeds: Sequence[int] = (0, 1, 2),
     labels_per_seed: int | float | None = None,
+    points: int = 0,
     grouped: bool = True,
 ) -> tuple[ProbeTable, list[Outcomes]]:
     """Return the scores of features already made, and what each group of test images added to those of each seed.
@@ -92,7 +95,7 @@ def probe_outcomes(
     With the latter `vitp.evaluation.outcomes.over_images` tells whether a difference between two backbones is more
     than the choice of the test images.
     """
-    fitted = fit_probes(data, tasks=tasks, seeds=seeds, labels_per_seed=labels_per_seed)
+    fitted = fit_probes(data, tasks=tasks, seeds=seeds, labels_per_seed=labels_per_seed, points=points)
     note = f"{fitted.labels} train, {len(data.val)} val and {len(data.test)} test images; % over {len(seeds)} seeds"
     per_seed = fitted.outcomes(data.test, grouped=grouped)
     return table_of(per_seed, note), per_seed
@@ -110,6 +113,7 @@ class FittedProbes:
         labels: Number of labelled images of a seed.
         note: What they were fitted on.
         classifiers: Task → classifier, for each draw of labels.
+        prompts: Point prompts for each draw, where they were asked for.
     """
 
     tasks: tuple[str, ...]
@@ -119,6 +123,7 @@ class FittedProbes:
     labels: int
     note: str
     classifiers: tuple[Mapping[str, Classifier], ...]
+    prompts: tuple[PointPrompt, ...] = ()
 
     def score(self, features: Features) -> ProbeTable:
         """Return the scores of test features: mean and spread over the seeds.
@@ -140,7 +145,7 @@ class FittedProbes:
         """
         group_N = features.group_numbers() if grouped else torch.zeros(len(features), dtype=torch.int64)
         all_found: list[Outcomes] = []
-        for by_task in self.classifiers:
+        for number, by_task in enumerate(self.classifiers):
             found: dict[tuple[str, str], Counted | Ranked] = {}
             for task, classifier in by_task.items():
                 if task == "presence linear":
@@ -161,6 +166,8 @@ class FittedProbes:
                     _add_counts(counts_GCC, predicted_M, target_M, group_N[features.scene_N >= 0])
                     found[task, "accuracy"] = Counted(counts_GCC, accuracy)
                     found[task, "macro-F1"] = Counted(counts_GCC, macro_f1)
+            if self.prompts:
+                found[POINTS, "mask IoU"] = _prompted(self.prompts[number], features, group_N)
             all_found.append(found)
         return all_found
 
@@ -193,6 +200,17 @@ class FittedProbes:
         return patch_GCC, pixel_GCC
 
 
+def _prompted(prompt: PointPrompt, features: Features, group_N: Tensor) -> Counted:
+    """Return the mean overlap of point prompts: for each group the sum of overlaps, and how many they are."""
+    view_M, overlap_M = prompt.overlaps(features, torch.arange(len(features.patches_VhwD)))
+    sums_G12 = np.zeros((int(group_N.max()) + 1, 1, 2))
+    group_M = group_N[features.view_image_V[view_M]].numpy()
+    np.add.at(sums_G12[:, 0], group_M, np.stack([overlap_M.numpy(), np.ones(len(overlap_M))], axis=1))
+    return Counted(
+        sums_G12, lambda sums_12: float(sums_12[0, 0] / sums_12[0, 1]) if sums_12[0, 1] else math.nan
+    )
+
+
 def _no_counts(group_N: Tensor, classes: int) -> np.ndarray:
     return np.zeros((int(group_N.max()) + 1, classes, classes), np.int64)
 
@@ -220,12 +238,15 @@ def fit_probes(
     tasks: Sequence[str] | Literal["auto"] = "auto",
     seeds: Sequence[int] = (0, 1, 2),
     labels_per_seed: int | float | None = None,
+    points: int = 0,
 ) -> FittedProbes:
     """Return probes fitted on the train images; strengths of regularisation are chosen on the val images.
 
     Args:
         data: Features of the three splits; of the test images only which labels they have is looked at.
         tasks, seeds, labels_per_seed: See `run_probes`.
+        points: Labelled points of an image that point to each class; 0: no point prompts. See
+            `vitp.evaluation.points`.
 
     Raises:
         ConfigError: The labels don't allow a task, or there are too few.
@@ -238,12 +259,16 @@ def fit_probes(
             raise ConfigError(
                 f'can\'t run "{task}"', where="tasks", fix=hint or did_you_mean(task, PROBE_TASKS)
             )
-    if not wanted:
+    if points and "patches linear" not in allowed:
+        raise ConfigError("needs masks or boxes", where="point prompts", fix="leave them out")
+    if not wanted and not points:
         raise ConfigError("the labels allow no probe", where="probes", fix="label scenes, masks or objects")
     count = label_count(len(data.train), labels_per_seed)
-    classifiers = []
+    classifiers, prompts = [], []
     for seed in seeds:
         chosen = draw_images(data.train.scene_N, count, seed)
+        if points:
+            prompts.append(fit_threshold(data.train, data.train.views_of(chosen), points, seed))
         classifiers.append({task: _fit(data, task, chosen, seed) for task in PROBE_TASKS if task in wanted})
     return FittedProbes(
         wanted,
@@ -253,6 +278,7 @@ def fit_probes(
         labels=count,
         note=f"{count} train and {len(data.val)} val images, clean; over {len(seeds)} seeds",
         classifiers=tuple(classifiers),
+        prompts=tuple(prompts),
     )
 
 

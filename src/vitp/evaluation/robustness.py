@@ -174,7 +174,7 @@ def robustness_of_task(
     images = labelled if max_images is None else subset(labelled, max_images)
 
     def score(part: LabelledSet) -> Scores:
-        return task.evaluate(model, part, settings)
+        return model.evaluate(part, settings)
 
     resize = settings.resize or model.input_size
     facts = {

@@ -123,6 +123,7 @@ def coco_scores(
     *,
     kind: Literal["box", "mask"] = "box",
     max_detections: int = 100,
+    boundary: bool = False,
 ) -> CocoScores:
     """Return COCO's average precision.
 
@@ -139,9 +140,10 @@ def coco_scores(
         classes: C.
         kind: What overlaps are measured of.
         max_detections: Best ones of each image and class that count; COCO's is 100.
+        boundary: Masks overlap only as much as their boundaries do, too (Boundary IoU, Cheng et al. 2021).
 
     Raises:
-        ConfigError: No COCO library is installed.
+        ConfigError: No COCO library is installed, or boundaries are asked of one that doesn't know them.
         ValueError: Masks are asked for, and there are none.
     """
     images: list[TrueObjects | FoundObjects] = [*truths, *found]
@@ -156,7 +158,7 @@ def coco_scores(
     with contextlib.redirect_stdout(io.StringIO()):
         truth_set = _data_set(make, true_rows, len(truths), classes)
         found_set = _data_set(make, _found_rows(found, kind, tools), len(truths), classes)
-        evaluation = evaluator(truth_set, found_set, iouType="segm" if kind == "mask" else "bbox")
+        evaluation = evaluator(truth_set, found_set, **_overlaps(kind, boundary, evaluator))
         evaluation.params.imgIds = list(range(1, len(truths) + 1))
         evaluation.params.catIds = list(range(1, classes + 1))
         evaluation.params.maxDets = [max_detections]
@@ -167,6 +169,19 @@ def coco_scores(
     precision_TRCA = np.asarray(evaluation.eval["precision"])[..., 0]
     recall_TCA = np.asarray(evaluation.eval["recall"])[..., 0]
     return _summary(precision_TRCA, recall_TCA, np.asarray(evaluation.params.iouThrs))
+
+
+def _overlaps(kind: Literal["box", "mask"], boundary: bool, evaluator: Any) -> dict[str, Any]:
+    """Return what tells an evaluator which overlaps are meant."""
+    if not boundary:
+        return {"iouType": "segm" if kind == "mask" else "bbox"}
+    if evaluator.__name__ != "COCOeval_faster":
+        raise ConfigError(
+            "boundary AP needs a library that is not installed",
+            where="faster-coco-eval",
+            fix="pip install faster-coco-eval",
+        )
+    return {"iouType": "boundary", "boundary_cpu_count": 1}
 
 
 def _summary(precision_TRCA: np.ndarray, recall_TCA: np.ndarray, iou_T: np.ndarray) -> CocoScores:

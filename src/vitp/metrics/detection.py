@@ -120,6 +120,7 @@ def detection_scores(
     *,
     masks: bool = False,
     max_detections: int = 100,
+    boundary: bool = False,
 ) -> Scores:
     """Return COCO's and VOC's scores of boxes, and with `masks` COCO's of masks.
 
@@ -133,6 +134,7 @@ def detection_scores(
         classes: Names.
         masks: Whether to score masks, too.
         max_detections: See `coco_scores`.
+        boundary: Whether to add `boundary_AP` and the like of masks.
     """
     boxes = coco_scores(truths, found, len(classes), max_detections=max_detections)
     columns, values = {"AP": boxes.class_ap, "AP50": boxes.class_ap50}, dict(boxes.values)
@@ -143,4 +145,10 @@ def detection_scores(
         of_masks = coco_scores(truths, found, len(classes), kind="mask", max_detections=max_detections)
         columns |= {"mask_AP": of_masks.class_ap, "mask_AP50": of_masks.class_ap50}
         values |= {f"mask_{name}": value for name, value in of_masks.values.items()}
+    if masks and boundary:
+        near = coco_scores(
+            truths, found, len(classes), kind="mask", max_detections=max_detections, boundary=True
+        )
+        columns |= {"boundary_AP": near.class_ap, "boundary_AP50": near.class_ap50}
+        values |= {f"boundary_{name}": value for name, value in near.values.items()}
     return scores_of_classes("mask_AP" if masks else "AP", columns, classes, len(truths), values)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -163,6 +163,15 @@ class Scores:
             "images": self.images,
             **{name: value for name, value in intervals.items() if value},
         }
+
+
+def with_columns(scores: Scores, values: Mapping[str, float], columns: Mapping[str, np.ndarray]) -> Scores:
+    """Return scores with further values, and further columns in the order of their classes."""
+    rows = {
+        category: {**row, **{name: float(column[at]) for name, column in columns.items()}}
+        for at, (category, row) in enumerate(scores.per_class.items())
+    }
+    return replace(scores, values={**scores.values, **values}, per_class=rows)
 
 
 def _finite(value: float) -> float | None:

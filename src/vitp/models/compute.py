@@ -180,5 +180,5 @@ def bf16_speed(device: torch.device, *, side: int = 384, repeats: int = 3) -> fl
 
 
 def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -138,6 +138,7 @@ class MultiScaleDeformableAttention(nn.Module):
         reference_Q2: Tensor,
         value_BSD: Tensor,
         shapes: Sequence[tuple[int, int]],
+        frame_BQ22: Tensor | None = None,
     ) -> Tensor:
         """Return what each query gathered, (B, Q, D).
 
@@ -146,6 +147,8 @@ class MultiScaleDeformableAttention(nn.Module):
             reference_Q2: Their places, (x, y) on 0..1 of the maps; (B, Q, 2) where images differ.
             value_BSD: Features of all levels one after the other, each row by row.
             shapes: Height and width of each level.
+            frame_BQ22: Two vectors (the columns; rows are x and y on 0..1) that the steps are taken along, as half the
+                edges of a box: its star then ends at the box's border. None: steps are in cells.
         """
         batch, queries, _ = query_BQD.shape
         value_BSAd = self.value_proj(value_BSD).unflatten(-1, (self.heads, -1))
@@ -163,7 +166,13 @@ class MultiScaleDeformableAttention(nn.Module):
             [(width, height) for height, width in shapes], device=query_BQD.device, dtype=torch.float32
         )
         reference = reference_Q2.view(-1, queries, 1, 1, 1, 2).to(size_L2.dtype)
-        locations_BQALP2 = reference + offsets_BQALP2.to(size_L2.dtype) / size_L2[:, None]
+        offsets_BQALP2 = offsets_BQALP2.to(size_L2.dtype)
+        if frame_BQ22 is None:
+            steps_BQALP2 = offsets_BQALP2 / size_L2[:, None]
+        else:
+            frame = frame_BQ22.to(size_L2.dtype)[:, :, None, None, None] / self.points
+            steps_BQALP2 = (frame * offsets_BQALP2[..., None, :]).sum(-1)
+        locations_BQALP2 = reference + steps_BQALP2
         out_BQV = deformable_attention(value_BSAd, shapes, locations_BQALP2, weights_BQALP)
         looked_BQD: Tensor = self.output_proj(out_BQV.to(value_BSAd.dtype))
         return looked_BQD

@@ -9,20 +9,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.extras import need
+from vitp.models.adapt import AdaptSettings
 from vitp.models.vision import VisionTower
 
 
-class VisionLoRASettings(SettingsModel):
-    """Which part of a vision tower learns, and how."""
+class VisionLoRASettings(AdaptSettings):
+    """Low-rank updates, and a few whole blocks."""
+
+    kind: Literal["lora"] = "lora"
+    """Low-rank updates of some layers, with a few whole blocks (ExPLoRA); merged into the tower when it is saved."""
 
     rank: int = Field(8, ge=1, le=65_536)
     """Rank of the updates."""
@@ -47,12 +50,12 @@ def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     Raises:
         ConfigError: peft is not installed, a target is no linear layer, or there are fewer blocks.
     """
-    peft = need("lora", "peft", "model.vision_lora", ConfigError)
+    peft = need("lora", "peft", "adapt", ConfigError)
     adapted = tower.num_layers - config.unfrozen_blocks
     if adapted < 0:
         raise ConfigError(
             f"the tower has {tower.num_layers} blocks, {config.unfrozen_blocks} can't be unfrozen",
-            where="model.vision_lora.unfrozen_blocks",
+            where="adapt.unfrozen_blocks",
             fix=f"use 0 to {tower.num_layers}",
         )
     names = [
@@ -89,7 +92,7 @@ def _linear_layers(tower: VisionTower, block: int, target: str) -> list[str]:
         linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         raise ConfigError(
             f"blocks.{block}.{target} is no linear layer of the tower",
-            where="model.vision_lora.targets",
+            where="adapt.targets",
             fix=f"use one of {', '.join(linear)}",
         )
     return [f"blocks.{block}.{part}" for part in parts]

@@ -64,6 +64,18 @@ class TokenGrid:
         rotary = rotary.transpose(0, 1) if self.rotary.ndim == 4 else rotary[:, None]
         return TokenGrid(tokens_BLD, self.grid, rotary)
 
+    def with_queries(self, queries_QD: Tensor) -> TokenGrid:
+        """Return the tokens with queries, the same for each image, between prefix and patches; nothing turns them."""
+        patches_BND, rotary = self.patches_BND, self.rotary
+        prefix_BPD = self.tokens_BLD[:, : self.tokens_BLD.shape[1] - patches_BND.shape[1]]
+        queries_BQD = queries_QD.to(patches_BND.dtype).expand(len(patches_BND), -1, -1)
+        if rotary is not None:
+            # Sines and cosines of no angle: blocks turn all that follows their prefix.
+            sine, cosine = rotary[..., :1, :].chunk(2, dim=-1)
+            still = torch.cat([torch.zeros_like(sine), torch.ones_like(cosine)], dim=-1)
+            rotary = torch.cat([still.expand(*rotary.shape[:-2], len(queries_QD), -1), rotary], dim=-2)
+        return TokenGrid(torch.cat([prefix_BPD, queries_BQD, patches_BND], dim=1), self.grid, rotary)
+
     def with_patches(self, patches_BND: Tensor) -> TokenGrid:
         """Return the same grid and prefix with other patch tokens."""
         prefix = self.tokens_BLD[:, : self.tokens_BLD.shape[1] - patches_BND.shape[1]]
@@ -104,12 +116,22 @@ class PlainViT(Backbone):
         grid = (image_BCHW.shape[-2] // self.patch_size, image_BCHW.shape[-1] // self.patch_size)
         return TokenGrid(model.norm_pre(tokens_BLD), grid, rotary)
 
-    def run_blocks(self, tokens: TokenGrid, first: int, last: int) -> TokenGrid:
-        """Return the tokens after blocks `first` to `last`, both included."""
+    def run_blocks(
+        self, tokens: TokenGrid, first: int, last: int, seen_B1LL: Tensor | None = None
+    ) -> TokenGrid:
+        """Return the tokens after blocks `first` to `last`, both included.
+
+        Args:
+            tokens: Before them.
+            first, last: Numbers of blocks.
+            seen_B1LL: bool: which tokens (columns) each one attends to; None: all.
+        """
         tokens_BLD = tokens.tokens_BLD
         recompute = self.model.grad_checkpointing and torch.is_grad_enabled()
         for number in range(first, last + 1):
             block, arguments = self.model.blocks[number], self.rotary_arguments(tokens, number)
+            if seen_B1LL is not None:
+                arguments["attn_mask"] = seen_B1LL
             if recompute:
                 tokens_BLD = checkpoint(block, tokens_BLD, use_reentrant=False, **arguments)
             else:

@@ -9,7 +9,8 @@ Shapes: B images, H × W pixels, N patch tokens, h × w grid cells, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Self
 
 import timm
@@ -23,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vitp.core.config import Mean, Positive, SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.models.adapt import AdapterSettings, AdaptSettings, Attached, PromptSettings, attach
 from vitp.models.arguments import check_architecture, check_timm_arguments
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
@@ -85,6 +87,8 @@ class VisionSettings(SettingsModel):
     """How the position table follows an image of another size: timm's way, or InternVL's (bicubic)."""
     channels: Channels | None = None
     """Bands that the tower sees, and which of their values become 0 and 255; none: RGB pictures."""
+    adapt: Attached | None = None
+    """Prompts, adapters or gates that are trained beside the architecture's own weights; none: it has none."""
     weights_of: str = Field("", max_length=200)
     """Published weights that the tower goes back to; "": none that are known."""
     licence: str = Field("", max_length=200)
@@ -114,12 +118,16 @@ class VisionTower(PlainViT):
     Attributes:
         recompute_contexts: What of a block's activations is kept when the rest is recomputed (`context_fn` of torch's
             checkpoint); None: nothing.
+        adapt: Parameters beside those of `model`, by the number of the block; see `VisionSettings.adapt`.
+        tuned_by: Which part of it is trained; None: what requires a gradient.
 
     Raises:
         ConfigError: timm has no such plain ViT, or its patches don't fit the image size.
     """
 
     recompute_contexts: Callable[[], Any] | None = None
+    adapt: nn.ModuleDict | None
+    tuned_by: AdaptSettings | None = None
 
     def __init__(self, config: VisionSettings, *, drop_path: float = 0.0) -> None:
         super().__init__()
@@ -144,6 +152,14 @@ class VisionTower(PlainViT):
         self.num_layers = len(vit.blocks)
         self.channels = (self.width,) * self.num_layers
         self.strides = (self.patch_size,) * self.num_layers
+        self.adapt = None
+        if config.adapt is not None:
+            self.attach(config.adapt)
+
+    def attach(self, settings: PromptSettings | AdapterSettings) -> None:
+        """Add new parameters to the tower, which computes what it did before but for prompts."""
+        self.config = self.config.model_copy(update={"adapt": settings})
+        self.adapt = attach(self.model, settings)
 
     @property
     def grid(self) -> int:
@@ -166,27 +182,48 @@ class VisionTower(PlainViT):
         return self.finish_tokens(tokens.with_tokens(tokens_BND)).patches_BND
 
     def set_gradient_checkpointing(self, enabled: bool) -> None:
-        """Recompute the blocks' activations in the backward pass; see `PlainViT.set_gradient_checkpointing`."""
+        """Recompute the blocks' activations in the backward pass; see `PlainViT.set_gradient_checkpointing`.
+
+        Raises:
+            ConfigError: The tower has prompts that go from block to block.
+        """
+        adapt = self.config.adapt
+        if enabled and isinstance(adapt, PromptSettings) and not adapt.deep:
+            raise ConfigError(
+                "shallow prompts go from block to block, so that a block can't be computed again alone",
+                where="gradient_checkpointing",
+                fix="leave it out, or give each block its own (deep: true)",
+            )
         self.recompute_contexts = None
         super().set_gradient_checkpointing(enabled)
 
-    @torch.no_grad()
-    def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
-        """Return softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries).
+    @contextlib.contextmanager
+    def attention_of(self, layer: int = -1) -> Iterator[list[Tensor]]:
+        """Collect the softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries) in a list.
 
         The fused kernel keeps no weights: the layer computes attention step by step meanwhile, and its dropout, which
-        is off or a function of its own, sees them.
+        is off or a function of its own, sees them. Gradients go through them.
         """
-        module, seen = self.model.blocks[layer].attn, []
+        seen: list[Tensor] = []
+        module = self.model.blocks[layer].attn
         fused, module.fused_attn = module.fused_attn, False
-        handle = module.attn_drop.register_forward_pre_hook(lambda _module, args: seen.append(args[0]))
+        adapt = self.config.adapt
+        prompts = adapt.count if isinstance(adapt, PromptSettings) else 0
+        handle = module.attn_drop.register_forward_pre_hook(
+            lambda _module, args: seen.append(args[0][..., prompts:, prompts:])
+        )
         try:
-            self.model.forward_features(image_BCHW)
+            yield seen
         finally:
             handle.remove()
             module.fused_attn = fused
-        weights_BhLL: Tensor = seen[0]
-        return weights_BhLL
+
+    @torch.no_grad()
+    def attention(self, image_BCHW: Tensor, layer: int = -1) -> Tensor:
+        """Return softmax attention weights (B, heads, P + N, P + N) of one layer (rows: queries)."""
+        with self.attention_of(layer) as seen:
+            self.model.forward_features(image_BCHW)
+        return seen[0]
 
 
 def input_argument(arguments: Mapping[str, Any], channels: Channels | None, *, where: str) -> dict[str, int]:

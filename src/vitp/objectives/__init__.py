@@ -8,8 +8,11 @@ from typing import Annotated, Any, get_args
 from pydantic import Discriminator, Tag
 
 from vitp.objectives.dense import DenseSettings
+from vitp.objectives.distil import DistilSettings
 from vitp.objectives.distillation import DistillationSettings
+from vitp.objectives.dropped_positions import DroppedPositionSettings
 from vitp.objectives.image_text import ImageTextSettings
+from vitp.objectives.joint import JointSettings
 from vitp.objectives.masked_image import MaskedImageSettings
 from vitp.objectives.settings import ObjectiveSettings
 from vitp.objectives.simclr import SimCLRSettings
@@ -25,19 +28,27 @@ def _name_of(value: Any) -> Any:
     return value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
 
 
-# pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.
-AnyObjective = Annotated[
+_Single = (
     Annotated[ViTPSettings, Tag("vitp")]
     | Annotated[MaskedImageSettings, Tag("mae")]
     | Annotated[ImageTextSettings, Tag("clip")]
     | Annotated[ImageTextSettings, Tag("siglip")]
     | Annotated[SimCLRSettings, Tag("simclr")]
     | Annotated[DistillationSettings, Tag("dino")]
+    | Annotated[DistilSettings, Tag("distil")]
     | Annotated[SupervisedSettings, Tag("supervised")]
-    | Annotated[DenseSettings, Tag("dense")],
-    Discriminator(_name_of),
-]
+    | Annotated[DenseSettings, Tag("dense")]
+    | Annotated[DroppedPositionSettings, Tag("droppos")]
+)
+
+# pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.
+One = Annotated[_Single, Discriminator(_name_of)]
 """The settings of one objective, chosen by their name."""
+
+JointSettings.model_rebuild(_types_namespace={"One": One})
+
+AnyObjective = Annotated[_Single | Annotated[JointSettings, Tag("joint")], Discriminator(_name_of)]
+"""The settings of one objective, or of several at once."""
 
 SETTINGS: dict[str, type[ObjectiveSettings]] = {
     get_args(option)[1].tag: get_args(option)[0] for option in get_args(get_args(AnyObjective)[0])

@@ -49,6 +49,10 @@ class Objective(nn.Module, ABC):
     def loss_counts(self, batch: Any) -> dict[str, float]:
         """Return name → number of terms in the sum of `forward`, known before it runs."""
 
+    def loss_weight(self, name: str) -> float:
+        """Return the weight of a loss in the total."""
+        return self.loss_weights.get(name, 1.0)
+
     @abstractmethod
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return all parameters, once each, in named groups."""

@@ -1,6 +1,7 @@
 """Self-distillation: DINO (Caron et al., 2021), and iBOT's masked patches (Zhou et al., 2022) as an option.
 
 A student sees crops of an image and is to say of each what a teacher, its own running average, says of the large ones.
+What DINOv2 and DINOv3 added stands in `vitp.objectives.distillation_terms`.
 
 Shapes: B images, G global views, V local views, N patches, D width of the tower, K prototypes.
 """
@@ -8,30 +9,38 @@ Shapes: B images, G global views, V local views, N patches, D width of the tower
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from vitp.core import distributed
-from vitp.core.config import Positive, Share
-from vitp.core.errors import ConfigError
+from vitp.core.config import Positive, Share, Weight
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
-from vitp.objectives.gathering import similarities
+from vitp.objectives.distillation_terms import (
+    GramSettings,
+    HighResolutionSettings,
+    PrototypeHead,
+    ViewSizes,
+    cross_entropy_of,
+    gram_distance,
+    koleo,
+    sinkhorn,
+    view_sizes,
+)
 from vitp.objectives.image_base import (
     ImageObjective,
     backward_factor,
     folders_of,
     image_parts,
-    linear_flops,
     mixture_of,
     seeded_tower,
     seen_by,
@@ -85,11 +94,22 @@ class DistillationSettings(ObjectiveSettings):
     """How the global views change."""
     local_crop: tuple[Share, Share] = (0.1, 0.4)
     """Smallest and largest share of the area that a small crop shows."""
+    targets: Literal["centre", "sinkhorn"] = "centre"
+    """What keeps the teacher's outputs from collapsing: a running mean that is subtracted, or Sinkhorn-Knopp."""
+    koleo: Weight = 0.0
+    """Weight of KoLeo, which spreads the images of a batch; 0: none, DINOv2's: 0.1."""
+    gram: GramSettings = Field(default_factory=GramSettings)
+    """Gram anchoring."""
+    high: HighResolutionSettings = Field(default_factory=HighResolutionSettings)
+    """Larger views at the end of the run."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
         tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
-        collate = Crops(tower.image_size[0], tower.patch_size, self, seen_by(tower, run))
+        high_from = round((1 - self.high.share) * steps) if self.high.share else None
+        collate = Crops(tower.image_size[0], tower.patch_size, self, seen_by(tower, run), high_from)
+        for step in (0, high_from or 0):
+            collate.sizes_at(step)  # what can't be cut is said before the run
         objective = DistillationObjective(tower, self, steps=steps)
         return image_parts(run, objective, images, collate, micro_batches)
 
@@ -104,6 +124,7 @@ class CropBatch(TensorFields):
         mask_GBN: Which patches of the global views the student doesn't see, bool.
         step: Optimizer step: the teacher moves once a step, and its schedules follow it.
         record_names: Ids of the images, for messages.
+        gram_GBCHW: The global views as the Gram teacher sees them, where that is at another size.
     """
 
     global_GBCHW: Tensor
@@ -111,6 +132,7 @@ class CropBatch(TensorFields):
     mask_GBN: Tensor
     step: int
     record_names: tuple[str, ...]
+    gram_GBCHW: Tensor | None = None
 
     @property
     def tiles_BCHW(self) -> Tensor:
@@ -127,89 +149,81 @@ class Crops(ImageCollate[CropBatch]):
         patch_size: Side of a patch in pixels.
         config: Number, size, views and masks.
         seen: How images are read.
+        high_from: Step from which the views are larger; None: none.
     """
 
     size: int
     patch_size: int
     config: DistillationSettings
     seen: SeenBands = PICTURES
+    high_from: int | None = None
+
+    def sizes_at(self, step: int) -> ViewSizes:
+        """Return the sides of the views of a step.
+
+        Raises:
+            ConfigError: One is no multiple of the patch size.
+        """
+        config, high = self.config, self.config.high
+        if self.high_from is not None and step >= self.high_from:
+            large, small, gram, where = (
+                high.size or self.size,
+                high.local_size,
+                high.gram_size,
+                "objective.high",
+            )
+        else:
+            large, small, gram, where = self.size, config.local_size, config.gram.size, "objective"
+        return view_sizes(self.patch_size, large, small, gram if config.gram.weight else None, where=where)
 
     @property
     def local_size(self) -> int:
-        """Side of the local views: what was asked for, or about half of a global view.
-
-        Raises:
-            ConfigError: The asked size is no multiple of the patch size.
-        """
-        wanted = self.config.local_size
-        if wanted is None:
-            return self.patch_size * max(1, round(self.size / self.patch_size / 2))
-        if wanted % self.patch_size:
-            raise ConfigError(
-                f"patches of {self.patch_size} px don't cut {wanted} px evenly",
-                where="objective.local_size",
-                fix=f"choose a multiple of {self.patch_size}",
-            )
-        return wanted
+        """Side of the local views at the start of the run: what was asked for, or about half of a global view."""
+        return self.sizes_at(0).small
 
     def __call__(self, samples: ImageSamples, step: int) -> CropBatch:
         """Return the batch of some images."""
-        config, patches = self.config, (self.size // self.patch_size) ** 2
+        config, sizes = self.config, self.sizes_at(step)
+        patches = (sizes.large // self.patch_size) ** 2
         local = config.views.model_copy(update={"crop": config.local_crop, "solarize": 0.0})
         large: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
+        gram: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
         small: list[list[Any]] = [[] for _ in range(config.local_views)]
         masks: list[list[Tensor]] = [[] for _ in range(GLOBAL_VIEWS)]
         for sample in samples:
             view, rng = view_maker(sample, self.seen), view_generator(sample)
-            for views in large:
-                views.append(view(self.size, config.views, rng)[0])
+            for views, same in zip(large, gram, strict=True):
+                again = copy.deepcopy(rng)
+                views.append(view(sizes.large, config.views, rng)[0])
+                if sizes.gram != sizes.large:
+                    same.append(view(sizes.gram, config.views, again)[0])
             for views in small:
-                views.append(view(self.local_size, local, rng)[0])
+                views.append(view(sizes.small, local, rng)[0])
             for of_view in masks:
                 chosen, share = rng.random() < config.mask, rng.uniform(*config.mask_ratio)
                 order = torch.from_numpy(rng.permutation(patches))
                 of_view.append(order < (round(share * patches) if chosen else 0))
-        whole, side = torch.stack([stacked(views) for views in large]), self.local_size
-        empty = torch.empty(0, len(samples), whole.shape[2], side, side, dtype=torch.uint8)
+        whole = torch.stack([stacked(views) for views in large])
+        empty = torch.empty(0, len(samples), whole.shape[2], sizes.small, sizes.small, dtype=torch.uint8)
         return CropBatch(
             whole,
             torch.stack([stacked(views) for views in small]) if small else empty,
             torch.stack([torch.stack(of_view) for of_view in masks]),
             step,
             names_of(samples),
+            torch.stack([stacked(views) for views in gram]) if gram[0] else None,
         )
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
         names = ("local_views", "mask", "mask_ratio", "views", "local_crop")
         values = self.config.model_dump(mode="json", include=set(names))
-        return {"size": self.size, "patch": self.patch_size, "local_size": self.local_size, **values}
-
-
-class PrototypeHead(nn.Module):
-    """Features → similarities to K unit vectors: an MLP with a bottleneck, then a linear layer of unit rows."""
-
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
-        self.prototypes_KE = nn.Parameter(torch.empty(prototypes, bottleneck))
-        nn.init.normal_(self.prototypes_KE, std=0.02)
-
-    def forward(self, x_RD: Tensor) -> Tensor:
-        """Return (R, K) cosines of R feature vectors, float32."""
-        x_RE = F.normalize(self.mlp(x_RD).float(), dim=-1)
-        return similarities(x_RE, F.normalize(self.prototypes_KE.float(), dim=-1))
-
-    def flops(self, rows: int) -> float:
-        """Return the forward FLOPs over `rows` vectors."""
-        return linear_flops(self.mlp, rows) + 2.0 * rows * self.prototypes_KE.numel()
+        known = {"size": self.size, "patch": self.patch_size, "local_size": self.local_size, **values}
+        if self.sizes_at(0).gram != self.size:
+            known["gram_size"] = self.sizes_at(0).gram
+        if self.high_from is not None:
+            known["high"] = [self.high_from, dataclasses.asdict(self.sizes_at(self.high_from))]
+        return known
 
 
 class Teacher(nn.Module):
@@ -233,23 +247,13 @@ class Teacher(nn.Module):
                 own.lerp_(other.to(own.dtype), 1 - momentum)
 
 
-def cross_entropy_of(teacher_RK: Tensor, student_RK: Tensor, temperature: float) -> Tensor:
-    """Return −Σ_k p log q of each row, (R,).
-
-    Args:
-        teacher_RK: Probabilities p.
-        student_RK: Logits of q before the temperature.
-        temperature: Of q.
-    """
-    return -(teacher_RK * (student_RK / temperature).log_softmax(-1)).sum(-1)
-
-
 class DistillationObjective(ImageObjective):
     """DINO's loss between views, and iBOT's between patches.
 
     `views`: for each image the mean over all pairs (global view of the teacher, other view of the student) of the
     cross-entropy between their prototype distributions. `patches`: the cross-entropy of the student's masked patches
     with what the teacher, which sees them, says. Both networks share head and prototypes over views and patches.
+    `koleo` and `gram`, where they have a weight: of the student's global views, the mean over the two of an image.
 
     The teacher, its centres and the last step it moved at are part of the state, so that a resumed run goes on to the
     bit. It moves when the first batch of a step arrives: by then the optimizer has made the student's step.
@@ -260,7 +264,11 @@ class DistillationObjective(ImageObjective):
         steps: Optimizer steps of the run, which the schedules span.
     """
 
-    PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "teacher.": "teacher"}
+    PARTS: ClassVar[Mapping[str, str]] = {
+        "tower.": "vision tower",
+        "teacher.": "teacher",
+        "gram_tower.": "Gram teacher",
+    }
     scheduled = ("the teacher's momentum", "its temperature")
 
     def __init__(self, tower: VisionTower, config: DistillationSettings, *, steps: int) -> None:
@@ -269,12 +277,24 @@ class DistillationObjective(ImageObjective):
         self.head = PrototypeHead(tower.width, config.hidden, config.bottleneck, config.prototypes)
         self.teacher = Teacher(tower, self.head)
         self.mask_token = nn.Parameter(torch.zeros(tower.width)) if config.mask else None
+        self.gram_tower: VisionTower | None = None
+        if config.gram.weight:
+            self.gram_tower = copy.deepcopy(tower).requires_grad_(False).eval()
+        terms = {"koleo": config.koleo, "gram": config.gram.weight}
+        self.loss_weights = {name: weight for name, weight in terms.items() if weight}
         self.view_centre_K: Tensor
         self.patch_centre_K: Tensor
         self.moved_at: Tensor
         self.register_buffer("view_centre_K", torch.zeros(config.prototypes))
         self.register_buffer("patch_centre_K", torch.zeros(config.prototypes))
         self.register_buffer("moved_at", torch.zeros((), dtype=torch.int64))
+
+    def train(self, mode: bool = True) -> DistillationObjective:
+        """Set the mode of the student; the teachers stay in eval mode."""
+        super().train(mode)
+        if self.gram_tower is not None:
+            self.gram_tower.eval()
+        return self
 
     def momentum_at(self, step: int) -> float:
         """Return the teacher's momentum: from `config.momentum` to 1 along half a cosine."""
@@ -287,7 +307,10 @@ class DistillationObjective(ImageObjective):
         return last if step >= warmup else first + (last - first) * step / warmup
 
     def forward(self, batch: CropBatch) -> dict[str, Tensor]:
-        """Return {"views": sum over the images} and, with masks, {"patches": sum over the masked patches}."""
+        """Return {"views": sum over the images} and, with masks, {"patches": sum over the masked patches}.
+
+        KoLeo and Gram anchoring add sums over the images.
+        """
         self._move_teacher(batch.step)
         temperature = self.temperature_at(batch.step)
         views, images = batch.global_GBCHW.flatten(0, 1), len(batch.tiles_BCHW)
@@ -295,16 +318,30 @@ class DistillationObjective(ImageObjective):
             taught_RND = self.teacher.tower.forward_tokens(self.tower.normalize(views))
             taught_RK = self.teacher.head(taught_RND.mean(1))
         student_RND = self._tokens(views, batch.mask_GBN.flatten(0, 1))
-        student_RK = [self.head(student_RND.mean(1))]
+        pooled_RD = student_RND.mean(1)
+        student_RK = [self.head(pooled_RD)]
         if len(batch.local_VBChw):
             student_RK.append(self.head(self.pooled(batch.local_VBChw.flatten(0, 1))))
-        target_RK = ((taught_RK - self.view_centre_K) / temperature).softmax(-1)
+        target_RK = self._targets(taught_RK, self.view_centre_K, temperature)
         losses = {"views": self._view_loss(target_RK, torch.cat(student_RK), images)}
         self._move_centre(self.view_centre_K, taught_RK)
         if self.mask_token is not None:
             hidden_RN = batch.mask_GBN.flatten(0, 1)
             losses["patches"] = self._patch_loss(taught_RND[hidden_RN], student_RND[hidden_RN], temperature)
+        if self.config.koleo:
+            losses["koleo"] = torch.stack([koleo(view_BD) for view_BD in pooled_RD.split(images)]).mean()
+        if self.gram_tower is not None:
+            seen = batch.global_GBCHW if batch.gram_GBCHW is None else batch.gram_GBCHW
+            with torch.no_grad():
+                anchor_RMD = self.gram_tower.forward_tokens(self.tower.normalize(seen.flatten(0, 1)))
+            losses["gram"] = gram_distance(student_RND, anchor_RMD).sum() / GLOBAL_VIEWS
         return losses
+
+    def _targets(self, taught_RK: Tensor, centre_K: Tensor, temperature: float) -> Tensor:
+        """Return the teacher's probabilities."""
+        if self.config.targets == "sinkhorn":
+            return sinkhorn(taught_RK, temperature)
+        return ((taught_RK - centre_K) / temperature).softmax(-1)
 
     def _view_loss(self, target_RK: Tensor, student_RK: Tensor, images: int) -> Tensor:
         targets, outputs = target_RK.split(images), student_RK.split(images)
@@ -319,7 +356,7 @@ class DistillationObjective(ImageObjective):
     def _patch_loss(self, taught_MD: Tensor, student_MD: Tensor, temperature: float) -> Tensor:
         with torch.no_grad():
             taught_MK = self.teacher.head(taught_MD)
-            target_MK = ((taught_MK - self.patch_centre_K) / temperature).softmax(-1)
+            target_MK = self._targets(taught_MK, self.patch_centre_K, temperature)
         self._move_centre(self.patch_centre_K, taught_MK)
         loss_M = cross_entropy_of(target_MK, self.head(student_MD), self.config.student_temperature)
         return loss_M.sum()
@@ -345,6 +382,8 @@ class DistillationObjective(ImageObjective):
         if self.training and step > int(self.moved_at):
             self.teacher.follow(self.tower, self.head, self.momentum_at(step))
             self.moved_at.fill_(step)
+            if self.gram_tower is not None and self.config.gram.every and step % self.config.gram.every == 0:
+                self.gram_tower.load_state_dict(self.teacher.tower.state_dict())
 
     @torch.no_grad()
     def _move_centre(self, centre_K: Tensor, outputs_RK: Tensor) -> None:
@@ -361,16 +400,22 @@ class DistillationObjective(ImageObjective):
         counts = {"views": float(len(batch.tiles_BCHW))}
         if self.mask_token is not None:
             counts["patches"] = float(batch.mask_GBN.sum())
-        return counts
+        return counts | dict.fromkeys(self.loss_weights, counts["views"])
 
     def work(self, batch: CropBatch) -> dict[str, float]:
         """Return images, views and the FLOPs of the student's forward and backward and the teacher's forward pass."""
         images, small = len(batch.tiles_BCHW), len(batch.local_VBChw)
-        large = tower_flops(self.tower, GLOBAL_VIEWS * images, self.tower.grid**2)
-        cells = (batch.local_VBChw.shape[-1] // self.tower.patch_size) ** 2
-        local = tower_flops(self.tower, small * images, cells)
+        large = self._flops_of(batch.global_GBCHW)
+        local = self._flops_of(batch.local_VBChw)
         rows, masked = images * GLOBAL_VIEWS, float(batch.mask_GBN.sum())
         heads = 3 * self.head.flops(rows + images * small) + self.head.flops(rows)
         heads += 4 * self.head.flops(1) * masked if self.mask_token is not None else 0.0
         flops = backward_factor(self.tower) * (large + local) + large + heads
+        if self.gram_tower is not None:
+            flops += large if batch.gram_GBCHW is None else self._flops_of(batch.gram_GBCHW)
         return {"samples": float(images), "tiles": float(images * (GLOBAL_VIEWS + small)), "flops": flops}
+
+    def _flops_of(self, views_VBCHW: Tensor) -> float:
+        """Return the forward FLOPs of the tower over some views."""
+        cells = (views_VBCHW.shape[-1] // self.tower.patch_size) ** 2
+        return tower_flops(self.tower, views_VBCHW.shape[0] * views_VBCHW.shape[1], cells)

@@ -18,8 +18,9 @@ from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
 from vitp.data.seen import SeenBands
+from vitp.models.adapting import adapt_tower, save_adapt
 from vitp.models.flops import forward_flops, patch_embed_flops, vision_shape
-from vitp.models.lora import add_lora, plain_layers
+from vitp.models.lora import plain_layers
 from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
@@ -44,6 +45,11 @@ class ImageObjective(Objective):
     def vision_tower(self) -> VisionTower:
         """The tower; heads, teachers and text towers are left behind."""
         return self.tower
+
+    def borrow(self, tower: VisionTower) -> None:
+        """Use a tower that is a part of another objective, which names, trains and saves it."""
+        del self.tower
+        self.__dict__["tower"] = tower  # not as a part of this one
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the vision tower, the other parts in the order of `PARTS`, and the heads."""
@@ -82,6 +88,7 @@ class ImageObjective(Objective):
         """
         with plain_layers(self.tower):
             write_backbone(Path(folder), self.tower, provenance_of_run(Path(folder).parent), name="model")
+        save_adapt(Path(folder), self.tower)
 
 
 def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
@@ -108,16 +115,15 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
             start = VisionTower(vision)
     tower = VisionTower(start.config, drop_path=settings.drop_path)
     tower.load_state_dict(start.state_dict())
+    adapt_tower(tower, settings.adapt, seed)
     if settings.gradient_checkpointing:
         tower.set_gradient_checkpointing(True)
-    if settings.vision_lora is not None:
-        add_lora(tower, settings.vision_lora)
     return tower
 
 
 def seeded_tower(run: RunSettings) -> VisionTower:
     """Return the tower that a run starts from, and seed the random weights of the heads that follow."""
-    tower = initial_tower(run.model, run.seed)
+    tower: VisionTower = run._tower or initial_tower(run.model, run.seed)
     torch.manual_seed(run.seed)
     return tower
 

@@ -1,27 +1,31 @@
 """Image-text contrast: CLIP's softmax (Radford et al., 2021) and SigLIP's sigmoid (Zhai et al., 2023).
 
+The softmax may weigh its two directions (ConVIRT, Zhang et al., 2020), and vectors of descriptions that are stored may
+take the place of a text tower (GPT4Image, Ding et al., 2023).
+
 Shapes: B pairs, E width of the compared vectors, L tokens of a text.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from vitp.checkpoints.loading import load_vlm, read_tokenizer, vlm_folder
+from vitp.core.config import Share
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
-from vitp.data.tokenizer import vocabulary_digest
+from vitp.data.synthesis.edited import edited
 from vitp.models.vision import VisionTower
 from vitp.objectives.gathering import first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
@@ -35,6 +39,7 @@ from vitp.objectives.image_base import (
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
+    ImageRows,
     ImageSamples,
     names_of,
     stacked,
@@ -54,12 +59,18 @@ from vitp.objectives.text_tower import (
     has_caption,
     read_record_texts,
 )
+from vitp.objectives.text_vectors import ImageIds, StoredVectors, VectorBatch, VectorTower
+
+TextTower = SmallTextTower | LanguageTextTower | VectorTower
 
 _LARGEST_SCALE = 100.0
 """CLIP keeps its learned scale below this; above it training became unstable."""
 
 _TEXT = 0x545854
 """Keeps the choice of the text apart from the view: another text tower must not change the pixels."""
+
+_WRONG = 0x57524F
+"""Keeps the choice of the exchanged word apart from both."""
 
 
 class ImageTextSettings(ObjectiveSettings):
@@ -69,14 +80,23 @@ class ImageTextSettings(ObjectiveSettings):
 
     name: Literal["clip", "siglip"] = "clip"
     """Image-text contrast by softmax or sigmoid."""
-    text: Literal["small", "language"] = "small"
-    """A small transformer from scratch, or the language model of `language`."""
+    text: Literal["small", "language", "vectors"] = "small"
+    """A small transformer from scratch, the language model of `language`, or the stored vectors of `vectors`."""
+    vectors: str | None = None
+    """For `text: vectors`: a safetensors file with a vector of each image's description, under the image's id."""
+    image_share: Share = 0.5
+    """Share of the softmax that looks for the text of an image (ConVIRT's λ); the rest looks for the image of a text."""
     language: str = "starter"
     """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
+    causal: bool = True
+    """With `text: language`: its own causal mask, and the last token stands for the text; false: no such mask, and
+    the mean of all tokens (LLM2CLIP4CXR)."""
     texts: TextKind = "captions"
     """Captions (composed from the labels where none is given), or questions and answers of the records."""
     length: int = Field(96, ge=4, le=65_536)
     """Most tokens of a text."""
+    negatives: float = Field(0.0, ge=0, le=1e6)
+    """Weight of a loss that tells captions from the same with one word exchanged (SVLC); 0: no such loss."""
     text_width: int = Field(192, ge=8, le=65_536)
     """Width of the small transformer."""
     text_layers: int = Field(3, ge=1, le=1024)
@@ -92,32 +112,70 @@ class ImageTextSettings(ObjectiveSettings):
     )
     """How the images change. Mirroring would make "left" and "right" in a text wrong."""
 
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Self:
+        if self.name != "clip" and self.image_share != 0.5:
+            raise ValueError(f"image_share: the loss of {self.name} has no two directions")
+        if (self.text == "vectors") != (self.vectors is not None):
+            raise ValueError("text: vectors and the file of vectors go together")
+        if self.vectors is not None and self.negatives:
+            raise ValueError("negatives: stored vectors have no words that could be exchanged")
+        return self
+
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the images that have a text."""
         tower, rows = seeded_tower(run), folders_of(run)
-        texts: Texts
+        texts: Texts | ImageIds
+        tokens: Tokens | StoredVectors
+        if self.vectors is not None:
+            tokens, texts = StoredVectors(Path(self.vectors)), ImageIds()
+            known = tokens.vectors
+            rows = [one.having(lambda item: item.id in known, "images with a stored vector") for one in rows]
+            return self._parts(run, rows, tower, VectorTower(tokens.width), texts, tokens, micro_batches)
         if self.texts == "captions":
             rows = [one.having(has_caption, "captions or labels") for one in rows]
             texts = captions_of(rows)
         else:
-            known = [read_record_texts(Path(folder)) for folder in run.data.mixture]
+            records = [read_record_texts(Path(folder)) for folder in run.data.mixture]
             rows = [
                 one.having(lambda item, own=own: item.image in own, "records")  # type: ignore[misc]
-                for one, own in zip(rows, known, strict=True)
+                for one, own in zip(rows, records, strict=True)
             ]
-            texts = RecordTexts(tuple(known))
+            texts = RecordTexts(tuple(records))
         tokenizer = read_tokenizer(vlm_folder(self.language))
+        text_tower, tokens = self._text_tower(len(tokenizer)), Tokens(tokenizer, self.length)
+        return self._parts(run, rows, tower, text_tower, texts, tokens, micro_batches)
+
+    def _parts(
+        self,
+        run: RunSettings,
+        rows: list[ImageRows],
+        tower: VisionTower,
+        text_tower: TextTower,
+        texts: Texts | ImageIds,
+        tokens: Tokens | StoredVectors,
+        micro_batches: int,
+    ) -> ObjectiveParts:
         objective = ImageTextObjective(
-            tower, self._text_tower(len(tokenizer)), loss=self.name, dimension=self.dimension
+            tower,
+            text_tower,
+            loss=self.name,
+            dimension=self.dimension,
+            image_share=self.image_share,
+            negatives=self.negatives,
         )
-        tokens = Tokens(tokenizer, self.length)
         seen = seen_by(tower, run)
-        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen)
+        names = tuple(
+            (*one.labelled.object_classes, *one.labelled.semantic_classes, *one.labelled.scene_classes)
+            for one in rows
+        )
+        negatives = names if self.negatives else None
+        collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen, negatives)
         return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
 
     def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
         if self.text == "language":
-            return LanguageTextTower(load_vlm(self.language).vlm.language)
+            return LanguageTextTower(load_vlm(self.language).vlm.language, causal=self.causal)
         return SmallTextTower(
             vocabulary,
             width=self.text_width,
@@ -133,13 +191,17 @@ class ImageTextBatch(TensorFields):
 
     Attributes:
         tiles_BCHW: uint8.
-        text: Tokens of the texts.
+        text: Tokens of the texts, or their stored vectors.
         record_names: Ids of the images, for messages.
+        wrong: Tokens of the same texts with one word exchanged, of those that have such a word; None: none wanted.
+        wrong_of_N: Whose they are.
     """
 
     tiles_BCHW: Tensor
-    text: TextBatch
+    text: TextBatch | VectorBatch
     record_names: tuple[str, ...]
+    wrong: TextBatch | None = None
+    wrong_of_N: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -153,14 +215,16 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
         tokens: Makes tokens of texts.
         kind: What the texts are, for the fingerprint.
         seen: How images are read.
+        classes: Of each set, the names that are exchanged in wrong texts; None: no wrong texts are made.
     """
 
     size: int
     views: ViewSettings
-    texts: Texts
-    tokens: Tokens
+    texts: Texts | ImageIds
+    tokens: Tokens | StoredVectors
     kind: TextKind
     seen: SeenBands = PICTURES
+    classes: tuple[tuple[str, ...], ...] | None = None
 
     def __call__(self, samples: ImageSamples, step: int) -> ImageTextBatch:
         """Return the batch of some images."""
@@ -169,7 +233,22 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             view, _ = view_maker(sample, self.seen)(self.size, self.views, view_generator(sample))
             views.append(view)
             texts.append(self.texts(sample, np.random.default_rng([sample.seed, _TEXT, sample.position])))
-        return ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
+        batch = ImageTextBatch(stacked(views), self.tokens(texts), names_of(samples))
+        return batch if self.classes is None else self._with_wrong_texts(batch, samples, texts, self.classes)
+
+    def _with_wrong_texts(
+        self, batch: ImageTextBatch, samples: ImageSamples, texts: list[str], classes: Sequence[Sequence[str]]
+    ) -> ImageTextBatch:
+        wrong: dict[int, str] = {}
+        for number, (sample, text) in enumerate(zip(samples, texts, strict=True)):
+            rng = np.random.default_rng([sample.seed, _WRONG, sample.position])
+            if (edit := edited(text, classes[sample.entry], rng)) is not None:
+                wrong[number] = edit.text
+        if not wrong:
+            return batch
+        tokens = self.tokens(list(wrong.values()))
+        assert isinstance(tokens, TextBatch)  # stored vectors have no wrong ones
+        return replace(batch, wrong=tokens, wrong_of_N=torch.tensor(list(wrong)))
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""
@@ -177,31 +256,34 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
             "size": self.size,
             "views": self.views.model_dump(mode="json"),
             "texts": self.kind,
-            "length": self.tokens.length,
-            "vocabulary": len(self.tokens.tokenizer),
+            **self.tokens.facts(),
+            **({} if self.classes is None else {"classes": self.classes}),
         }
 
     def contents(self, order: Any) -> list[Any]:
         """Return the tokenizer, and the texts where they aren't made of the labels; see `Collate.contents`."""
-        return [vocabulary_digest(self.tokens.tokenizer), self.texts.digest()]
+        return [*self.tokens.contents(), self.texts.digest()]
 
 
-def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor) -> Tensor:
+def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, image_share: float = 0.5) -> Tensor:
     """Return CLIP's loss, summed over this rank's pairs.
 
-    For each pair the mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
+    For each pair the (weighted) mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
     the text. "All" are those of the micro-batch on all ranks.
 
     Args:
         image_BE: Unit vectors of the images.
         text_BE: Of their texts.
         scale: Inverse temperature.
+        image_share: Weight of the first of them.
     """
     own_B = first_row(len(image_BE)) + torch.arange(len(image_BE), device=image_BE.device)
     to_texts = scale * similarities(image_BE, gather_rows(text_BE))
     to_images = scale * similarities(text_BE, gather_rows(image_BE))
-    losses = [F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)]
-    return torch.stack(losses).sum() / 2
+    of_images, of_texts = (
+        F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)
+    )
+    return image_share * of_images + (1 - image_share) * of_texts
 
 
 def siglip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
@@ -230,6 +312,8 @@ class ImageTextObjective(ImageObjective):
         text: The text tower.
         loss: "clip" or "siglip".
         dimension: Of the compared vectors.
+        image_share: See `clip_loss`.
+        negatives: Weight of the loss that tells texts from wrong ones, where batches have those.
     """
 
     PARTS: ClassVar[Mapping[str, str]] = {"tower.": "vision tower", "text.": "text tower"}
@@ -237,13 +321,16 @@ class ImageTextObjective(ImageObjective):
     def __init__(
         self,
         tower: VisionTower,
-        text: SmallTextTower | LanguageTextTower,
+        text: TextTower,
         *,
         loss: Literal["clip", "siglip"],
         dimension: int = 128,
+        image_share: float = 0.5,
+        negatives: float = 0.0,
     ) -> None:
         super().__init__(tower)
-        self.text, self.kind = text, loss
+        self.loss_weights = {"negatives": negatives} if negatives else {}
+        self.text, self.kind, self.image_share = text, loss, image_share
         self.image_head = nn.Sequential(nn.LayerNorm(tower.width), nn.Linear(tower.width, dimension))
         self.text_head = nn.Linear(text.width, dimension)
         # The publications' start: 1 / 0.07 for the softmax, 10 and −10 for the sigmoid.
@@ -251,22 +338,35 @@ class ImageTextObjective(ImageObjective):
         self.bias = nn.Parameter(torch.tensor(-10.0)) if loss == "siglip" else None
 
     def forward(self, batch: ImageTextBatch) -> dict[str, Tensor]:
-        """Return {"contrast": sum over the pairs}."""
+        """Return {"contrast": sum over the pairs}, and "negatives" where they are wanted and the batch has some."""
         image_BE = F.normalize(self.image_head(self.pooled(batch.tiles_BCHW)).float(), dim=-1)
         text_BE = F.normalize(self.text_head(self.text(batch.text)).float(), dim=-1)
         scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
         if self.bias is None:
-            return {"contrast": clip_loss(image_BE, text_BE, scale)}
-        return {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
+            losses = {"contrast": clip_loss(image_BE, text_BE, scale, self.image_share)}
+        else:
+            losses = {"contrast": siglip_loss(image_BE, text_BE, scale, self.bias)}
+        if self.loss_weights and batch.wrong is not None and batch.wrong_of_N is not None:
+            wrong_NE = F.normalize(self.text_head(self.text(batch.wrong)).float(), dim=-1)
+            own_NE, image_NE = text_BE[batch.wrong_of_N], image_BE[batch.wrong_of_N]
+            # SVLC, eq. 2: of an image's true text and its edited one, which is the true one?
+            losses["negatives"] = F.softplus(scale * (image_NE * (wrong_NE - own_NE)).sum(-1)).sum()
+        return losses
 
     def loss_counts(self, batch: ImageTextBatch) -> dict[str, float]:
-        """Return {"contrast": number of pairs}."""
-        return {"contrast": float(len(batch.tiles_BCHW))}
+        """Return {"contrast": number of pairs}, and of "negatives" that of wrong texts."""
+        counts = {"contrast": float(len(batch.tiles_BCHW))}
+        if self.loss_weights:
+            counts["negatives"] = 0.0 if batch.wrong_of_N is None else float(len(batch.wrong_of_N))
+        return counts
 
     def work(self, batch: ImageTextBatch) -> dict[str, float]:
         """Return images, text tokens with and without padding, and the FLOPs of forward and backward pass."""
         images = len(batch.tiles_BCHW)
         work = self.work_of(images, heads=[self.image_head, self.text_head])
-        work["flops"] += backward_factor(self.text) * self.text.flops(batch.text)
+        if isinstance(batch.text, VectorBatch):
+            return work
+        for text in (batch.text, *([] if batch.wrong is None else [batch.wrong])):
+            work["flops"] += backward_factor(self.text) * self.text.flops(text)
         tokens, capacity = float(batch.text.valid_BL.sum()), float(batch.text.valid_BL.numel())
         return {**work, "tokens": tokens, "capacity": capacity}

@@ -1,5 +1,8 @@
 """Masked image modelling (MAE, He et al., 2022): the encoder sees a few patches, a light decoder paints the others.
 
+With `hide: replace` it restores a corrupted image instead, as SiT's group masked learning does (Atito et al., 2021): the
+encoder sees all places, some of them with the pixels of others. SiT's second term is `simclr` beside it.
+
 Shapes: B images, H × W pixels, N patches of P × P pixels, K visible patches, D width of the tower, W of the decoder.
 """
 
@@ -56,6 +59,8 @@ class MaskedImageSettings(ObjectiveSettings):
     """Width of the decoder; none: half of the tower's, but at least 64."""
     decoder_layers: int = Field(2, ge=1, le=1024)
     """Blocks of the decoder."""
+    hide: Literal["drop", "replace"] = "drop"
+    """Masked patches are left out, or the tower sees other patches of the image in their places and computes all."""
     normalize: bool = True
     """The targets are the pixels of each patch minus their mean, over their deviation."""
     views: ViewSettings = Field(default_factory=lambda: ViewSettings.geometric((0.4, 1.0)))
@@ -216,7 +221,11 @@ class MaskedImageObjective(ImageObjective):
     def forward(self, batch: MaskedBatch) -> dict[str, Tensor]:
         """Return {"pixels": sum over the masked patches of the mean squared error of their pixels}."""
         image_BCHW = self.tower.normalize(batch.tiles_BCHW)
-        predicted_BNX = self.decoder(self.encode(image_BCHW, batch.keep_BK), batch.keep_BK).float()
+        keep_BK = self._seen(batch)
+        corrupted_BCHW = (
+            image_BCHW if self.config.hide == "drop" else self.corrupted(image_BCHW, batch.keep_BK)
+        )
+        predicted_BNX = self.decoder(self.encode(corrupted_BCHW, keep_BK), keep_BK).float()
         error_BN = (predicted_BNX - self.targets(image_BCHW)).square().mean(-1)
         # A product with a mask would keep the visible patches' gradient at zero as well, but nan · 0 is nan.
         return {"pixels": error_BN.scatter(1, batch.keep_BK, 0.0).sum()}
@@ -226,6 +235,26 @@ class MaskedImageObjective(ImageObjective):
         visible = self.tower.embed_tokens(image_BCHW).visible(keep_BK)
         visible = self.tower.run_blocks(visible, 0, self.tower.num_layers - 1)
         return self.tower.finish_tokens(visible).tokens_BLD
+
+    def _seen(self, batch: MaskedBatch) -> Tensor:
+        """Return the patches that the tower computes."""
+        if self.config.hide == "drop":
+            return batch.keep_BK
+        places_N = torch.arange(self.tower.grid**2, device=batch.keep_BK.device)
+        return places_N.expand(len(batch.keep_BK), -1)
+
+    def corrupted(self, image_BCHW: Tensor, keep_BK: Tensor) -> Tensor:
+        """Return the images with visible patches in the places of the masked ones, each in turn."""
+        side, patch = self.tower.grid, self.tower.patch_size
+        masked_BN = torch.ones(len(keep_BK), side**2, dtype=torch.bool, device=keep_BK.device)
+        masked_BN = masked_BN.scatter(1, keep_BK, False)
+        turn_BN = (masked_BN.cumsum(1) - 1).clamp(min=0) % keep_BK.shape[1]
+        own_N = torch.arange(side**2, device=keep_BK.device)
+        source_BN = torch.where(masked_BN, keep_BK.gather(1, turn_BN), own_N)
+        x_BNX = patchify(image_BCHW, patch)
+        x_BNX = x_BNX.gather(1, source_BN[..., None].expand_as(x_BNX))
+        x = x_BNX.reshape(len(x_BNX), side, side, patch, patch, -1)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(image_BCHW.shape)
 
     def targets(self, image_BCHW: Tensor) -> Tensor:
         """Return what is to be predicted, (B, N, P · P · C)."""
@@ -242,7 +271,7 @@ class MaskedImageObjective(ImageObjective):
 
     def work(self, batch: MaskedBatch) -> dict[str, float]:
         """Return images, and the FLOPs of forward and backward pass."""
-        images, kept = batch.keep_BK.shape
+        images, kept = self._seen(batch).shape
         encoder = tower_flops(self.tower, images, kept, embedded=self.tower.grid**2)
         flops = backward_factor(self.tower) * encoder + 3 * self.decoder.flops(images, kept)
         return {"samples": float(images), "tiles": float(images), "flops": flops}

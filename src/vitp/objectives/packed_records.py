@@ -26,6 +26,9 @@ from vitp.models.vrl import VisualRobustness
 from vitp.objectives.packed_layouts import with_layout
 from vitp.records.instructions import InstructionRecord
 
+_PARALLEL = 0x504152
+"""Keeps the choice of parallel answers apart from other uses of a position."""
+
 _JITTER = 0x415547
 """Keeps the random numbers of colour changes apart from those of other uses of a position."""
 
@@ -47,6 +50,14 @@ class SequenceSettings(SettingsModel):
     """Put several records into a row; false: one record a row."""
     max_turns: int | None = Field(None, ge=1, le=1_000_000)
     """Most questions of a record; the rest is left out."""
+    parallel: float = Field(0.0, ge=0, le=1)
+    """Share of the questions whose answer's tokens are predicted without those before them (masked-parallel answers,
+    CapPa): only the image can tell them. Not used when a model answers."""
+
+    def stated(self) -> dict[str, Any]:
+        """Return the settings but those that are younger than running runs and neutral."""
+        values = self.model_dump()
+        return {key: value for key, value in values.items() if key != "parallel" or value}
 
 
 @dataclass
@@ -101,6 +112,9 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
                 record_tiles = jitter_tiles(record_tiles, rng, rgb=self.seen.is_rgb)
             if (dropped_C := self.seen.dropped(sample.seed, sample.position)) is not None:
                 record_tiles = np.where(dropped_C[:, None, None], np.uint8(0), record_tiles)
+            if self.config.parallel > 0:
+                rng = np.random.default_rng([sample.seed, _PARALLEL, sample.position])
+                record = record.in_parallel(self.config.parallel, rng)
             count = int(record.image_N.sum())
             survivors = np.arange(count) if self.drop is None else self.drop(count, (sample.position,), step)
             encoded.append(record)
@@ -124,7 +138,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         chat = self.chat
         return [
             *(order.fingerprint(), global_batch, self.tile),
-            *(chat.template_name, len(chat), self.config.model_dump()),
+            *(chat.template_name, len(chat), self.config.stated()),
         ]
 
     def contents(self, order: Mixture) -> list[Any]:

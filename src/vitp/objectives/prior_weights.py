@@ -2,8 +2,8 @@
 
 A reference language model reads questions and answers without images. A token that it finds likely gets little weight
 in ViTP's loss, one that only the image can tell gets all: w = (1 − p)^α with the reference's probability p. With α = 0
-all weights are 1. The idea is the publication's; exponent and the sum that isn't normalised again (so that the number
-of supervised tokens stays what the loss is divided by) are ours.
+all weights are 1. The publication scales the weights to mean 1; here that is a setting (`normalise`), off as it was in
+earlier versions, where the loss is smaller the more the reference knows.
 
 Shapes: S supervised tokens, H width of the language model, B rows, L tokens a row.
 """
@@ -43,6 +43,8 @@ class PriorSettings(SettingsModel):
     """Optimizer steps of that training."""
     lr: float = Field(1e-3, gt=0, le=100)
     """Peak learning rate of that training."""
+    normalise: bool = False
+    """Scale the weights of each batch to mean 1, so that the loss keeps its size."""
 
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:
@@ -96,15 +98,17 @@ class PriorWeights(nn.Module):
     Args:
         reference: Tells the probabilities.
         alpha: Exponent above 0.
+        normalise: Scale the weights of a batch to mean 1.
     """
 
-    def __init__(self, reference: TextReference, alpha: float) -> None:
+    def __init__(self, reference: TextReference, alpha: float, *, normalise: bool = False) -> None:
         super().__init__()
-        self.reference, self.alpha = reference, alpha
+        self.reference, self.alpha, self.normalise = reference, alpha, normalise
 
     def forward(self, batch: PackedBatch) -> Tensor:
-        """Return w (S,) on 0..1 without gradient."""
-        return (1 - self.reference.probabilities(batch)).clamp(min=0) ** self.alpha
+        """Return w (S,) without gradient: on 0..1, or of mean 1."""
+        weights_S = (1 - self.reference.probabilities(batch)).clamp(min=0) ** self.alpha
+        return weights_S / weights_S.mean().clamp(min=1e-12) if self.normalise else weights_S
 
 
 class TextOnlyObjective(Objective):

@@ -6,15 +6,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, PrivateAttr
 from pydantic.config import JsonDict
 
 from vitp.core.config import Positive, SettingsModel, Weight
 from vitp.data.tiles import InputSettings
+from vitp.models.adapting import AnyAdapt
 from vitp.models.compute import ComputeSettings
-from vitp.models.lora import VisionLoRASettings
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
 from vitp.objectives.base import BatchSource, Objective
@@ -35,6 +35,11 @@ class PreserveSettings(SettingsModel):
 
     weight: float = Field(0.0, ge=0, le=1e6)
     """Weight of this loss in the total loss; 0: the objective as it is."""
+    decoder: Literal["none", "linear", "mlp"] = "none"
+    """What makes the features of before out of those of now, the identity at the start (UNIT): the tower itself is
+    then free to change as long as what it saw can be read from it."""
+    size: int | None = Field(None, ge=8, le=65_536)
+    """Side in pixels at which features are compared, when that is another one than that of the objective's images."""
 
 
 class ModelSettings(SettingsModel):
@@ -54,6 +59,8 @@ class ModelSettings(SettingsModel):
     channels: Channels | None = None
     """What the tower sees of files with bands. none: those of `init`, where it has some, else what the data's
     sets declare (pictures: RGB). Filled in when a run begins."""
+    locations: int = Field(0, ge=0, le=100_000, json_schema_extra=LANGUAGE)
+    """Location tokens of the vocabulary: a coordinate is one token instead of its digits. 0: as `init` has them."""
     drop_path: float = Field(0.1, ge=0, lt=1)
     """Stochastic depth of the vision tower."""
     freeze: list[str] = Field(default_factory=list, json_schema_extra=LANGUAGE)
@@ -62,8 +69,8 @@ class ModelSettings(SettingsModel):
     """Part (`vision`, `projector`, `language`) → factor on the learning rate."""
     gradient_checkpointing: bool = False
     """Recompute activations backward: less memory, about a third more time."""
-    vision_lora: VisionLoRASettings | None = None
-    """Train the vision tower by low-rank updates and a few whole blocks only."""
+    adapt: AnyAdapt = None
+    """Train few parameters of the vision tower in place of all: `lora`, `prompts`, `adapters` or `gates`."""
     preserve: PreserveSettings = Field(default_factory=PreserveSettings)
     """Keep the features near those of the vision tower that the run starts from."""
 
@@ -171,6 +178,8 @@ class ObjectiveSettings(SettingsModel):
 class RunSettings(SettingsModel):
     """What decides model and batches of a pretraining run; `vitp.runs.pretrain.PretrainConfig` is the whole."""
 
+    _tower: Any = PrivateAttr(default=None)
+    """The tower of an objective that this one trains beside; None: one of its own."""
     objective: ObjectiveSettings
     """What is learned: a name, and the settings of that objective."""
     seed: int = Field(0, ge=0, le=2**63 - 1)

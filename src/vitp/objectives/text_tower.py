@@ -24,7 +24,7 @@ from vitp.data.sources import open_sources
 from vitp.data.synthesis.classes import SetClasses, countable
 from vitp.data.synthesis.facts import Facts, Limits
 from vitp.data.synthesis.image_tasks import caption
-from vitp.data.tokenizer import PlainText
+from vitp.data.tokenizer import PlainText, vocabulary_digest
 from vitp.models.flops import TransformerShape, forward_flops, language_shape
 from vitp.objectives.image_rows import ImageRows
 from vitp.records.instructions import IMAGE_MARK
@@ -64,6 +64,14 @@ class Tokens:
             ids_BL[number, : len(row)] = torch.tensor(row)
             valid_BL[number, : len(row)] = True
         return TextBatch(ids_BL, valid_BL)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what decides a batch beside the texts."""
+        return {"length": self.length, "vocabulary": len(self.tokenizer)}
+
+    def contents(self) -> list[Any]:
+        """Return the hash of the tokenizer."""
+        return [vocabulary_digest(self.tokenizer)]
 
     @cached_property
     def _plain(self) -> PlainText:
@@ -113,15 +121,19 @@ class LanguageTextTower(nn.Module):
 
     Args:
         language: As `VisionLanguageModel.language`; its output layer is left out.
+        causal: False removes the causal mask, and the text's vector is the mean of its tokens' states (LLM2CLIP4CXR,
+            after LLM2Vec): each token knows the whole text.
     """
 
-    def __init__(self, language: Any) -> None:
+    def __init__(self, language: Any, *, causal: bool = True) -> None:
         super().__init__()
         self.decoder: Any = language.get_decoder()
-        self.width = int(language.config.hidden_size)
+        self.width, self.causal = int(language.config.hidden_size), causal
 
     def forward(self, text: TextBatch) -> Tensor:
         """Return one vector a text, (B, W)."""
+        if not self.causal:
+            return self._mean_of_all(text)
         hidden_BLW = self.decoder(
             input_ids=text.ids_BL, attention_mask=text.valid_BL.long(), use_cache=False
         ).last_hidden_state
@@ -129,10 +141,22 @@ class LanguageTextTower(nn.Module):
         vector_BW: Tensor = hidden_BLW[torch.arange(len(last_B), device=last_B.device), last_B]
         return vector_BW
 
+    def _mean_of_all(self, text: TextBatch) -> Tensor:
+        # A mask of four dimensions is taken as it is. Padding sees itself, as a row of nothing would have no softmax.
+        own_LL = torch.eye(text.ids_BL.shape[1], dtype=torch.bool, device=text.ids_BL.device)
+        mask_B1LL = (text.valid_BL[:, None, :] | own_LL)[:, None]
+        hidden_BLW = self.decoder(
+            input_ids=text.ids_BL, attention_mask=mask_B1LL, use_cache=False
+        ).last_hidden_state
+        weight_BL1 = text.valid_BL[..., None].to(hidden_BLW.dtype)
+        mean_BW: Tensor = (hidden_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+        return mean_BW
+
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included."""
         rows, length = text.ids_BL.shape
-        return forward_flops(language_shape(self.decoder), rows * length, (length + 1) / 2)
+        context = (length + 1) / 2 if self.causal else length
+        return forward_flops(language_shape(self.decoder), rows * length, context)
 
 
 def has_caption(item: LabelledImage) -> bool:

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vitp.checkpoints.loading import LoadedVLM, load_vlm, read_tokenizer
+from vitp.checkpoints.loading import LoadedVLM, grow_embeddings, load_vlm, read_tokenizer
 from vitp.checkpoints.writing import write_vlm
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
@@ -28,15 +28,17 @@ from vitp.data.row_checks import mixture_warnings
 from vitp.data.seen import SeenBands
 from vitp.data.sources import read_mixture
 from vitp.data.tokenizer import train_tokenizer
+from vitp.models.adapting import adapt_tower, save_adapt
 from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
-from vitp.models.lora import add_lora, plain_layers
+from vitp.models.lora import plain_layers
 from vitp.models.packed_layout import PackedLayout
 from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.lexicon import LexiconSettings, LexiconWeights
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
@@ -71,25 +73,32 @@ class ViTPSettings(ObjectiveSettings):
     """A phase before the run proper in which the vision tower is frozen."""
     prior: PriorSettings = Field(default_factory=PriorSettings)
     """Weights of the answers' tokens."""
+    lexicon: LexiconSettings = Field(default_factory=LexiconSettings)
+    """Words of the answers that weigh more."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the instruction records of the mixture."""
         torch.manual_seed(run.seed)
         mixture = open_mixture(run.data, run.seed)
         loaded = _initial_model(run, mixture)
+        if run.model.locations:
+            loaded.chat.add_locations(run.model.locations)
+            grow_embeddings(loaded.vlm, loaded.chat)
         compute = run.compute
         if run.model.gradient_checkpointing and compute.recompute == "none":
             compute = compute.model_copy(update={"recompute": "full"})
         configure(loaded.vlm, compute)
         loaded.vlm.reduce = self.vrl.how
-        if run.model.vision_lora is not None:
-            add_lora(loaded.vlm.vision, run.model.vision_lora)
+        if run.model.adapt is not None:
+            adapt_tower(loaded.vlm.vision, run.model.adapt, run.seed)
+            loaded.vlm.config = loaded.vlm.config.model_copy(update={"vision": loaded.vlm.vision.config})
         objective = ViTPObjective(
             loaded.vlm,
             loaded.chat,
             freeze=run.model.freeze,
             lr_scale=run.model.lr_scale,
             prior=_prior_weights(self.prior),
+            lexicon=LexiconWeights(loaded.chat, self.lexicon) if self.lexicon.words else None,
         )
         tile = loaded.vlm.vision.image_size[0]
         channels, data = loaded.vlm.vision.in_channels, run.data
@@ -130,7 +139,7 @@ class ViTPSettings(ObjectiveSettings):
                     self.prior.lr,
                     # All of the language model trains; the tower takes no part.
                     prepare=lambda run: _with_model(
-                        _with_objective(run, prior=PriorSettings()), freeze=[], vision_lora=None
+                        _with_objective(run, prior=PriorSettings()), freeze=[], adapt=None
                     ),
                     proceed=lambda run, folder: _with_objective(
                         run, prior=run.objective.prior.model_copy(update={"reference": str(folder)})
@@ -217,7 +226,8 @@ def _prior_weights(settings: PriorSettings) -> PriorWeights | None:
             where="objective.prior.reference",
             fix="name one, or start the run with `vitp pretrain`, which trains one first",
         )
-    return PriorWeights(TextReference(load_vlm(settings.reference).vlm.language), settings.alpha)
+    reference = TextReference(load_vlm(settings.reference).vlm.language)
+    return PriorWeights(reference, settings.alpha, normalise=settings.normalise)
 
 
 def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
@@ -269,6 +279,7 @@ class ViTPObjective(Objective):
         lr_scale: Part → factor of the run's learning rate.
         logit_chunk: Supervised tokens whose logits are in memory at once; None: as many as make 2^26 logits.
         prior: Weights of the supervised tokens; None: all alike.
+        lexicon: The same, by the words that they are part of.
     """
 
     def __init__(
@@ -280,11 +291,12 @@ class ViTPObjective(Objective):
         lr_scale: Mapping[str, float] | None = None,
         logit_chunk: int | None = None,
         prior: PriorWeights | None = None,
+        lexicon: LexiconWeights | None = None,
     ) -> None:
         super().__init__()
         self.vlm, self.chat = vlm, chat
         self.logit_chunk = logit_chunk or max(1, MOST_LOGITS // int(vlm.language.config.vocab_size))
-        self.prior = prior
+        self.prior, self.lexicon = prior, lexicon
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
             if part not in PARTS:
@@ -301,6 +313,8 @@ class ViTPObjective(Objective):
     def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
         """Return {"language": (weighted) sum of the negative log-likelihoods of the supervised tokens}."""
         weights_S = None if self.prior is None else self.prior(batch)
+        if self.lexicon is not None:
+            weights_S = self.lexicon(batch) * (1.0 if weights_S is None else weights_S)
         hidden_SH = self.vlm(
             tiles_TCHW=batch.tiles_TCHW,
             keep_K=batch.keep_K,
@@ -374,6 +388,7 @@ class ViTPObjective(Objective):
         """Write model, configuration and tokenizer; `vitp.load_vlm` reads them."""
         with plain_layers(self.vlm.vision):
             write_vlm(Path(folder), self.vlm, self.chat)
+        save_adapt(Path(folder), self.vlm.vision)
 
 
 def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None:

@@ -14,13 +14,15 @@ class Device:
 
     Attributes:
         name: On the command line.
-        bf16_tflops: Peak of dense bf16 matrix products that are summed in fp32, as the data sheet states it.
+        bf16_tflops: Peak of dense bf16 matrix products that are summed in fp32, as the data sheet states it; of a card
+            without bf16, that of fp16.
         bandwidth: Of its memory, in GB/s, as the data sheet states it.
         memory_gib: Its memory.
         utilisation: Share of the peak that we assume training of a ViT-L and a small language model to reach, written
             in plain PyTorch. Cards with little bandwidth for their arithmetic reach less. An assumption, not a
             measurement: replace it by what `vitp bench` says on yours.
         dollars_per_hour: Assumed rent; prices differ by a factor of three between providers.
+        bf16: Whether it has bf16; without, half precision is `train.precision: fp16`.
     """
 
     name: str
@@ -29,11 +31,14 @@ class Device:
     memory_gib: float
     utilisation: float
     dollars_per_hour: float
+    bf16: bool = True
 
 
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
+        Device("T4", 65.0, 320, 16, 0.25, 0.35, bf16=False),
+        Device("V100", 125.0, 900, 32, 0.30, 0.60, bf16=False),
         Device("A10", 125.0, 600, 24, 0.30, 0.75),
         Device("A40", 149.7, 696, 48, 0.30, 0.60),
         Device("A6000", 154.8, 768, 48, 0.30, 0.60),

@@ -288,7 +288,7 @@ def _devices() -> Iterator[ComputeDevice]:
             properties.major >= 8,
         )
     if torch.backends.mps.is_available():
-        yield ComputeDevice("mps", "Apple GPU")
+        yield ComputeDevice("mps", "Apple GPU, untested; taken where device says mps")
 
 
 def _mark(ok: bool) -> str:
@@ -310,11 +310,17 @@ def _package_table(found: DoctorReport) -> Table:
     return table
 
 
+def _without_bf16(device: ComputeDevice) -> str:
+    return ", no bf16: train.precision fp16" if device.name.startswith("cuda") else ""
+
+
 def _machine_table(found: DoctorReport) -> Table:
     table = Table("", "", title="machine")
     for device in found.devices:
         memory = f", {device.memory_gib} GiB" if device.memory_gib is not None else ""
-        table.add_row(device.name, f"{device.detail}{memory}{', bf16' if device.bf16 else ''}")
+        table.add_row(
+            device.name, f"{device.detail}{memory}{', bf16' if device.bf16 else _without_bf16(device)}"
+        )
     table.add_row("free disk", f"{found.free_gib} GiB")
     table.add_row("real images", escape(found.data or "none: VITP_DATA names no folder that is there"))
     table.add_row("starter model", "there" if found.starter else "missing: reinstall vitp")

@@ -18,6 +18,8 @@ from vitp.runs.finetune import FinetuneConfig
 from vitp.tasks.base import TaskModel
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRModel
+from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.oriented import OrientedRCNN
 
 
@@ -122,9 +124,13 @@ def image_flops(model: TaskModel, side: int) -> float:
     # The counter knows attention as plain matrix products on every device.
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if isinstance(model, DenseModel):
-            model.decoder(model.maps(image_BCHW, image_BCHW if model.name == "change" else None))
+            model.shares(image_BCHW, image_BCHW if model.name == "change" else None)
+        elif isinstance(model, QueryInstances):
+            model.outputs(image_BCHW)
         elif isinstance(model, DetectionModel | OrientedRCNN):
             heads = _region_flops(model, model.levels(image_BCHW))
+        elif isinstance(model, DETRModel):
+            model.head.table(model.levels(image_BCHW), (side, side))
         else:
             model.backbone.forward_features(model.backbone.normalize(image_BCHW))
     return float(counter.get_total_flops()) + heads

@@ -66,7 +66,9 @@ def run_shape(config: PretrainConfig, *, pads_dropped: bool = False) -> RunShape
     objective = config.objective
     if not isinstance(objective, ViTPSettings):
         raise ConfigError(
-            f"only runs with a language model can be planned, and {objective.name} has none",
+            f"only runs with a language model can be planned, and {objective.name} has none"
+            if not objective.has_language_model
+            else f"only runs of visual instructions alone can be planned, not {objective.name}",
             where="objective",
             fix="time a few steps of the run instead",
         )

@@ -19,6 +19,7 @@ from vitp.recipes.paper.tables_downstream import DOWNSTREAM, DownstreamFacts
 from vitp.recipes.real_images import RealPlan, run_real_images
 from vitp.recipes.starter import StarterPlan, train_starter
 from vitp.recipes.starter_card import write_card
+from vitp.recipes.starter_looks import LooksPlan, train_looking_starter
 from vitp.runs.finetune import FinetuneConfig
 from vitp.runs.pretrain import PretrainConfig
 
@@ -90,6 +91,7 @@ Recipe = PretrainRecipe | DownstreamRecipe
 
 MICRO: dict[str, Callable[[Path, float, int], Path]] = {
     "starter": lambda out, scale, seeds: train_starter(out, StarterPlan().scaled(scale)),
+    "starter-looks": lambda out, scale, seeds: train_looking_starter(out, LooksPlan().scaled(scale)),
     "starter-card": lambda out, scale, seeds: write_card(out),
     "real-images": lambda out, scale, seeds: run_real_images(
         out, RealPlan(seeds=tuple(range(seeds))).scaled(scale)

@@ -18,7 +18,9 @@ from typing import Any
 from vitp.checkpoints.loading import load_backbone, load_vlm, vlm_folder
 from vitp.core.config import load_config, make_config
 from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.files import to_json
 from vitp.objectives import SETTINGS, Default
+from vitp.objectives.joint import JointSettings
 from vitp.objectives.preserving import preserving
 from vitp.recipes.micro import Budget, continued_from_starter
 from vitp.runs.pretrain import PretrainConfig, build
@@ -152,6 +154,7 @@ PARADIGMS: dict[str, Paradigm] = {
         2e-4,
         _image_paradigm("ibot", "dino", **_MICRO_DINO, mask=0.5),
     ),
+    "distil": Paradigm("distillation from teachers", "none", 16, 3e-4, _image_paradigm("distil")),
     "clip": Paradigm(
         "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", **_MICRO_TEXT)
     ),
@@ -217,13 +220,17 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
 
     Args:
         config: YAML file of the run.
-        objective: Instead of the file's.
+        objective: Instead of the file's; "NAME=WEIGHT,NAME=WEIGHT" for several at once.
         overrides: `key.key=value` over the settings.
 
     Raises:
         ConfigError: There is no such objective, or a setting is wrong.
     """
-    if objective is not None:
+    if objective is not None and "=" in objective:
+        pairs = (part.split("=", 1) if "=" in part else (part, "1") for part in objective.split(","))
+        words = ", ".join(f"{name.strip()}: {weight}" for name, weight in pairs)
+        overrides = [f"objectives={{{words}}}", *overrides]
+    elif objective is not None:
         if objective not in SETTINGS:
             hint = did_you_mean(objective, SETTINGS) or f"objectives are: {', '.join(SETTINGS)}"
             raise ConfigError(f"unknown objective {objective!r}", where="--objective", fix=hint)
@@ -235,9 +242,11 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
     if settings.model.init != "starter":
         return settings
     steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
-    return starter_config(
-        settings.data.mixture, objective=settings.objective.name, steps=steps, overrides=overrides
-    )
+    first = settings.objective
+    if isinstance(first, JointSettings):  # batches and rates are those of its first
+        first = next(iter(first.active.values()), Default())
+        overrides = [f"objective={to_json(settings.objective.model_dump(mode='json'))}", *overrides]
+    return starter_config(settings.data.mixture, objective=first.name, steps=steps, overrides=overrides)
 
 
 def flops_per_image(config: PretrainConfig, *, steps: int = 3) -> float:

@@ -43,14 +43,15 @@ from vitp.runs.finetune_settings import FinetuneConfig as FinetuneConfig
 from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSettings
 from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSettings
 from vitp.runs.folder import as_begun, claimed
+from vitp.runs.micro_batch import chosen_batch, chosen_before
 from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.build import build_model, open_backbone, task_of
+from vitp.tasks.batches import task_batches
+from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import (
     LabelReader,
     classes_of,
     draw_labels,
     open_labelled,
-    task_batches,
     task_splits,
 )
 from vitp.tasks.folds import fold_splits
@@ -150,7 +151,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     Raises:
         VitpError: Something in the configuration, the backbone or the data can't be used.
     """
-    task = task_of(config.task)
+    task = task_of(config.task, config.head)
     kind = task.labels(config.head)
     labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
     said: list[str] = []
@@ -188,6 +189,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model = build_model(config.task, backbone, classes, config.neck, config.head, seed=config.seed)
     configure_backbone(model, model.vision_tower, config.compute)
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
+    model.steps = config.train.steps
     _describe(model, config, splits)
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes, seen),
@@ -205,16 +207,17 @@ def _fitted(
     config: FinetuneConfig, kind: LabelKind, train: LabelledSet, backbone: Backbone
 ) -> tuple[FinetuneConfig, list[str]]:
     """Return the configuration with the sizes that it doesn't give, and lines that say them; see `tasks.sizes`."""
-    anchors, regions, said, data, test = None, None, [], config.data, config.test
+    anchors, regions, objects, said, data, test = None, None, 0, [], config.data, config.test
     if data.resize is None:
-        fit = fitted_sizes(train, kind, backbone.image_size[0])
+        by_regions = task_of(config.task, config.head) is TASK_MODELS.get(config.task)
+        fit = fitted_sizes(train, kind, backbone.image_size[0], regions=by_regions)
         window = None if data.crop or config.augment.crop else fit.window
         data = data.model_copy(update={"resize": fit.resize, "crop": data.crop or window})
         if test.window is None:
             test = test.model_copy(update={"window": fit.window})
-        anchors, regions, said = fit.anchors, fit.regions, [*fit.said]
+        anchors, regions, objects, said = fit.anchors, fit.regions, fit.objects, [*fit.said]
     width = backbone.channels[-1]
-    head = fitted_head(config.task, config.head, width, anchors, regions)
+    head = fitted_head(config.task, config.head, width, anchors, regions, objects)
     options = fitted_neck(config.neck.kind, config.neck.options, width)
     if new := [*new_settings(config.head, head), *new_settings(config.neck.options, options, "neck.options")]:
         said.append(f"sizes fitted to a tower of {width} channels and to the data: {', '.join(new)}")
@@ -247,10 +250,31 @@ def _augmentation(config: FinetuneConfig, kind: LabelKind) -> AugmentSettings:
     settings = config.augment
     if config.data.crop is not None:
         settings = settings.model_copy(update={"crop": config.data.crop})
+    _check_mixes(settings, config, kind)
     # An image of one class is nothing to be avoided where the whole image has one.
     if kind in ("semantic", "change"):
         return settings
     return settings.model_copy(update={"max_class_share": 1.0})
+
+
+def _check_mixes(settings: AugmentSettings, config: FinetuneConfig, kind: LabelKind) -> None:
+    """Do nothing where images of the task can be mixed as the settings ask.
+
+    Raises:
+        ConfigError: They can't.
+    """
+    whole, fix = kind in ("scene", "presence"), "leave it out"
+    for name in ("mixup", "cutmix"):
+        if getattr(settings, name) and not whole:
+            raise ConfigError("mixes the classes of whole images alone", where=f"augment.{name}", fix=fix)
+    if settings.mosaic and kind not in ("objects", "instances", "oriented"):
+        raise ConfigError("is of images with objects alone", where="augment.mosaic", fix=fix)
+    for name in ("focal", "class_weights"):
+        if kind == "scene" and config.head.get(name) and (settings.mixup or settings.cutmix):
+            what = "weighs images by their one class, and mixed ones have two"
+            raise ConfigError(
+                what, where=f"head.{name.replace('weights', 'balance')}", fix="leave one of them out"
+            )
 
 
 def _describe(model: TaskModel, config: FinetuneConfig, splits: Mapping[str, LabelledSet]) -> None:
@@ -323,14 +347,14 @@ def _trained(
     config: FinetuneConfig, out: Path, hooks: Sequence[Hook], resume: bool, console: Console | None
 ) -> Iterator[tuple[FinetuneRun, Validation, TrainResult, Trackers | None]]:
     """Claim the folder and train; within the block the run is trained, and not judged by the test yet."""
-    config = as_begun(config, out)
+    config, said = chosen_before(as_begun(config, out), out)
     check_trackers(config.log)
     with claimed(out, config, config.train.device, resume=resume) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
-        run = build_run(config)
+        run, chosen = _cut(build_run(config))
         if (kept := _kept(config, run.config)) != config and distributed.rank() == 0:
             save_config(kept, out / CONFIG_FILE)
-        say(run.notes, console)
+        say([*run.notes, *said, *chosen], console)
         validation = run.validation(out)
         with tracked(out, config.log, run.config.model_dump(mode="json")) as trackers:
             parts = replace(run.parts([validation, *hooks]), trackers=trackers)
@@ -340,7 +364,16 @@ def _trained(
 def _kept(config: FinetuneConfig, built: FinetuneConfig) -> FinetuneConfig:
     """Return what is written of a run: as it is given, with what a resumed run couldn't find out again as it was."""
     test = config.test.model_copy(update={name: getattr(built.test, name) for name in SEAMLESS})
-    return config.model_copy(update={"backbone": built.backbone, "test": test})
+    cut = {name: getattr(built.train, name) for name in ("batch", "micro_batches")}
+    train = config.train.model_copy(update=cut)
+    return config.model_copy(update={"backbone": built.backbone, "test": test, "train": train})
+
+
+def _cut(run: FinetuneRun) -> tuple[FinetuneRun, list[str]]:
+    """Return the run with its steps cut as `train.batch` says, and what is to be said about it."""
+    config, said = chosen_batch(run.config, lambda _: (run.model, run.source))
+    run.source.micro_batches = config.train.micro_batches
+    return replace(run, config=config), said
 
 
 def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: Path) -> FinetuneResult:

@@ -80,8 +80,6 @@ class FinetuneTrainSettings(TrainSettings):
 
     @model_validator(mode="after")
     def _something_to_choose_by(self) -> FinetuneTrainSettings:
-        if self.batch == "auto":
-            raise ValueError("batch: auto is of pretraining; give train.batch_size")
         if self.patience is not None and not self.val_every:
             raise ValueError(
                 "patience judges by the validations, and there are none on the way; give val_every"

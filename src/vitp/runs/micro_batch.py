@@ -1,16 +1,17 @@
 """How a rank's share of a step is cut into micro-batches, and what is recomputed: `train.batch: auto`.
 
-The records of a step never change, nor does what is learned from them: only how many are computed at once. `vitp plan`
+The records of a step never change, nor does what is learned from them: only how many are computed at once. (Batch norm
+alone knows its micro-batch.) `vitp plan`
 ranks the same choices by the memory that its formulas predict; a run takes the first that a probe of real batches fits.
 """
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 
@@ -21,10 +22,14 @@ from vitp.engine import checkpoint
 from vitp.engine.loading import to_device
 from vitp.engine.numerics import amp_dtype, autocast
 from vitp.models.compute import configure
+from vitp.tasks.base import TaskBatch
 
 if TYPE_CHECKING:
-    from vitp.objectives.vitp import ViTPObjective
+    from vitp.objectives.base import Objective
+    from vitp.runs.finetune_settings import FinetuneConfig
     from vitp.runs.pretrain import PretrainConfig
+
+Config = TypeVar("Config", "PretrainConfig", "FinetuneConfig")
 
 USABLE = 0.92
 """Share of a GPU's memory that a step may take: the rest is for the context, the allocator's gaps and buckets."""
@@ -56,77 +61,105 @@ class BatchChoice:
         """Time of a record, relative to one in an endless micro-batch without recomputation."""
         return (_RECOMPUTE_COST if self.recompute == "full" else 1.0) * (1 + _FIXED_RECORDS / self.records)
 
+    @property
+    def cut(self) -> str:
+        """How the share is cut, in words."""
+        return f"{self.records} records a micro-batch, {self.micro_batches} a step"
+
     def __str__(self) -> str:
-        return (
-            f"{self.records} records a micro-batch, {self.micro_batches} a step, recompute {self.recompute}"
-        )
+        return f"{self.cut}, recompute {self.recompute}"
 
 
-def batch_choices(share: int) -> list[BatchChoice]:
+def batch_choices(
+    share: int, ways: Sequence[Literal["none", "full"]] = ("none", "full")
+) -> list[BatchChoice]:
     """Return all ways to cut a share of so many records, the one that is expected to be fastest first."""
     found = [
         BatchChoice(parts, share // parts, recompute)
         for parts in range(1, share + 1)
         if share % parts == 0
-        for recompute in ("none", "full")
+        for recompute in ways
     ]
     return sorted(found, key=lambda choice: choice.cost)
 
 
-def first_fitting(share: int, fits: Callable[[BatchChoice], bool]) -> BatchChoice | None:
+def first_fitting(
+    share: int,
+    fits: Callable[[BatchChoice], bool],
+    ways: Sequence[Literal["none", "full"]] = ("none", "full"),
+) -> BatchChoice | None:
     """Return the fastest choice that fits on every rank. A collective call."""
-    for choice in batch_choices(share):
+    for choice in batch_choices(share, ways):
         if all(distributed.gather(fits(choice))):
             return choice
     return None
 
 
-def chosen_batch(config: PretrainConfig, run_dir: Path, build: Any) -> tuple[PretrainConfig, list[str]]:
+def chosen_before(config: Config, run_dir: Path) -> tuple[Config, list[str]]:
+    """Return a configuration with the choice of the run that is in the folder, and what is to be said about it."""
+    file = run_dir / CONFIG_FILE
+    if config.train.batch == "fixed" or not file.is_file() or checkpoint.latest(run_dir) is None:
+        return config, []
+    before = load_config(type(config), file)
+    choice = BatchChoice(before.train.micro_batches, 0, "none")
+    recompute = getattr(before.compute, "recompute", None)
+    return _with(config, choice, recompute), ["train.batch: as the run began"]
+
+
+def chosen_batch(
+    config: Config, build: Callable[[Config], tuple[Objective, Any]]
+) -> tuple[Config, list[str]]:
     """Return a configuration whose `train.batch` is fixed, and what is to be said about it.
 
     Args:
         config: Of the run.
-        run_dir: A run that is there keeps its choice.
-        build: Configuration → objective and source with a language model.
+        build: Configuration → its objective and source. The objective stays as it is, but for where it is.
 
     Raises:
         ConfigError: Nothing fits.
     """
     if config.train.batch == "fixed":
         return config, []
-    file = run_dir / CONFIG_FILE
-    if file.is_file() and checkpoint.latest(run_dir) is not None:
-        before = load_config(type(config), file)
-        choice = BatchChoice(before.train.micro_batches, 0, "none")
-        return _with(config, choice, before.compute.recompute), ["train.batch: as the run began"]
     device = distributed.resolve_device(config.train.device)
-    if device.type != "cuda":
+    limit = usable_bytes(device)
+    if limit is None:
         fixed = config.train.model_copy(update={"batch": "fixed"})
         said = f"train.batch: no GPU whose memory could be filled; train.micro_batches stays {fixed.micro_batches}"
         return config.model_copy(update={"train": fixed}), [said]
     share, rest = divmod(config.data.global_batch, distributed.world_size())
     if rest:
         return config, []  # said by the run itself, with what to do
-    limit = USABLE * torch.cuda.get_device_properties(device).total_memory
     objective, source = build(config)
     probe = MemoryProbe(config, objective, source, device)
-    chosen = first_fitting(share, lambda choice: probe.bytes(choice) <= limit)
+    pretrains = hasattr(config.compute, "recompute")
+    ways: Sequence[Literal["none", "full"]] = ("none", "full") if pretrains else ("none",)
+    chosen = first_fitting(share, lambda choice: probe.bytes(choice) <= limit, ways)
     if chosen is None:
+        lower = "data.sequence.max_tiles" if pretrains else "data.crop or data.resize"
         raise ConfigError(
             "not even one record at a time fits into the GPU's memory",
             where="train.batch",
-            fix="lower data.sequence.max_tiles, or train.parallel: fsdp on several GPUs",
+            fix=f"lower {lower}, or train.parallel: fsdp on several GPUs",
         )
-    return _with(config, chosen, chosen.recompute), [
-        f"train.batch: {chosen} (the fastest that a probe step fits)"
-    ]
+    said = f"train.batch: {chosen if pretrains else chosen.cut} (the fastest that a probe step fits)"
+    return _with(config, chosen, chosen.recompute if pretrains else None), [said]
 
 
-def _with(config: PretrainConfig, choice: BatchChoice, recompute: str) -> PretrainConfig:
+def usable_bytes(device: torch.device) -> float | None:
+    """Return how much of a GPU's memory a step may take; None: there is no GPU that says how much it has."""
+    if device.type != "cuda":
+        return None
+    return USABLE * torch.cuda.get_device_properties(device).total_memory
+
+
+def _with(config: Config, choice: BatchChoice, recompute: str | None) -> Config:
     train = config.train.model_copy(update={"batch": "fixed", "micro_batches": choice.micro_batches})
-    compute = config.compute.model_copy(update={"recompute": recompute})
-    model = config.model.model_copy(update={"gradient_checkpointing": False})
-    return config.model_copy(update={"train": train, "compute": compute, "model": model})
+    changed: dict[str, Any] = {"train": train}
+    if recompute is not None:
+        changed["compute"] = config.compute.model_copy(update={"recompute": recompute})
+        model: Any = getattr(config, "model")  # noqa: B009 - a finetuning has none, and no recompute
+        changed["model"] = model.model_copy(update={"gradient_checkpointing": False})
+    return config.model_copy(update=changed)
 
 
 class MemoryProbe:
@@ -139,20 +172,23 @@ class MemoryProbe:
     """
 
     def __init__(
-        self, config: PretrainConfig, objective: ViTPObjective, source: Any, device: torch.device
+        self, config: PretrainConfig | FinetuneConfig, objective: Objective, source: Any, device: torch.device
     ) -> None:
         self.config, self.source, self.device = config, source, device
-        self.objective = objective.to(device).train()
+        self.objective: Any = objective.to(device).train()
         self.dtype = amp_dtype(config.train.precision, device)
 
     def bytes(self, choice: BatchChoice) -> float:
         """Return the most that a step needs with all that is kept; infinite where memory did not suffice."""
-        compute = self.config.compute.model_copy(update={"recompute": choice.recompute})
-        configure(self.objective.vlm, compute)
+        if hasattr(self.objective, "vlm"):
+            compute: Any = self.config.compute.model_copy(update={"recompute": choice.recompute})
+            configure(self.objective.vlm, compute)
         self.source.micro_batches = choice.micro_batches
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         kept = 2 + (self.config.train.ema is not None)  # AdamW's moments, and the average of the weights
         moments = sum(kept * p.numel() * p.element_size() for p in trained)
+        # A forward pass changes running statistics, and the model goes on to be trained.
+        statistics = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
         try:
             self._forget(trained)
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -164,17 +200,30 @@ class MemoryProbe:
         except torch.cuda.OutOfMemoryError:
             return float("inf")
         finally:
+            for buffer, before in statistics:
+                buffer.copy_(before)
             self._forget(trained)
 
     def _largest(self) -> Iterator[Any]:
-        """Return the batches with most tiles and most tokens of some steps: twice the first, to accumulate upon."""
+        """Return the batches with most pixels and most tokens or objects of some steps: twice the first, to accumulate
+        upon."""
         rank, world = distributed.rank(), distributed.world_size()
         batches = [self.source(step, 0, rank, world) for step in range(_PROBED_STEPS)]
-        most = max(batches, key=lambda batch: len(batch.tiles_TCHW))
-        yield from (most, max(batches, key=lambda batch: batch.tokens), most)
+        most = max(batches, key=_pixels)
+        yield from (most, max(batches, key=_details), most)
 
     def _forget(self, trained: list[Any]) -> None:
         for parameter in trained:
             parameter.grad = None
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _pixels(batch: Any) -> int:
+    return batch.images_BCHW.numel() if isinstance(batch, TaskBatch) else len(batch.tiles_TCHW)
+
+
+def _details(batch: Any) -> int:
+    if not isinstance(batch, TaskBatch):
+        return int(batch.tokens)
+    return sum(len(target.labels_N) for target in batch.targets if target.labels_N is not None)

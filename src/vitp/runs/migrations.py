@@ -7,9 +7,11 @@
 | `vrl`, `align`, `prior` | `objective.vrl`, `objective.align`, `objective.prior` |
 | one section for each objective beside all others | `objective: {name: NAME, ...}` |
 | `train.batch_size` of a finetuning | `data.global_batch` |
+| `model.vision_lora` | `model.adapt` of the kind `lora` |
 | `train.tensorboard: false` | `log.trackers: []` |
 
-`objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`.
+`objective: NAME` alone is no old form but the short one of `objective: {name: NAME}`, and `objectives: {NAME: WEIGHT}`
+that of several objectives at once.
 """
 
 from __future__ import annotations
@@ -27,11 +29,15 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import to_json
 from vitp.core.reading import parse_yaml
 from vitp.objectives import SETTINGS, Default
+from vitp.objectives.joint import in_short
 
 _log = logging.getLogger("vitp")
 
 TENSORBOARD = "train.tensorboard"
 """Key of a switch, then; who is told of a run is a list now."""
+
+LORA = "model.vision_lora"
+"""Key of low-rank updates, then; one kind among others now."""
 
 FINETUNE_KEYS = {"train.batch_size": "data.global_batch"}
 """Key of a finetuning then → now."""
@@ -44,6 +50,11 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A setting has one value under its old key and another one under its new one.
     """
     found, told = _with_trackers(values)
+    told += _with_adapt(found)
+    if "objectives" in found:
+        if "objective" in found:
+            raise ConfigError("stands beside objective", where="objectives", fix="leave one of them out")
+        found["objective"] = in_short(found.pop("objectives"))
     objective = found.pop("objective", {})
     if isinstance(objective, str):
         objective = {"name": objective}
@@ -83,6 +94,9 @@ def pretraining_overrides(
     found, others = pretraining_values(values), []
     for override in overrides:
         key, _, text = override.partition("=")
+        if key.strip().partition(".")[0] == "objectives":
+            others += _beside(found, key.strip(), text)
+            continue
         chosen = _plain(text) if key.strip() in ("objective", "objective.name") else None
         if not isinstance(chosen, str):
             others.append(override)
@@ -94,6 +108,10 @@ def pretraining_overrides(
         if (now := _tracker_word(override)) is not None:
             said.append(f"{TENSORBOARD} is log.trackers now")
             words.append(now)
+            continue
+        if override.startswith(LORA):
+            said.append(f"{LORA} is model.adapt now")
+            words += _lora_words(override)
             continue
         first, dot, rest = override.partition("=")[0].strip().partition(".")
         kind, place = _FORMER.get(first, (None, ""))
@@ -110,6 +128,23 @@ def pretraining_overrides(
             words.append(f"{now}{dot}{rest}={text}")
     _say(list(dict.fromkeys(said)))
     return found, words
+
+
+def _beside(values: dict[str, Any], key: str, text: str) -> list[str]:
+    """Return the words of today for `objectives=…` or `objectives.NAME…=…`; the objective becomes one of several.
+
+    What is learned without that word stays, with a weight of 1.
+    """
+    _, _, place = key.partition(".")
+    if not place:
+        values["objective"] = in_short(_plain(text))
+        return []
+    own = values["objective"]
+    if "weights" not in own:
+        values["objective"] = in_short({own["name"]: {k: v for k, v in own.items() if k != "name"}})
+    name, _, rest = place.partition(".")
+    now = f"weights.{name}" if rest in ("", "weight") else f"settings.{name}.{rest}"
+    return [f"objective.{now}={text}"]
 
 
 def finetuning_values(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,6 +190,31 @@ def _with_trackers(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
         return found, []
     _put(found, "log.trackers", [], TENSORBOARD)
     return found, [f"{TENSORBOARD} is log.trackers now"]
+
+
+def _lora_words(override: str) -> list[str]:
+    """Return the words of today for `model.vision_lora=…` or `model.vision_lora.KEY=…`."""
+    key, _, text = override.removeprefix(LORA).partition("=")
+    section = None if key.strip() else _plain(text)
+    if isinstance(section, Mapping):
+        return [f"model.adapt={to_json({'kind': 'lora', **section})}"]
+    return (
+        ["model.adapt=null"]
+        if not key.strip()
+        else ["model.adapt.kind=lora", f"model.adapt{key.strip()}={text}"]
+    )
+
+
+def _with_adapt(values: dict[str, Any]) -> list[str]:
+    """Put `model.vision_lora` where it is now, in place, and return what is to be said of it."""
+    model = values.get("model")
+    if not isinstance(model, Mapping) or "vision_lora" not in model:
+        return []
+    values["model"] = {name: value for name, value in model.items() if name != "vision_lora"}
+    if model["vision_lora"] is None:
+        return []
+    _put(values, "model.adapt", {"kind": "lora", **model["vision_lora"]}, LORA)
+    return [f"{LORA} is model.adapt now"]
 
 
 def _tracker_word(override: str) -> str | None:

@@ -48,7 +48,7 @@ from vitp.runs import migrations
 from vitp.runs.assemble import RunParts, say, train_parts
 from vitp.runs.channels import fill_channels, frozen_kernel_notes, uncompiled_lines
 from vitp.runs.folder import claimed
-from vitp.runs.micro_batch import chosen_batch
+from vitp.runs.micro_batch import chosen_batch, chosen_before
 
 
 class ProbeSettings(SettingsModel):
@@ -177,7 +177,9 @@ def build_with_language(config: PretrainConfig) -> tuple[ViTPObjective, SampledB
         if isinstance(run.objective, ViTPObjective) and isinstance(run.source, SampledBatches):
             return run.objective, run.source
     raise ConfigError(
-        f"{config.objective.name} has no language model, which this is about",
+        f"{config.objective.name} has no language model, which this is about"
+        if not config.objective.has_language_model
+        else f"this is about visual instructions alone, not {config.objective.name}",
         where="objective",
         fix="name a run of visual instructions",
     )
@@ -218,12 +220,13 @@ def run_pretraining(
     config, channels = fill_channels(config)
     check_trackers(config.log)
     distributed.initialize(distributed.resolve_device(config.train.device))
-    config, chosen = chosen_batch(config, run_dir, build_with_language)
+    config, began = chosen_before(config, run_dir)
+    config, chosen = chosen_batch(config, build_with_language)
     phases = config.objective.phases()
     names = [phase.folder for phase in phases]
     with claimed(run_dir, config, config.train.device, resume=resume, phases=names) as resume:
         check_global_batch(config.data.global_batch, config.train.micro_batches, distributed.world_size())
-        say(chosen, console)
+        say([*began, *chosen], console)
         say(uncompiled_lines(config), console)
         say([*channels, *(f"warning: {line}" for line in config.objective.warnings(config))], console)
         started = config

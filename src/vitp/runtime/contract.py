@@ -14,6 +14,8 @@ from vitp.core.errors import CheckpointError
 
 GRAPH_FORMAT = "vitp-task-graph-1"
 METADATA_KEY = "vitp"
+_YOUNGER = ("mask_patch",)
+"""Fields that graphs of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class GraphContract:
         iou: Overlap within a class above which the weaker of two objects goes.
         most_objects: Of one window.
         shown_score: Objects with a lower score aren't written to files.
+        mask_patch: Objects come as masks of the whole window, each once, without boxes; the masks reach as far as
+            whole patches of this side do. 0: they don't.
     """
 
     task: str
@@ -51,6 +55,7 @@ class GraphContract:
     iou: float = 1.0
     most_objects: int = 0
     shown_score: float = 0.3
+    mask_patch: int = 0
 
     @property
     def pairs(self) -> bool:
@@ -80,7 +85,8 @@ class GraphContract:
                     where=where,
                     fix="use the version of vitp that wrote it, or export it again",
                 )
-            known = {field.name: values[field.name] for field in fields(cls)}
+            known = {field.name: values[field.name] for field in fields(cls) if field.name not in _YOUNGER}
+            known |= {name: values[name] for name in _YOUNGER if name in values}
             for name in ("classes", "size", "mean", "std", "channels"):
                 known[name] = known[name] if known[name] is None else tuple(known[name])
             return cls(**known)

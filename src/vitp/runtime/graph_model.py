@@ -15,7 +15,7 @@ import numpy as np
 from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.core.extras import need
 from vitp.runtime.contract import GraphContract, contract_of
-from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_table
+from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_masks, objects_of_table
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes
 from vitp.runtime.views import SeenWindow, seen_size, window_layout, window_weights
 
@@ -99,8 +99,9 @@ class GraphModel:
             return GraphPrediction(probabilities_K=found["probabilities"])
         if self.contract.task in ("segmentation", "change"):
             return GraphPrediction(classes_HW=_class_map(outputs, views, size))
+        objects_of = objects_of_masks if self.contract.mask_patch else objects_of_table
         found_objects = [
-            objects_of_table(self.contract, one, view.window, view.size)
+            objects_of(self.contract, one, view.window, view.size)
             for one, view in zip(outputs, views, strict=True)
         ]
         return GraphPrediction(

@@ -105,6 +105,49 @@ def objects_of_table(
     return _in_image(boxes_R[row], score, label, outputs.get("masks"), row, window, size, oriented)
 
 
+def objects_of_masks(
+    contract: GraphContract, outputs: Mapping[str, np.ndarray], window: SeenWindow, size: tuple[int, int]
+) -> GraphObjects:
+    """Return the objects of one window in pixels of the image, where each is a mask of the whole window.
+
+    Args:
+        contract: Of the graph.
+        outputs: `classes` (Q, C) on 0..1, and `masks` (Q, h, w) logits.
+        window: Where it lies in the image.
+        size: Height and width that it was seen at; what lies beyond is padding.
+    """
+    classes_QC = outputs["classes"].astype(np.float32)
+    order = np.argsort(-classes_QC, axis=None, kind="stable")[: contract.most_objects]
+    query, label = np.divmod(order, classes_QC.shape[1])
+    x1, y1, x2, y2 = window
+    boxes, scores, labels, masks = [], [], [], []
+    cells, patch = outputs["masks"], contract.mask_patch
+    padded = (-(-contract.size[0] // patch) * patch, -(-contract.size[1] // patch) * patch)
+    for of_query, of_class in zip(query, label, strict=True):
+        logits_hw = resized_maps(cells[of_query][None].astype(np.float32), padded)[0][: size[0], : size[1]]
+        mask_hw = logits_hw > 0
+        if not mask_hw.any():
+            continue
+        rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
+        boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        within = (1 / (1 + np.exp(-logits_hw[mask_hw]))).mean()
+        scores.append(classes_QC[of_query, of_class] * within)
+        labels.append(of_class)
+        masks.append(_mask_of_window(mask_hw, (y2 - y1, x2 - x1)))
+    kept = np.argsort(-np.array(scores), kind="stable")
+    scale_2 = np.array([(x2 - x1) / size[1], (y2 - y1) / size[0]], np.float32)
+    corners_N22 = np.array(boxes, np.float32).reshape(-1, 2, 2) * scale_2 + np.array([x1, y1], np.float32)
+    found = GraphObjects(
+        corners_N22.reshape(-1, 4).astype(np.float32),
+        np.array(scores, np.float32),
+        np.array(labels, np.int64),
+        None,
+        tuple(masks),
+        np.tile(np.array(window, np.int64), (len(masks), 1)),
+    )
+    return found.of_rows(kept)
+
+
 def _in_image(
     boxes_N: np.ndarray,
     scores_N: np.ndarray,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import FastAPI, File, Form, Request, UploadFile
+from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
@@ -56,6 +57,30 @@ Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
 BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
 LayerField = Annotated[int | None, Form(description="From 0; the last one by default.")]
+
+
+@dataclass
+class OfImage:
+    """The fields of a request about one image, of which one names it."""
+
+    model: Model = ""
+    file: Upload = None
+    image: Kept = None
+    path: BelowRoot = None
+
+    @property
+    def fields(self) -> dict[str, UploadFile | str | None]:
+        """Those that can name the image."""
+        return {"file": self.file, "image": self.image, "path": self.path}
+
+
+@dataclass
+class Later:
+    """The fields that can name the later date."""
+
+    after_file: Upload = None
+    after_image: Kept = None
+    after_path: BelowRoot = None
 
 
 def make_app(service: Service) -> FastAPI:
@@ -187,7 +212,7 @@ def _add_images(app: FastAPI, service: Service) -> None:
     @app.post("/images", summary="Send an image that later requests are about", responses=_REFUSED)
     async def images(file: Upload = None, path: BelowRoot = None) -> dict[str, Any]:
         with ExitStack() as stack:
-            image = await service.image(stack, file, None, path)
+            image = await service.image(stack, {"file": file, "path": path})
             image.gone = False
             return {"id": service.store.keep(image), **image.described()}
 
@@ -218,13 +243,8 @@ def _add_predict(app: FastAPI, service: Service) -> None:
         response_class=Response,
     )
     async def predict(
-        model: Model = "",
-        file: Upload = None,
-        image: Kept = None,
-        path: BelowRoot = None,
-        after_file: Upload = None,
-        after_image: Kept = None,
-        after_path: BelowRoot = None,
+        of: Annotated[OfImage, Depends()],
+        later: Annotated[Later, Depends()],
         threshold: Annotated[
             float | None, Form(ge=0, le=1, description="Least score of objects; as the model says.")
         ] = None,
@@ -236,12 +256,12 @@ def _add_predict(app: FastAPI, service: Service) -> None:
             bool, Form(description="json: class maps come with how sure the model is of each pixel.")
         ] = False,
     ) -> Response:
-        served = model_named(service.models, model, ("task",), "predict")
+        served = model_named(service.models, of.model, ("task",), "predict")
         with ExitStack() as stack:
             stack.enter_context(service.line.place())
-            dates = [await service.image(stack, file, image, path)]
-            if any(one not in (None, "") for one in (after_file, after_image, after_path)):
-                dates.append(await service.image(stack, after_file, after_image, after_path, "after_"))
+            dates = [await service.image(stack, of.fields)]
+            if any(one not in (None, "") for one in vars(later).values()):
+                dates.append(await service.image(stack, vars(later)))
             asked = Asked(served, tuple(dates), threshold, format, certainty and format == "json")
             check_asked(asked, service.store)
             weight = sum(date.pixels for date in dates)
@@ -260,19 +280,16 @@ def _add_ask(app: FastAPI, service: Service) -> None:
         response_class=StreamingResponse,
     )
     async def ask(
-        model: Model = "",
-        file: Upload = None,
-        image: Kept = None,
-        path: BelowRoot = None,
+        of: Annotated[OfImage, Depends()],
         question: Annotated[str, Form(max_length=LONGEST_QUESTION)] = "",
         max_tokens: Annotated[int, Form(ge=1, le=MOST_TOKENS, description="Of the answer.")] = 128,
     ) -> StreamingResponse:
-        served = model_named(service.models, model, ("vlm",), "answer questions")
+        served = model_named(service.models, of.model, ("vlm",), "answer questions")
         if not question.strip():
             raise Refusal(422, "the question is empty; ask something")
         with ExitStack() as stack:
             stack.enter_context(service.line.place())
-            asked = await service.image(stack, file, image, path)
+            asked = await service.image(stack, of.fields)
             service.store.check_pixels(asked)
             return await streamed(service, stack, served, asked, question, max_tokens)
 
@@ -282,18 +299,15 @@ def _add_look(app: FastAPI, service: Service) -> None:
 
     @app.post("/attention", summary="How much the patch at a point attends to each patch", responses=_REFUSED)
     async def attention(
+        of: Annotated[OfImage, Depends()],
         x: Annotated[float, Form(description="In pixels of the image.")],
         y: Annotated[float, Form(description="In pixels of the image.")],
-        model: Model = "",
-        file: Upload = None,
-        image: Kept = None,
-        path: BelowRoot = None,
         layer: LayerField = None,
     ) -> dict[str, Any]:
-        served = model_named(service.models, model, any_model, "look at images")
+        served = model_named(service.models, of.model, any_model, "look at images")
         with ExitStack() as stack:
             stack.enter_context(service.line.place())
-            seen = await service.image(stack, file, image, path)
+            seen = await service.image(stack, of.fields)
             values: dict[str, Any] = await _looked(seen, lambda: attended(served, seen, (x, y), layer))
             return values
 
@@ -304,19 +318,16 @@ def _add_look(app: FastAPI, service: Service) -> None:
         response_class=Response,
     )
     async def features(
-        model: Model = "",
-        file: Upload = None,
-        image: Kept = None,
-        path: BelowRoot = None,
+        of: Annotated[OfImage, Depends()],
         layer: LayerField = None,
         like: Annotated[str, Form(description="A model whose colours are to be resembled.")] = "",
         like_layer: LayerField = None,
     ) -> Response:
-        served = model_named(service.models, model, any_model, "look at images")
+        served = model_named(service.models, of.model, any_model, "look at images")
         other = (model_named(service.models, like, any_model, "look at images"), like_layer) if like else None
         with ExitStack() as stack:
             stack.enter_context(service.line.place())
-            seen = await service.image(stack, file, image, path)
+            seen = await service.image(stack, of.fields)
             png, explained = await _looked(seen, lambda: coloured(served, seen, layer, other))
         return Response(png, media_type=PNG, headers={"X-Explained": f"{explained:.4f}"})
 

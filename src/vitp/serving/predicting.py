@@ -26,6 +26,7 @@ from vitp.inference.raster_files import MapOptions, RasterWork
 from vitp.inference.vectors import vector_path
 from vitp.io.images import image_size, load_planes
 from vitp.metrics.results import Prediction
+from vitp.records.channels import band_step
 from vitp.serving.answers import COG, GEOJSON, PNG, Answer, drawn_png, json_values, mask_png
 from vitp.serving.models import ServedModel
 from vitp.serving.refusal import Refusal, refusal_of
@@ -93,6 +94,16 @@ def check_asked(asked: Asked, store: ImageStore) -> None:
         raise Refusal(422, f"{model.name} takes one image: leave after_file, after_image and after_path out")
     for date in asked.dates:
         store.check_pixels(date)
+        bands = (
+            () if model.channels is None or model.settings.missing_bands == "zero" else model.channels.bands
+        )
+        beside = [band for band in bands if band_step(band)[1] and band not in date.bands]
+        if beside:
+            raise Refusal(
+                422,
+                f"the image is one slice, and {model.name} sees the slices beside it, too ({', '.join(beside)}): "
+                "vitp predict reads the whole series",
+            )
     if asked.form in ("geojson", "cog"):
         if task == "classification":
             raise Refusal(422, f"a class of the whole image has no place in {asked.form}; use format=json")

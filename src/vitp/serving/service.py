@@ -38,32 +38,30 @@ class Service:
     predictor: Predictor
     open_images: OpenImages = field(default_factory=OpenImages)
 
-    async def image(
-        self,
-        stack: ExitStack,
-        file: UploadFile | None,
-        image: str | None,
-        path: str | None,
-        word: str = "",
-    ) -> StoredImage:
+    async def image(self, stack: ExitStack, fields: Mapping[str, UploadFile | str | None]) -> StoredImage:
         """Return the image that a request names, which stays until the stack is closed.
+
+        Args:
+            stack: Of the request.
+            fields: Name → value of the fields that can name it: a file, the id of an image (whose field ends with
+                "image"), a place below the root.
 
         Raises:
             Refusal: It is named twice or not at all, isn't there, or can't be used.
         """
-        given = [one for one in (file, image, path) if one is not None and one != ""]
+        given = {name: value for name, value in fields.items() if value is not None and value != ""}
         if len(given) != 1:
-            names = " or ".join(f"{word}{name}" for name in ("file", "image", "path"))
-            raise Refusal(422, f"give the image once, as {names}; {len(given)} are given")
-        if file is not None:
-            found: StoredImage | str = await asyncio.to_thread(
-                self.store.take, file.file, file.filename or ""
-            )
-            self.store.passing(found)  # type: ignore[arg-type]
-        elif path:
-            found = await asyncio.to_thread(self.store.below_root, path)
+            raise Refusal(422, f"give the image once, as {' or '.join(fields)}; {len(given)} are given")
+        ((name, value),) = given.items()
+        found: StoredImage | str
+        if not isinstance(value, str):
+            assert value is not None
+            found = await asyncio.to_thread(self.store.take, value.file, value.filename or "")
+            self.store.passing(found)
+        elif name.endswith("image"):
+            found = value
         else:
-            found = str(image)
+            found = await asyncio.to_thread(self.store.below_root, value)
         return stack.enter_context(self.store.used(found))
 
     async def result(self, stack: ExitStack, future: Future[Any], names: Mapping[str, str]) -> Any:

@@ -379,7 +379,7 @@ def _finetuning_pace(context: Context) -> dict[str, float]:
     of_step = seconds_a_step(run.model, run.source, device=config.train.device)
     few = subset(run.splits["val"], 16)
     began = time.monotonic()
-    task_of(config.task).evaluate(run.model.eval(), few, run.test)
+    run.model.eval().evaluate(few, run.test)
     an_image = (time.monotonic() - began) / len(few)
     fixed = STARTUP + an_image * len(run.splits["test"])
     return {"seconds": _OPTIMIZER * of_step, "fixed": fixed, "flops": 0.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,7 +107,7 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
 
 def questions() -> dict[str, Any]:
     """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
-    found: dict[str, Any] = json.loads(json.dumps(asdict(SYNTHESIS)))
+    found: dict[str, Any] = json.loads(json.dumps(SYNTHESIS.stated()))
     for younger in (
         "neighbours",
         "pretext",

@@ -172,7 +172,7 @@ def default_space(config: TunedConfig) -> Space:
         "optim.weight_decay": Range(low=1e-3, high=0.3, log=True),
     }
     if not is_finetuning(config):
-        if config.objective.has_language_model:
+        if "vrl" in type(config.objective).model_fields:
             space["objective.vrl.ratio"] = Range(low=0.0, high=0.9)
         if len(config.data.mixture) > 1:
             space[SHARES_OF_SETS] = Range(low=0.25, high=4.0, log=True)

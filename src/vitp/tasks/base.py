@@ -25,8 +25,11 @@ from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.core.tensors import TensorFields, save_tensors, unique_state
 from vitp.metrics.results import Prediction, Scores, Target
+from vitp.models.adapting import save_adapt
 from vitp.models.backbone import Backbone, frozen
+from vitp.models.lora import plain_layers
 from vitp.models.pyramid import Pyramid
+from vitp.models.vision import VisionTower
 from vitp.objectives.base import Objective, ParameterGroup
 from vitp.records.channels import Channels
 from vitp.records.labels import LabelledSet
@@ -47,6 +50,7 @@ class TaskBatch(TensorFields):
         sizes_B2: int64 height and width of each image before it was padded.
         targets: One for each image; their masks have the size before padding.
         record_names: Ids of the images, for messages.
+        step: Optimizer step that it is for, for what follows a schedule.
     """
 
     images_BCHW: Tensor
@@ -54,6 +58,7 @@ class TaskBatch(TensorFields):
     sizes_B2: Tensor
     targets: tuple[Target, ...]
     record_names: tuple[str, ...]
+    step: int = 0
 
     def __len__(self) -> int:
         return self.images_BCHW.shape[0]
@@ -154,6 +159,10 @@ class TestSettings(SettingsModel):
     spacing, else in pixels. None: in mm where they have one; false: never, and no scores by case either."""
     tolerance: float = Field(2.0, ge=0, le=1000)
     """Millimetres that a surface may be off and still be right, in surface Dice."""
+    measures: tuple[Literal["boundary", "panoptic"], ...] = ()
+    """Further scores. `boundary`: Boundary IoU of class maps, and boundary AP of instances; outlines reach 2 % of the
+    image's diagonal inwards. `panoptic`: panoptic quality (PQ, SQ, RQ) of segments: of instances, those surer than
+    `score_threshold`; of class maps, one a class and image."""
     missing_bands: Literal["error", "zero"] = "error"
     """What becomes of images that lack bands of the model: an error, or 0 in the place of these bands, for models
     that were trained with band dropout."""
@@ -179,6 +188,7 @@ class TaskModel(Objective):
         description: What it takes to build the same model without weights, as JSON values; whoever builds a
             model to be saved sets it (see `vitp.tasks.build`).
         stand_in: What predicts in the model's place while it is scored, as a graph made of it; None: itself.
+        steps: Optimizer steps of the run that trains it, for what follows a schedule; 0: none does.
     """
 
     name: ClassVar[str]
@@ -187,6 +197,7 @@ class TaskModel(Objective):
     needs: ClassVar[Literal["backbone", "maps", "levels"]] = "maps"
     pyramid: Pyramid
     input_size: InputSize = InputSize()
+    steps: int = 0
 
     def __init__(self, classes: Sequence[str]) -> None:
         super().__init__()
@@ -301,6 +312,9 @@ class TaskModel(Objective):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         # One key only: safetensors writes several in random order, and equal models should be equal files.
-        save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
+        with plain_layers(self):
+            save_tensors(folder / WEIGHTS, unique_state(self), {"format": "pt"})
+        if isinstance(self.backbone, VisionTower):
+            save_adapt(folder, self.backbone)
         head = {"format": TASK_FORMAT, "task": self.name, "classes": list(self.classes)}
         write_json(folder / CONFIG, json.loads(json.dumps({**head, **self.description})))

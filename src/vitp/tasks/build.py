@@ -15,6 +15,7 @@ from vitp.checkpoints.loading import load_backbone, open_timm
 from vitp.core.config import SettingsModel, make_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.models.adapter import build_pyramid
+from vitp.models.adapting import AnyAdapt, adapt_tower
 from vitp.models.backbone import Backbone
 from vitp.models.inflation import with_channels
 from vitp.models.positions import PositionMethod
@@ -27,6 +28,8 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.change import ChangeModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRDetection, OrientedDETR
+from vitp.tasks.eomt import QueryInstances, QuerySegmentation
 from vitp.tasks.instance import InstanceModel
 from vitp.tasks.oriented import OrientedRCNN
 from vitp.tasks.semantic import SegmentationModel
@@ -63,6 +66,8 @@ class BackboneSettings(SettingsModel):
     """Stochastic depth rate of the last block."""
     freeze: bool = False
     """Train neck and head only."""
+    adapt: AnyAdapt = None
+    """Train few parameters of the backbone in place of all: `lora`, `prompts`, `adapters` or `gates`."""
     gradient_checkpointing: bool = False
     """Recompute activations: less memory, more time."""
 
@@ -108,12 +113,22 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = _open(settings, data)
+    if settings.adapt is not None:
+        if settings.freeze or not isinstance(backbone, VisionTower):
+            raise ConfigError(
+                "trains a part of the backbone, which freeze doesn't"
+                if settings.freeze
+                else "is for plain ViTs",
+                where="backbone.adapt",
+                fix="leave one of them out" if settings.freeze else "leave it out, or take a ViT",
+            )
+        adapt_tower(backbone, settings.adapt, seed)
     if settings.gradient_checkpointing:
         set_checkpointing = getattr(backbone, "set_gradient_checkpointing", None)
         if set_checkpointing is None:
             raise ConfigError("this backbone can't", where="backbone.gradient_checkpointing")
         set_checkpointing(True)
-    return backbone.requires_grad_(not settings.freeze)
+    return backbone if settings.adapt is not None else backbone.requires_grad_(not settings.freeze)
 
 
 def _open(settings: BackboneSettings, data: Channels | None) -> Backbone:
@@ -213,8 +228,17 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
 """Name → model of the task, which knows what it learns from and how it is scored."""
 
 
-def task_of(name: str) -> type[TaskModel]:
-    """Return the class of a task's models by the task's name.
+OTHER_HEADS: dict[tuple[str, str], type[TaskModel]] = {
+    ("detection", "detr"): DETRDetection,
+    ("oriented", "detr"): OrientedDETR,
+    ("segmentation", "eomt"): QuerySegmentation,
+    ("instance", "eomt"): QueryInstances,
+}
+"""Task and `kind` of its head → model, where that isn't the task's own of `TASK_MODELS`."""
+
+
+def task_of(name: str, head: Mapping[str, Any] | None = None) -> type[TaskModel]:
+    """Return the class of a task's models by the task's name and, where it has several, the `kind` of its head.
 
     Raises:
         ConfigError: There is none of that name.
@@ -222,7 +246,7 @@ def task_of(name: str) -> type[TaskModel]:
     if name not in TASK_MODELS:
         hint = did_you_mean(name, TASK_MODELS) or f"tasks are {', '.join(TASK_MODELS)}"
         raise ConfigError(f"unknown task {name!r}", where="task", fix=hint)
-    return TASK_MODELS[name]
+    return OTHER_HEADS.get((name, str((head or {}).get("kind"))), TASK_MODELS[name])
 
 
 def _trunk(task: type[TaskModel], backbone: Backbone, neck: NeckSettings) -> Backbone | Pyramid:
@@ -252,7 +276,8 @@ def build_model(
     Raises:
         ConfigError: The settings don't fit the task or the backbone.
     """
-    task, neck, head = task_of(name), neck or NeckSettings(), dict(head or {})
+    neck, head = neck or NeckSettings(), dict(head or {})
+    task = task_of(name, head)
     # What happened before in this process must not decide the head.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -24,7 +24,7 @@ from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TestSettings
 from vitp.tasks.data import CHANGE_CLASSES, label_reader
-from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.dense import DecodedModel, DecoderSettings
 from vitp.tasks.predict import predictions_of
 
 Fusion = Literal["concatenate", "difference", "both"]
@@ -47,8 +47,8 @@ def fuse(before_BChw: Tensor, after_BChw: Tensor, fusion: Fusion) -> Tensor:
     return torch.cat([before_BChw, after_BChw, difference_BChw], dim=1)
 
 
-class ChangeModel(DenseModel):
-    """Change detection; see `DenseModel`.
+class ChangeModel(DecodedModel):
+    """Change detection; see `DecodedModel`.
 
     Args:
         pyramid: Backbone with maps; both dates go through it.

@@ -1,6 +1,6 @@
-"""From labelled sets to batches of a task: pure functions of the place in the run.
+"""From labelled sets to the images and labels of a task; `vitp.tasks.batches` makes batches of them.
 
-Shapes: B images, N objects, C classes, H × W pixels.
+Shapes: N objects, C classes, H × W pixels.
 """
 
 from __future__ import annotations
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.data.augment import AugmentSettings, augment
-from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.formats import read_labels
 from vitp.data.ignored import UNLABELLED, read_mask, rings_of
 from vitp.data.image_sample import ImageSample
-from vitp.data.mixture import Sample
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import draw_images, label_count, splits_of
 from vitp.io.images import image_size
@@ -28,7 +25,7 @@ from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
-from vitp.tasks.base import InputSize, LabelKind, TaskBatch, TaskModel, TestSettings, pad_images
+from vitp.tasks.base import InputSize, LabelKind, TaskModel, TestSettings
 
 CHANGE_CLASSES = ("unchanged", "changed")
 OUTSIDE_TOLERANCE = 1.0
@@ -336,73 +333,6 @@ def _numbers(rows: Sequence[Sequence[float]], columns: int) -> Tensor:
     return torch.tensor(rows, dtype=torch.float32).reshape(-1, columns)
 
 
-@dataclass(frozen=True)
-class LabelledSamples(Collate[LabelledImage, TaskBatch]):
-    """Makes a `TaskBatch`: reads images and labels, changes them at random, pads them to the largest.
-
-    Attributes:
-        reader: The images and how they are read.
-        size: What size images get first.
-        augmentation: Random changes.
-    """
-
-    reader: LabelReader
-    size: InputSize
-    augmentation: AugmentSettings
-
-    def __call__(self, samples: Sequence[Sample[LabelledImage]], step: int) -> TaskBatch:
-        """Return the batch; see `Collate`."""
-        return self.pad([self._augmented(one) for one in samples], [one.record.id for one in samples])
-
-    def pad(self, samples: Sequence[ImageSample], names: Sequence[str]) -> TaskBatch:
-        """Return samples as one batch, padded to the largest of them, with what a model is told of them."""
-        images_BCHW, sizes_B2 = pad_images([sample.image_CHW for sample in samples])
-        later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
-        return TaskBatch(
-            images_BCHW,
-            pad_images(later)[0] if later else None,
-            sizes_B2,
-            tuple(self.reader.target(sample) for sample in samples),
-            tuple(names),
-        )
-
-    def _augmented(self, sample: Sample[LabelledImage]) -> ImageSample:
-        item, rng = sample.record, np.random.default_rng([sample.seed, sample.position, 1])
-        seen, size = self.reader.seen, self.size.of(item.height, item.width)
-        reader = self.reader
-        if (moved := seen.at(sample.seed, sample.position)) is not seen:
-            reader = replace(reader, seen=moved)
-        read = reader.sample(item, self.size, self.augmentation.scale[1])
-        changed = augment(read, self.augmentation, rng, size=size, rgb=seen.is_rgb)
-        return _without_channels(changed, seen.dropped(sample.seed, sample.position))
-
-    def facts(self, order: ShuffledImages, global_batch: int) -> dict[str, Any]:
-        """Return images and options; see `Collate.facts`."""
-        augmentation = self.augmentation.model_dump(
-            exclude={"band_dropout", "window_jitter"}
-        )  # in what is seen
-        return {
-            # File names, not paths: a set that moved to another disk is still the same set.
-            **order.facts(image=lambda address: Path(address).name),
-            "labels": [self.reader.kind, self.reader.classes],
-            "options": [global_batch, order.seed, self.size.model_dump(), augmentation],
-            **({"seen": seen} if (seen := self.reader.seen.facts()) else {}),
-        }
-
-
-def _without_channels(sample: ImageSample, dropped_C: np.ndarray | None) -> ImageSample:
-    """Return a sample with some channels of its image, or of both dates, 0."""
-    if dropped_C is None:
-        return sample
-    dropped_C11 = torch.from_numpy(dropped_C)[:, None, None]
-    later = sample.later_CHW
-    return replace(
-        sample,
-        image_CHW=sample.image_CHW.masked_fill(dropped_C11, 0),
-        later_CHW=None if later is None else later.masked_fill(dropped_C11, 0),
-    )
-
-
 def label_reader(
     model: TaskModel, labelled: LabelledSet, kind: LabelKind, settings: TestSettings
 ) -> LabelReader:
@@ -413,37 +343,3 @@ def label_reader(
     """
     seen = SeenBands.by(model.backbone.in_channels, labelled, missing_bands=settings.missing_bands)
     return LabelReader(labelled, kind, model.classes, seen)
-
-
-def task_batches(
-    reader: LabelReader,
-    batch_size: int,
-    seed: int,
-    *,
-    micro_batches: int = 1,
-    size: InputSize | None = None,
-    augmentation: AugmentSettings | None = None,
-    repeats: Sequence[float] | None = None,
-) -> SampledBatches[LabelledImage, TaskBatch]:
-    """Return random batches of a labelled set for one task.
-
-    Args:
-        reader: The training images and how they are read.
-        batch_size: Images of one optimizer step, over all micro-batches and ranks.
-        seed: Of order and augmentation.
-        micro_batches: Parts that a rank cuts its share of a step into.
-        size: What size images get first.
-        augmentation: Random changes.
-        repeats: How often each image comes in an epoch, on average; None: once.
-
-    Raises:
-        ConfigError: The set is empty.
-        DataError: A label doesn't fit its image (when the image's turn comes).
-    """
-    return SampledBatches(
-        ShuffledImages(reader.labelled, seed, repeats),
-        LabelledSamples(reader, size or InputSize(), augmentation or AugmentSettings()),
-        batch_size,
-        micro_batches,
-        interleaved=True,
-    )

@@ -110,6 +110,20 @@ class LinearDecoder(nn.Module):
         return logits_BKhw
 
 
+def check_pixel_classes(count: int) -> None:
+    """Do nothing where so many classes can be those of pixels.
+
+    Raises:
+        ConfigError: They can't.
+    """
+    if not 2 <= count <= MOST_CLASSES:
+        raise ConfigError(
+            f"{count} classes can't be told apart pixel by pixel",
+            where="classes",
+            fix=f"give 2 to {MOST_CLASSES}",
+        )
+
+
 def build_decoder(channels: Sequence[int], classes: int, settings: DecoderSettings) -> nn.Module:
     """Return the decoder that the settings name: maps (finest first) → logits."""
     if settings.kind == "linear":
@@ -119,6 +133,34 @@ def build_decoder(channels: Sequence[int], classes: int, settings: DecoderSettin
 
 
 class DenseModel(TaskModel):
+    """Images → class of each pixel."""
+
+    @abstractmethod
+    def shares(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> Tensor:
+        """Return (B, K, H, W) probabilities of the classes, which add up to 1.
+
+        Args:
+            images_BCHW: uint8, or float on 0..1, of one size.
+            later_BCHW: The second dates of pairs.
+        """
+
+    def patch(self, settings: TestSettings) -> int:
+        """Return the stride of the backbone's last map where windows are staggered; see `TaskModel.patch`."""
+        return self.backbone.strides[-1] if settings.stagger else 0
+
+    def probabilities(self, images_BCHW: Tensor, later_BCHW: Tensor | None = None) -> Tensor:
+        """Return (B, K, H, W) probabilities, on the model's device, of uint8 images of one size."""
+        with frozen(self):
+            later = None if later_BCHW is None else later_BCHW.to(self.device)
+            return self.shares(images_BCHW.to(self.device), later)
+
+    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
+        """Return the class of each pixel; see `TaskModel.predict_batch`."""
+        classes_BHW = self.probabilities(images_BCHW, later_BCHW).argmax(1).to(torch.uint8).cpu()
+        return [Prediction(semantic_HW=classes_HW.clone()) for classes_HW in classes_BHW]
+
+
+class DecodedModel(DenseModel):
     """Maps of a pyramid → class of each pixel.
 
     Losses: `pixels` (cross-entropy, mean over labelled pixels, weighted by class), `dice` (1 − soft Dice, mean
@@ -139,12 +181,7 @@ class DenseModel(TaskModel):
     def __init__(self, classes: Sequence[str], channels: Sequence[int], settings: DecoderSettings) -> None:
         super().__init__(classes)
         count, weights = len(self.classes), settings.class_weights
-        if not 2 <= count <= MOST_CLASSES:
-            raise ConfigError(
-                f"{count} classes can't be told apart pixel by pixel",
-                where="classes",
-                fix=f"give 2 to {MOST_CLASSES}",
-            )
+        check_pixel_classes(count)
         if weights is not None and (len(weights) != count or min(weights) <= 0):
             raise ConfigError(
                 f"{len(weights)} class weights for {count} classes",
@@ -223,21 +260,10 @@ class DenseModel(TaskModel):
         assert semantic_HW is not None
         return torch.bincount(semantic_HW.flatten(), minlength=IGNORE + 1)[: len(self.classes)].cpu()
 
-    def patch(self, settings: TestSettings) -> int:
-        """Return the stride of the backbone's last map where windows are staggered; see `TaskModel.patch`."""
-        return self.backbone.strides[-1] if settings.stagger else 0
-
-    def probabilities(self, images_BCHW: Tensor, later_BCHW: Tensor | None = None) -> Tensor:
-        """Return (B, K, H, W) softmax probabilities, on the model's device, of uint8 images of one size."""
-        with frozen(self):
-            later = None if later_BCHW is None else later_BCHW.to(self.device)
-            logits_BKhw = self.decoder(self.maps(images_BCHW.to(self.device), later)).float()
-            return resize_map(logits_BKhw, images_BCHW.shape[-2:]).softmax(1)
-
-    def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:
-        """Return the class of each pixel; see `TaskModel.predict_batch`."""
-        classes_BHW = self.probabilities(images_BCHW, later_BCHW).argmax(1).to(torch.uint8).cpu()
-        return [Prediction(semantic_HW=classes_HW.clone()) for classes_HW in classes_BHW]
+    def shares(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> Tensor:
+        """Return softmax probabilities; see `DenseModel.shares`."""
+        logits_BKhw = self.decoder(self.maps(images_BCHW, later_BCHW)).float()
+        return resize_map(logits_BKhw, images_BCHW.shape[-2:]).softmax(1)
 
 
 def stack_targets(batch: TaskBatch, size: Sequence[int]) -> Tensor:

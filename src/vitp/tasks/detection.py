@@ -8,13 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.metrics.detection import detection_scores, found_objects, true_objects
-from vitp.metrics.results import Prediction, Scores, Target
+from vitp.metrics.panoptic import PanopticCounts, object_maps
+from vitp.metrics.results import Prediction, Scores, Target, difficult_of
 from vitp.models.heads.cascade import Found
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.rcnn import RCNN, DetectorSettings
@@ -25,6 +28,7 @@ from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.data import label_reader
 from vitp.tasks.predict import predictions_of
 
+FOUND = ("boxes_N4", "scores_N", "labels_N")
 SHORTEST_SIDE = 0.5
 """Objects with a shorter side, in pixels, teach nothing: what is left of them at an edge is noise."""
 
@@ -87,25 +91,70 @@ class DetectionModel(TaskModel):
         """Return boxes, scores and labels of each image; see `TaskModel.predict_batch`."""
         size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
         found, masks = self.head.detect(self.levels(images_BCHW.to(self.device)), [size] * len(images_BCHW))
+        tables = zip(*(on_host([getattr(one, name) for one in found]) for name in FOUND), strict=True)
         return [
-            self._prediction(one, None if masks is None else masks[at], size) for at, one in enumerate(found)
+            self._prediction(Found(*parts), None if masks is None else masks[at], size)
+            for at, parts in enumerate(tables)
         ]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
-        """Return COCO's average precisions; see `TaskModel.evaluate`."""
-        reader = label_reader(self, labelled, self.kind, settings)
-        truths, found = [], []
-        for _, sample, prediction in predictions_of(self, reader, settings):
-            truths.append(true_objects(reader.target(sample)))
-            found.append(found_objects(prediction))
-        return detection_scores(truths, found, self.classes, masks=self.with_masks)
+        """Return COCO's average precisions; see `evaluate_objects`."""
+        return evaluate_objects(self, labelled, settings, masks=self.with_masks)
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
         return Prediction(
-            boxes_N4=found.boxes_N4.float().cpu(),
-            scores_N=found.scores_N.float().cpu(),
-            labels_N=found.labels_N.cpu() - 1,
+            boxes_N4=found.boxes_N4.float(), scores_N=found.scores_N.float(), labels_N=found.labels_N - 1
         )
+
+
+def on_host(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return rows of several images on the host, by one copy."""
+    return torch.cat(list(parts)).cpu().split([len(part) for part in parts])
+
+
+def evaluate_objects(
+    model: TaskModel, labelled: LabelledSet, settings: TestSettings, *, masks: bool
+) -> Scores:
+    """Return COCO's average precisions of a model that finds boxes; see `TaskModel.evaluate`.
+
+    Args:
+        model: The model.
+        labelled: With labels of its kind.
+        settings: How it is applied.
+        masks: Whether masks are scored, too.
+    """
+    reader = label_reader(model, labelled, model.kind, settings)
+    truths, found = [], []
+    quality = PanopticCounts(len(model.classes)) if masks and "panoptic" in settings.measures else None
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        target = reader.target(sample)
+        truths.append(true_objects(target))
+        found.append(found_objects(prediction))
+        if quality is not None:
+            quality.add(*_panoptic_maps(prediction, target, len(model.classes), settings.score_threshold))
+    boundary = "boundary" in settings.measures
+    scores = detection_scores(truths, found, model.classes, masks=masks, boundary=boundary)
+    return scores if quality is None else quality.added_to(scores)
+
+
+def _panoptic_maps(
+    prediction: Prediction, target: Target, classes: int, least_score: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what was found and what is there as panoptic maps; what is difficult or ignored is unknown."""
+    masks_NHW, difficult_N = present(target.masks_NHW).numpy() > 0, difficult_of(target)
+    unknown_HW = masks_NHW[difficult_N].any(0)
+    if target.ignored_MHW is not None:
+        unknown_HW = unknown_HW | (target.ignored_MHW.numpy() > 0).any(0)
+    return object_maps(
+        present(prediction.masks_NHW).numpy(),
+        present(prediction.scores_N).numpy(),
+        present(prediction.labels_N).numpy(),
+        masks_NHW[~difficult_N],
+        present(target.labels_N).numpy()[~difficult_N],
+        unknown_HW,
+        classes,
+        least_score,
+    )
 
 
 def target_boxes(target: Target) -> Tensor:

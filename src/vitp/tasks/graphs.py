@@ -6,12 +6,16 @@
 | segmentation, change | `probabilities` (B, K, H, W): softmax |
 | detection | `detections` (B, 4 + C, R): centre x and y, width, height, scores |
 | instance | `detections` (B, 4 + C, M), and `masks` (B, M, P, P) of their classes on 0..1 |
+| instance, head eomt | `classes` (B, Q, C): softmax, and `masks` (B, Q, h, w): logits, of whole patches |
 | oriented | `detections` (B, 4 + C + 1, N): centre x and y, longer and shorter side, scores, angle |
 
-The input is `image`, float32 on 0..1 (8-bit values / 255); the normalisation is part of the graph. Both dates of change
-are one image of twice the channels. Scores of detections come before the suppression of overlapping rows.
+A detection transformer has the tables of detection or oriented, with a row for each query and nothing to suppress.
 
-Shapes: B images, H × W pixels, C classes, K classes of pixels, R, N, M rows.
+The input is `image`, float32 on 0..1 (8-bit values / 255); the normalisation is part of the graph. Both dates of change
+are one image of twice the channels. Scores of detections come before the suppression of overlapping rows; masks of
+queries need none.
+
+Shapes: B images, H × W pixels, C classes, K classes of pixels, R, N, M rows, Q queries, h × w cells.
 """
 
 from __future__ import annotations
@@ -21,7 +25,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from vitp.models.heads.upernet import resize_map
 from vitp.models.plain_vit import PlainViT
 from vitp.models.pyramid import pad_to_multiple
 from vitp.models.static.detectors import StaticOriented, StaticRCNN
@@ -30,6 +33,8 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.detection import DetectionModel
+from vitp.tasks.detr import DETRModel
+from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.oriented import OrientedRCNN
 
 
@@ -39,7 +44,8 @@ class TaskGraph(nn.Module):
     Args:
         model: A copy of it is kept, on the CPU in float32.
         size: Height and width of the images.
-        proposals: Of detectors: regions that the last stage looks at; None: as many as the model keeps at test.
+        proposals: Of detectors: regions that the last stage looks at, or queries; None: as many as the model keeps at
+            test.
 
     Attributes:
         outputs: Names of what `forward` returns.
@@ -52,18 +58,23 @@ class TaskGraph(nn.Module):
         self.size, self.pairs = size, model.name == "change"
         self.channels = model.backbone.num_channels * (2 if self.pairs else 1)
         self.table: nn.Module | None = None
+        self.proposals = proposals
         blank_1CHW = torch.zeros(1, self.channels, *size)
         backbone = self.model.backbone
         with torch.no_grad():
             if isinstance(backbone, PlainViT):
-                fix_positions(backbone, lambda: self._maps(blank_1CHW))
-            maps = self._maps(blank_1CHW)
+                fix_positions(backbone, lambda: self(blank_1CHW))
             if isinstance(self.model, DetectionModel):
-                self.table = StaticRCNN(self.model.head, maps, size, proposals)
+                self.table = StaticRCNN(self.model.head, self.model.levels(blank_1CHW), size, proposals)
             elif isinstance(self.model, OrientedRCNN):
-                self.table = StaticOriented(self.model.proposals, self.model.boxes, maps, size, proposals)
+                heads = self.model.proposals, self.model.boxes
+                self.table = StaticOriented(*heads, self.model.levels(blank_1CHW), size, proposals)
         self.outputs: tuple[str, ...] = ("probabilities",)
-        if self.table is not None:
+        if isinstance(self.model, QueryInstances):
+            self.outputs = ("classes", "masks")
+        elif isinstance(self.model, DETRModel):
+            self.outputs = ("detections",)
+        elif self.table is not None:
             self.outputs = ("detections", "masks") if model.name == "instance" else ("detections",)
         self.eval()
 
@@ -73,24 +84,22 @@ class TaskGraph(nn.Module):
         Args:
             image: (B, channels, H, W) float32 on 0..1.
         """
-        model, maps = self.model, self._maps(image)
-        if isinstance(model, ClassificationModel):
-            logits_BK = model.head(maps[0].mean((2, 3))).float()
-            return (logits_BK.sigmoid() if model.settings.multi_label else logits_BK.softmax(1),)
-        if isinstance(model, DenseModel):
-            return (resize_map(model.decoder(maps).float(), self.size).softmax(1),)
-        assert self.table is not None
-        outputs: tuple[Tensor, ...] = self.table(maps)
-        return outputs
-
-    def _maps(self, image_BCHW: Tensor) -> list[Tensor]:
-        """Return what the head sees of images on 0..1."""
         model = self.model
         if isinstance(model, ClassificationModel):
-            normalised_BCHW = model.tower.normalize(image_BCHW)
-            return model.tower.forward_features(pad_to_multiple(normalised_BCHW, model.tower.strides[-1]))
+            normalised_BCHW = model.tower.normalize(image)
+            padded_BCHW = pad_to_multiple(normalised_BCHW, model.tower.strides[-1])
+            (map_BDhw,) = model.tower.forward_features(padded_BCHW)
+            logits_BK = model.head(map_BDhw.mean((2, 3))).float()
+            return (logits_BK.sigmoid() if model.settings.multi_label else logits_BK.softmax(1),)
         if isinstance(model, DenseModel):
-            dates = image_BCHW.chunk(2, dim=1) if self.pairs else (image_BCHW, None)
-            return model.maps(dates[0], dates[1])
+            dates = image.chunk(2, dim=1) if self.pairs else (image, None)
+            return (model.shares(dates[0], dates[1]),)
+        if isinstance(model, QueryInstances):
+            found = model.outputs(image)[-1]
+            return found.class_BQC.softmax(2)[..., :-1], found.mask_BQhw
+        if isinstance(model, DETRModel):
+            return (model.head.rows(model.levels(image), self.size, self.proposals),)
         assert isinstance(model, DetectionModel | OrientedRCNN)
-        return model.levels(image_BCHW)
+        maps = model.levels(image)
+        outputs: tuple[Tensor, ...] = tuple(maps) if self.table is None else self.table(maps)
+        return outputs

@@ -30,5 +30,5 @@ class InstanceModel(DetectionModel):
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
         assert masks_NMM is not None
-        masks_NHW = paste_masks(masks_NMM.cpu(), found.boxes_N4.float().cpu(), size)
+        masks_NHW = paste_masks(masks_NMM.cpu(), found.boxes_N4.float(), size)
         return replace(super()._prediction(found, None, size), masks_NHW=masks_NHW)

@@ -26,7 +26,7 @@ from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, 
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
 from vitp.tasks.data import label_reader
-from vitp.tasks.detection import SHORTEST_SIDE
+from vitp.tasks.detection import SHORTEST_SIDE, on_host
 from vitp.tasks.predict import predictions_of
 
 LOSSES = ("objectness", "proposal_box", "class", "box")
@@ -92,25 +92,33 @@ class OrientedRCNN(TaskModel):
         size = (int(images_BCHW.shape[-2]), int(images_BCHW.shape[-1]))
         maps = self.levels(images_BCHW.to(self.device))
         proposals, _ = self.proposals(maps, [size] * len(images_BCHW))
-        return [prediction_of(each) for each in self.boxes.detect(maps, proposals)]
+        found = self.boxes.detect(maps, proposals)
+        names = ("boxes_N5", "scores_N", "labels_N")
+        tables = zip(*(on_host([getattr(one, name) for one in found]) for name in names), strict=True)
+        return [prediction_of(OrientedFound(*parts)) for parts in tables]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return average precisions of rotated boxes; see `TaskModel.evaluate`."""
-        reader = label_reader(self, labelled, "oriented", settings)
-        truths, found = [], []
-        for _, sample, prediction in predictions_of(self, reader, settings):
-            truths.append(true_oriented(reader.target(sample)))
-            found.append(found_oriented(prediction))
-        return oriented_scores(truths, found, self.classes)
+        return evaluate_oriented(self, labelled, settings)
+
+
+def evaluate_oriented(model: TaskModel, labelled: LabelledSet, settings: TestSettings) -> Scores:
+    """Return average precisions of a model that finds rotated boxes; see `TaskModel.evaluate`."""
+    reader = label_reader(model, labelled, "oriented", settings)
+    truths, found = [], []
+    for _, sample, prediction in predictions_of(model, reader, settings):
+        truths.append(true_oriented(reader.target(sample)))
+        found.append(found_oriented(prediction))
+    return oriented_scores(truths, found, model.classes)
 
 
 def prediction_of(found: OrientedFound) -> Prediction:
     """Return what was found in one image with labels from 0."""
     return Prediction(
-        boxes_N4=hulls_of(found.boxes_N5).float().cpu(),
-        quads_N8=quads_of(found.boxes_N5).float().cpu(),
-        scores_N=found.scores_N.float().cpu(),
-        labels_N=found.labels_N.cpu() - 1,
+        boxes_N4=hulls_of(found.boxes_N5).float(),
+        quads_N8=quads_of(found.boxes_N5).float(),
+        scores_N=found.scores_N.float(),
+        labels_N=found.labels_N - 1,
     )
 
 

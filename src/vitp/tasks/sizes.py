@@ -13,6 +13,7 @@ that a backbone happens to have been pretrained at:
 - Anchors: of the scales 1, 2, 4 and 8 the largest whose smallest anchor isn't larger than a small object.
 - Regions: the published 512 an image (and 2000 proposals) belong to images of 800 px and more. Smaller ones get them in
   proportion to their area, at least 64, and at least 8 for each of many objects (the 90th percentile).
+- A detection transformer has no anchors: it looks at stride 4 where small objects have less than 16 px.
 - Widths: the published ones (256 channels, 1024 hidden units, 64 channels of the adapter's stem) belong to towers that
   are 768 wide or wider. Narrower towers get them in proportion to their width, in multiples of 16, but at least 64
   (256 hidden units, 32 channels of the stem). Decoders of class maps keep their 128 channels: narrower ones learn much
@@ -46,6 +47,12 @@ PUBLISHED_SIDE, PUBLISHED_REGIONS = 800, 512
 SMALL_OBJECT = 32
 """Pixels that the shorter side of a small object keeps where images are reduced."""
 
+PUBLISHED_QUERIES, QUERIES_PER_OBJECT = 100, 1.5
+"""Mask queries of an image at least, and how many for each object of the fullest one."""
+
+DETR_QUERIES = 300
+"""Queries of a detection transformer, as published."""
+
 _DETECTORS = ("detection", "instance", "oriented")
 _OBJECT_KINDS = ("objects", "instances", "oriented")
 _LOOKED_AT = 2000
@@ -65,6 +72,7 @@ class FittedSizes:
         regions: An image's regions in the loss; None: no objects, or as published.
         side: Long side of what the model sees while training.
         said: Lines about the choice.
+        objects: Of the fullest image.
     """
 
     resize: InputSize
@@ -73,18 +81,20 @@ class FittedSizes:
     regions: int | None
     side: int
     said: tuple[str, ...]
+    objects: int = 0
 
 
 @dataclass(frozen=True)
 class SizeFacts:
     """Sides of images and objects in pixels: (N,) long and short sides of images, (M,) of objects; how many objects
-    an image with many has."""
+    an image with many has, and the fullest one."""
 
     long_N: np.ndarray
     short_N: np.ndarray
     object_long_M: np.ndarray
     object_short_M: np.ndarray
     most_objects: float
+    fullest: int
 
 
 def size_facts(labelled: LabelledSet) -> SizeFacts:
@@ -100,6 +110,7 @@ def size_facts(labelled: LabelledSet) -> SizeFacts:
         np.array([max(pair) for pair in objects], float),
         np.array([min(pair) for pair in objects], float),
         float(np.percentile([len(own) for own in by_image], 90)),
+        max(len(own) for own in by_image),
     )
 
 
@@ -118,13 +129,14 @@ def _object_sides(item: LabelledImage) -> list[tuple[float, float]]:
     return found
 
 
-def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSizes:
+def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: bool = True) -> FittedSizes:
     """Return what size the images of a run get.
 
     Args:
         labelled: The training images.
         kind: What is learned.
         side: Of the images that the backbone was pretrained at.
+        regions: Whether objects are found by anchors and regions.
     """
     square = InputSize(mode="fixed", size=side)
     if kind in ("scene", "presence"):
@@ -149,14 +161,15 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int) -> FittedSiz
     seen = float(resize.size or longest)
     cut = window if seen > 1.5 * window else None
     anchors = _anchor_scale(scale * small) if objects else None
-    regions = _regions(cut or seen, facts.most_objects) if objects else None
+    samples = _regions(cut or seen, facts.most_objects) if objects and regions else None
     return FittedSizes(
         resize,
         cut,
         anchors,
-        regions,
+        samples,
         cut or int(seen),
-        tuple(_said(facts, resize, cut, anchors, scale, small, large)),
+        tuple(_said(facts, resize, cut, anchors if regions else None, scale, small, large)),
+        facts.fullest,
     )
 
 
@@ -215,6 +228,7 @@ def fitted_head(
     width: int,
     anchors: float | None = None,
     regions: int | None = None,
+    objects: int = 0,
 ) -> dict[str, Any]:
     """Return the settings of a task's head with what isn't given fitted to the tower and the objects.
 
@@ -224,10 +238,15 @@ def fitted_head(
         width: Channels of the tower's last map.
         anchors: Scale of anchors; None: as published.
         regions: An image's regions in the loss; None: as published.
+        objects: Of the fullest training image.
     """
     found: dict[str, Any] = dict(head)
     if task not in _DETECTORS:
         return found
+    if found.get("kind") == "detr":
+        return _fitted_queries(found, width, anchors, objects)
+    if found.get("kind") == "eomt":
+        return {"queries": max(PUBLISHED_QUERIES, math.ceil(QUERIES_PER_OBJECT * objects)), **found}
     if (share := width / PUBLISHED_TOWER) < 1:
         found = {"width": _multiple(256 * share), **found}
         _fill(found, "box", hidden=_multiple(1024 * share, least=256))
@@ -242,6 +261,16 @@ def fitted_head(
         _fill(found, "box", samples=regions)
         _fill(found, "proposals", samples=min(256, regions), keep_before=kept, keep=kept)
     return found
+
+
+def _fitted_queries(head: dict[str, Any], width: int, anchors: float | None, objects: int) -> dict[str, Any]:
+    """Return the settings of a detection transformer: the finest stride by the anchors that its objects would have."""
+    if (share := width / PUBLISHED_TOWER) < 1:
+        head = {"width": _multiple(256 * share), "hidden": _multiple(1024 * share, least=256), **head}
+    if anchors is not None and anchors <= 2:
+        head = {"finest": _FINEST_STRIDE, **head}
+    wanted = math.ceil(QUERIES_PER_OBJECT * objects)
+    return {"queries": wanted, **head} if wanted > DETR_QUERIES else head
 
 
 def fitted_neck(kind: str, options: Mapping[str, Any], width: int) -> dict[str, Any]:

@@ -52,6 +52,7 @@ from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.parquet import read_parquet
 from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.qupath import read_qupath
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
@@ -82,6 +83,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "xbd": read_xbd,
     "captions": read_captions,
     "classes": read_class_tables,
+    "parquet": read_parquet,
     "images": read_images,
     "scenes": read_scenes,
     "vitp": read_compiled,
@@ -133,7 +135,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     root = Path(root)
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
-    if not root.is_dir() and fmt not in ("coco", "captions", "classes", "label-studio", "cvat"):
+    if not root.is_dir() and fmt not in ("coco", "captions", "classes", "label-studio", "cvat", "parquet"):
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
     sizes = {name: options.pop(name) for name in SLIDE_OPTIONS if name in options}

@@ -38,7 +38,7 @@ from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import IMAGE_MARK, text_problem
 from vitp.records.labels import LabelledSet
 
-_TEXT_KEYS = (
+TEXT_KEYS = (
     *("caption", "captions", "text", "sentences", "report", "description"),
     *("sentence", "comment", "report_text", "findings", "impression"),
 )
@@ -92,7 +92,7 @@ def read_captions(
         return _read_sidecars(builder, root)
     keys = (
         (image_column,) if image_column else IMAGE_KEYS,
-        (caption_column,) if caption_column else _TEXT_KEYS,
+        (caption_column,) if caption_column else TEXT_KEYS,
     )
     return _read_table(builder, path, keys)
 
@@ -137,7 +137,7 @@ def _read_table(
 def is_caption_table(path: Path) -> bool:
     """Return whether the first row of a table names an image and has a text about it."""
     rows = first_table_rows(path, 1)
-    if not rows or find_key(rows[0], _TEXT_KEYS) is None:
+    if not rows or find_key(rows[0], TEXT_KEYS) is None:
         return False
     image = _values(rows[0], IMAGE_KEYS)
     if isinstance(image, str) and (
@@ -150,7 +150,7 @@ def is_caption_table(path: Path) -> bool:
 
 def caption_tables(root: Path) -> list[Path]:
     """Return the files in a folder that are tables of captions, by their first row."""
-    candidates = (*table_files(root), *headed_texts(root, (IMAGE_KEYS, _TEXT_KEYS)))
+    candidates = (*table_files(root), *headed_texts(root, (IMAGE_KEYS, TEXT_KEYS)))
     return [path for path in candidates if is_caption_table(path)]
 
 

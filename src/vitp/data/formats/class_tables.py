@@ -26,17 +26,17 @@ from vitp.data.formats.walk import comma_list, name_index, split_of
 from vitp.records.labels import LabelledSet
 
 _ID_KEYS = (*IMAGE_KEYS, "id", "name")
-_CLASS_KEYS = (
+CLASS_KEYS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
     *("diagnosis", "dx", "target", "tag", "tags", "label_name", "finding_labels"),
 )
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
-_SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
+SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
 _SEVERAL_KEYS = ("labels", "classes", "tags")
 """Names of columns that say that there are several classes."""
 
-_GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
-_NO_CLASSES = (*_GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
+GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
+_NO_CLASSES = (*GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
 """Columns that may hold 0 and 1, and are no classes."""
 
 _NOT_KNOWN = -1
@@ -74,9 +74,9 @@ def columns_of(
         return None
     split, group = (
         find_key(rows[0], keys) or ""
-        for keys in (_SPLIT_KEYS, (patient, *_GROUP_KEYS) if patient else _GROUP_KEYS)
+        for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS)
     )
-    label = find_key(rows[0], (class_column,) if class_column else _CLASS_KEYS)
+    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
     if label is not None and label != image:
         return Columns(image, label, (), split, group, study is not None)
     others = [
@@ -148,9 +148,9 @@ def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
         image = max(shares, key=lambda key: shares[key], default="")
         if not image or shares[image] < _NAMED:
             continue
-        split = find_key(rows[0], _SPLIT_KEYS) or ""
+        split = find_key(rows[0], SPLIT_KEYS) or ""
         others = [key for key in keys if key not in (image, split)]
-        known = find_key(dict.fromkeys(others), _CLASS_KEYS)
+        known = find_key(dict.fromkeys(others), CLASS_KEYS)
         label = known
         if label is None and len(others) == 1:
             values = {str(row.get(others[0])) for row in rows}

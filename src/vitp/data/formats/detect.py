@@ -30,6 +30,7 @@ from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.label_studio import label_studio_files
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
@@ -97,6 +98,8 @@ def detect(root: Path) -> Detected:
 
 def _of_file(path: Path) -> str:
     suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return "parquet"
     if suffix == ".json" and is_coco_file(path):
         return "coco"
     if suffix in (".json", ".xml") and (label_studio_files(path) or cvat_files(path)):
@@ -344,4 +347,5 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "folders": (_is_folders, "one folder of images a class"),
+    "parquet": (is_parquet, "*.parquet or datasets.save_to_disk, with images inside"),
 }

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from operator import attrgetter
+from typing import Any
 
 import numpy as np
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.words import spoken
 from vitp.data.synthesis import change_tasks, ground_tasks, image_tasks, object_tasks, volume_tasks
-from vitp.data.synthesis.choosing import one_weighted
+from vitp.data.synthesis.choosing import Chooser, one_weighted
 from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.facts import Facts, Limits, Question, place, scale_box, scale_quad
 from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS
@@ -150,6 +151,7 @@ QUESTION_TASKS: dict[str, QuestionTask] = {
     "growth_mm": _in_millimetres(volume_tasks.growth_mm, change=True),
     "growth_mm2": _in_millimetres(volume_tasks.growth_mm2, change=True),
     "growth_ml": _in_millimetres(volume_tasks.growth_ml, change=True),
+    "block": QuestionTask(object_tasks.block, exact),
     # Asked of pixels, in records of their own: see `pretext_tasks.pretext_records`.
     **{
         name: QuestionTask(lambda _facts, _rng: None, exact, needs=lambda _item: False)
@@ -201,11 +203,13 @@ class SynthesisConfig(Limits):
 
     Attributes:
         questions_per_image: Most questions in one record.
-        tasks: Task → weight. Tasks that are not named have weight 1, 0 switches a task off, 6 lets it come up to six
+        tasks: Task → weight. Tasks that are not named have weight 1 (block: 0), 0 switches a task off, 6 lets it come up to six
             times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
         neighbours: Slices of a volume on either side that are shown with the one that is asked about.
         pretext: Tasks that need no labels have weight 1, too; otherwise 0.
+        wordings: Only the first so many wordings of each kind of question are asked; 0: all of them. With 1 each kind
+            has one form, which a language model learns to look by several times sooner.
 
     Raises:
         ConfigError: A task is unknown or a number is out of range.
@@ -216,6 +220,7 @@ class SynthesisConfig(Limits):
     grid_always: bool = False
     neighbours: int = 0
     pretext: bool = False
+    wordings: int = 0
 
     def __post_init__(self) -> None:
         for name, weight in self.tasks.items():
@@ -230,6 +235,7 @@ class SynthesisConfig(Limits):
             "max_boxes": (1, 1000),
             "coordinate_range": (10, COORDINATE_RANGE),
             "neighbours": (0, 16),
+            "wordings": (0, 100),
         }
         fixes = {
             key: f"use {low} to {high}"
@@ -246,8 +252,20 @@ class SynthesisConfig(Limits):
 
     def weight(self, task: str) -> float:
         """Return the weight of a task."""
-        return float(self.tasks.get(task, 1.0 if self.pretext or task not in PRETEXT_TASKS else 0.0))
+        asked = task not in _ON_REQUEST and (self.pretext or task not in PRETEXT_TASKS)
+        return float(self.tasks.get(task, float(asked)))
 
+    def stated(self) -> dict[str, Any]:
+        """Return all settings but those that are younger than compiled sets and neutral: what tells sets apart."""
+        values = asdict(self)
+        return {key: value for key, value in values.items() if key not in _YOUNGER or value}
+
+
+_ON_REQUEST = ("block",)
+"""Tasks whose weight is 0 where they aren't named: what sets were compiled of before they were there stays the same."""
+
+_YOUNGER = ("wordings",)
+"""Settings that compiled sets of earlier versions don't state; they are off where they are 0."""
 
 _DUPLICATES = 8
 """Times that a task may come up with a question it has asked already before it is left alone."""
@@ -332,9 +350,8 @@ def synthesize_with_tasks(
         could ask.
     """
     config = config or SynthesisConfig()
-    rng = np.random.default_rng(
-        np.random.SeedSequence([seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))])
-    )
+    seeds = [seed, epoch, zlib.crc32(item.id.encode(errors="surrogatepass"))]
+    rng = Chooser(seeds, config.wordings)
     context = ground_tasks.context_line(item, lambda name: config.weight(name) > 0)
     # Without anything to tell no random number is drawn: such records stay what they were.
     if context and rng.random() >= config.weight(CONTEXT) / 2:

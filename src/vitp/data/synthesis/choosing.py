@@ -17,9 +17,24 @@ def one_of(rng: np.random.Generator, options: Sequence[Choice]) -> Choice:
     return options[int(rng.integers(len(options)))]
 
 
+class Chooser(np.random.Generator):
+    """Random numbers of one record, as `np.random.default_rng` draws them, and how many wordings are in use.
+
+    Attributes:
+        wordings: Only so many wordings of each kind of question come up, the first ones; 0: all.
+    """
+
+    wordings: int = 0
+
+    def __init__(self, seeds: Sequence[int], wordings: int = 0) -> None:
+        super().__init__(np.random.PCG64(np.random.SeedSequence(seeds)))
+        self.wordings = wordings
+
+
 def worded(rng: np.random.Generator, wordings: Sequence[str], **fields: object) -> str:
-    """Return one of the wordings with its fields filled in, starting with a capital letter."""
-    return capital(one_of(rng, wordings).format(**fields))
+    """Return one of the wordings in use with its fields filled in, starting with a capital letter."""
+    used = wordings[: getattr(rng, "wordings", 0) or None]
+    return capital(one_of(rng, used).format(**fields))
 
 
 def capital(text: str) -> str:

@@ -162,6 +162,35 @@ def region_attribute(facts: Facts, rng: np.random.Generator) -> Question | None:
     return Question(worded(rng, wordings, box=text), answer or "", f"{kind} {text}")
 
 
+def block_of(placed: Placed, side: int) -> int:
+    """Return the number of the block that holds an object's centre, row by row from 1."""
+    row, column = (min(int(value * side), side - 1) for value in (placed.y, placed.x))
+    return row * side + column + 1
+
+
+def block(facts: Facts, rng: np.random.Generator) -> Question | None:
+    """Ask for the object of a block, or for the block of an object: PTP's two sentences, as likely as each other."""
+    side = facts.limits.grid
+    names = [name for name in facts.by_class if name in facts.object_names]
+    if not names:
+        return None
+    if rng.integers(2):
+        if (referred := refer(facts.by_class[one_present(facts, rng, names)], rng)) is None:
+            return None
+        the, placed = referred
+        return Question(worded(rng, phrases.BLOCK_OF, n=side, the=the), str(block_of(placed, side)), the)
+    held: dict[int, set[str]] = {}
+    for placed in facts.objects:
+        held.setdefault(block_of(placed, side), set()).add(placed.category)
+    clear = {number: next(iter(found)) for number, found in held.items() if len(found) == 1}
+    clear = {number: name for number, name in clear.items() if name in names}
+    if not clear:
+        return None
+    name = one_of(rng, sorted(set(clear.values())))
+    number = one_of(rng, [place for place, found in sorted(clear.items()) if found == name])
+    return Question(worded(rng, phrases.BLOCK_CLASS, n=side, block=number), spoken(name), f"block {number}")
+
+
 def boxes(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for all boxes of a class; "none" where it is absent.
 

@@ -125,6 +125,17 @@ CELL = (
     "{n} by {n} grid: label row {row}, column {column}.",
     "Class on a {n} by {n} grid at row {row}, column {column}?",
 )
+# PTP's sentences (Wang et al. 2022): blocks are numbered row by row from 1.
+BLOCK_CLASS = (
+    "On a {n} by {n} grid, the block {block} has a:", "Of {n} by {n} blocks, which class is in block {block}?",
+    "With {n} by {n} blocks, what does block {block} have?", "{n} by {n} blocks: name what is in block {block}.",
+    "Which object is in block {block} of {n} by {n}?", "On {n} by {n} blocks, classify block {block}.",
+)
+BLOCK_OF = (
+    "On a {n} by {n} grid, which block has {the}?", "Of {n} by {n} blocks, give the one with {the}.",
+    "{n} by {n} blocks: where is {the}?", "With {n} by {n} blocks, in which one is {the}?",
+    "Give the block of {the} on a {n} by {n} grid.", "Which of {n} by {n} blocks holds {the}?",
+)
 POINT = (
     "What is at ({x}, {y})?", "Name the class at ({x}, {y}).", "Which class has the point ({x}, {y})?",
     "What lies at ({x}, {y})?", "Classify the pixel at ({x}, {y}).", "({x}, {y}) shows what?",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from typing import overload
 
 from vitp.core.errors import DataError
@@ -55,7 +54,7 @@ class LabelledRecords(Sequence[InstructionRecord]):
         """Return a hash of all that decides the rows: the set's names and size, the options, some of the rows."""
         count = len(self)
         probe = [to_line(self[i]) for i in range(0, count, max(1, count // 4))][:4] if count else []
-        facts = [self.name, count, self.seed, self.epoch, asdict(self.config), probe]
+        facts = [self.name, count, self.seed, self.epoch, self.config.stated(), probe]
         return hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_sm
 
 from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.fpn import RegionPool
-from vitp.models.heads.rpn import MIN_SIDE, ImageTruth, near
+from vitp.models.heads.rpn import MIN_SIDE, ImageTruth, counts_of, near, real_boxes
 
 
 class StageSettings(SettingsModel):
@@ -296,20 +296,23 @@ class CascadeHead(nn.Module):
             logits_RK, moves = stage(self.pool(maps, boxes))
             scores_RK = scores_RK.to(logits_RK.device) + logits_RK.softmax(-1) / len(self.stages)
             boxes = stage.moved(moves, boxes, sizes)
-        scores = scores_RK.split([len(boxes_N) for boxes_N in boxes])
-        return [self._keep(boxes_N, scores_NK) for boxes_N, scores_NK in zip(boxes, scores, strict=True)]
+        return self._keep(torch.cat(boxes), scores_RK, [len(boxes_N) for boxes_N in boxes])
 
-    def _keep(self, boxes_N: Tensor, scores_NK: Tensor) -> Found:
-        scores_NC = scores_NK[:, 1:]
-        boxes_NC4 = (
-            boxes_N[:, 1:] if boxes_N.ndim == 3 else boxes_N[:, None].expand(-1, scores_NC.shape[1], 4)
+    def _keep(self, boxes_R: Tensor, scores_RK: Tensor, lengths: Sequence[int]) -> list[Found]:
+        """Return what stays of each image's rows; the device is asked once for all of them, but for each suppression."""
+        scores_RC = scores_RK[:, 1:]
+        boxes_RC4 = (
+            boxes_R[:, 1:] if boxes_R.ndim == 3 else boxes_R[:, None].expand(-1, scores_RC.shape[1], 4)
         )
-        row, column = torch.where(scores_NC > self.settings.score_threshold)
-        boxes_N4, scores_N, labels_N = boxes_NC4[row, column], scores_NC[row, column], column + 1
-        real = remove_small_boxes(boxes_N4, MIN_SIDE)
-        boxes_N4, scores_N, labels_N = boxes_N4[real], scores_N[real], labels_N[real]
-        kept = batched_nms(boxes_N4, scores_N, labels_N, self.settings.nms_iou)[: self.settings.detections]
-        return Found(boxes_N4[kept], scores_N[kept], labels_N[kept])
+        row, column = torch.where((scores_RC > self.settings.score_threshold) & real_boxes(boxes_RC4))
+        counts = counts_of(row, lengths)
+        parts = [of.split(counts) for of in (boxes_RC4[row, column], scores_RC[row, column], column + 1)]
+        found = []
+        for boxes_N4, scores_N, labels_N in zip(*parts, strict=True):
+            kept = batched_nms(boxes_N4, scores_N, labels_N, self.settings.nms_iou)
+            kept = kept[: self.settings.detections]
+            found.append(Found(boxes_N4[kept], scores_N[kept], labels_N[kept]))
+        return found
 
 
 def _real(boxes_N4: Tensor) -> Tensor:

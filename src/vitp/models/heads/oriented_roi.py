@@ -153,15 +153,24 @@ class OrientedBoxHead(nn.Module):
             proposals: (N, 5) of each image.
         """
         logits_RK, moves_R5 = self._outputs(maps, proposals)
-        counts = [len(boxes_N5) for boxes_N5 in proposals]
         moved_R5 = self.coder.decode(torch.cat(list(proposals)), moves_R5)
-        parts = zip(moved_R5.split(counts), logits_RK.softmax(-1).split(counts), strict=True)
-        return [self._keep(boxes_N5, scores_NK) for boxes_N5, scores_NK in parts]
+        return self._keep(moved_R5, logits_RK.softmax(-1), [len(boxes_N5) for boxes_N5 in proposals])
 
-    def _keep(self, boxes_N5: Tensor, scores_NK: Tensor) -> OrientedFound:
-        scores_NC = scores_NK[:, 1:]
-        real_N1 = (boxes_N5[:, 2:4] >= MIN_SIDE).all(1, keepdim=True)
-        row, column = torch.where((scores_NC > self.settings.score_threshold) & real_N1)
-        boxes_N5, scores_N, labels_N = boxes_N5[row], scores_NC[row, column], column + 1
-        kept = rotated_nms(boxes_N5, scores_N, self.settings.nms_iou, labels_N)[: self.settings.detections]
-        return OrientedFound(boxes_N5[kept], scores_N[kept], labels_N[kept])
+    def _keep(self, boxes_R5: Tensor, scores_RK: Tensor, lengths: Sequence[int]) -> list[OrientedFound]:
+        """Return what stays of each image's rows, by one suppression of them all."""
+        scores_RC = scores_RK[:, 1:]
+        real_R1 = (boxes_R5[:, 2:4] >= MIN_SIDE).all(1, keepdim=True)
+        row, column = torch.where((scores_RC > self.settings.score_threshold) & real_R1)
+        boxes_N5, scores_N, labels_N = boxes_R5[row], scores_RC[row, column], column + 1
+        ends = torch.tensor(lengths).cumsum(0).to(row.device, non_blocking=True)
+        image_N = torch.searchsorted(ends, row, right=True)
+        # Images side by side, as classes are: none suppresses another's.
+        kept = rotated_nms(boxes_N5, scores_N, self.settings.nms_iou, labels_N + image_N * scores_RK.shape[1])
+        kept = kept[image_N[kept].argsort(stable=True)]
+        numbers = torch.arange(1, len(lengths) + 1, device=row.device)
+        reached: list[int] = torch.searchsorted(image_N[kept], numbers).tolist()
+        parts = [
+            kept[start:end][: self.settings.detections]
+            for start, end in zip([0, *reached], reached, strict=False)
+        ]
+        return [OrientedFound(boxes_N5[part], scores_N[part], labels_N[part]) for part in parts]

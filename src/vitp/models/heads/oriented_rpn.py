@@ -18,7 +18,15 @@ from torchvision.ops import batched_nms
 
 from vitp.core.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
-from vitp.models.heads.rpn import MIN_SIDE, ProposalSettings, StrideAnchors, near, outside, sampled_losses
+from vitp.models.heads.rpn import (
+    MIN_SIDE,
+    ProposalSettings,
+    StrideAnchors,
+    counts_of,
+    near,
+    outside,
+    sampled_losses,
+)
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
 
@@ -79,10 +87,7 @@ class OrientedProposalNetwork(nn.Module):
         anchors_A4 = self.anchors(ImageList(maps_BChw[0], list(sizes)), list(maps_BChw))[0]
         per_level = [logit.shape[1] for logit in logits]
         logit_BA, move_BA6 = torch.cat(logits, 1), torch.cat(moves, 1)
-        proposals = [
-            self._propose(logit_BA[b].detach(), move_BA6[b].detach(), anchors_A4, per_level, size)
-            for b, size in enumerate(sizes)
-        ]
+        proposals = self._propose(logit_BA.detach(), move_BA6.detach(), anchors_A4, per_level, sizes)
         losses = {} if truths is None else self._losses(logit_BA, move_BA6, anchors_A4, truths)
         return proposals, losses
 
@@ -100,27 +105,38 @@ class OrientedProposalNetwork(nn.Module):
     @torch.no_grad()
     def _propose(
         self,
-        logit_A: Tensor,
-        move_A6: Tensor,
+        logit_BA: Tensor,
+        move_BA6: Tensor,
         anchors_A4: Tensor,
         per_level: Sequence[int],
-        size: tuple[int, int],
-    ) -> Tensor:
-        """Return the best boxes of one image, at most so many of each level, after suppression by their hulls."""
+        sizes: Sequence[tuple[int, int]],
+    ) -> list[Tensor]:
+        """Return the best boxes of each image, at most so many of each level, after suppression by their hulls.
+
+        The device is asked once for all images, but for each suppression.
+        """
         mode = 0 if self.training else 1
-        boxes, logits, levels = [], [], []
+        best, levels = [], []
         first = 0
-        for level, logit in enumerate(logit_A.split(list(per_level))):
-            best = first + logit.topk(min(self.settings.keep_before[mode], len(logit))).indices
-            boxes.append(self.coder.decode(anchors_A4[best], move_A6[best]))
-            logits.append(logit_A[best])
-            levels.append(torch.full_like(best, level))
-            first += len(logit)
-        boxes_N5, logit_N, level_N = torch.cat(boxes), torch.cat(logits), torch.cat(levels)
-        hulls_N4 = hulls_of(boxes_N5)
-        real = torch.nonzero((boxes_N5[:, 3] >= MIN_SIDE) & _inside(boxes_N5, size))[:, 0]
-        kept = batched_nms(hulls_N4[real], logit_N[real], level_N[real], self.settings.nms_iou)
-        return boxes_N5[real[kept[: self.settings.keep[mode]]]]
+        for level, logit_BL in enumerate(logit_BA.split(list(per_level), 1)):
+            count = min(self.settings.keep_before[mode], logit_BL.shape[1])
+            best.append(first + logit_BL.topk(count).indices)
+            levels.append(torch.full_like(best[-1], level))
+            first += logit_BL.shape[1]
+        best_BN = torch.cat(best, 1)
+        move_BN6 = move_BA6.gather(1, best_BN[..., None].expand(-1, -1, 6))
+        boxes_BN5 = self.coder.decode(anchors_A4[best_BN], move_BN6)
+        size_B2 = torch.tensor(sizes).to(best_BN.device, non_blocking=True)
+        rows = torch.nonzero(((boxes_BN5[..., 3] >= MIN_SIDE) & _inside(boxes_BN5, size_B2)).flatten())[:, 0]
+        counts = counts_of(rows, [best_BN.shape[1]] * len(sizes))
+        tables = (boxes_BN5, logit_BA.gather(1, best_BN), torch.cat(levels, 1))
+        proposals = []
+        for boxes_N5, logit_N, level_N in zip(
+            *(table.flatten(0, 1)[rows].split(counts) for table in tables), strict=True
+        ):
+            kept = batched_nms(hulls_of(boxes_N5), logit_N, level_N, self.settings.nms_iou)
+            proposals.append(boxes_N5[kept[: self.settings.keep[mode]]])
+        return proposals
 
     def _losses(
         self, logit_BA: Tensor, move_BA6: Tensor, anchors_A4: Tensor, truths: Sequence[OrientedTruth]
@@ -156,8 +172,7 @@ class OrientedProposalNetwork(nn.Module):
         return kind_A, matched_A
 
 
-def _inside(boxes_N5: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return (N,) bool: which boxes have their centre in the image."""
-    height, width = size
-    cx, cy = boxes_N5[:, 0], boxes_N5[:, 1]
-    return (cx >= 0) & (cx < width) & (cy >= 0) & (cy < height)
+def _inside(boxes_BN5: Tensor, size_B2: Tensor) -> Tensor:
+    """Return (B, N) bool: which boxes have their centre in their image, whose height and width are given."""
+    cx, cy = boxes_BN5[..., 0], boxes_BN5[..., 1]
+    return (cx >= 0) & (cx < size_B2[:, 1:]) & (cy >= 0) & (cy < size_B2[:, :1])

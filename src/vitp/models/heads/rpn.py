@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import box_area, box_iou, clip_boxes_to_image
+from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from vitp.core.config import Count, Positive, SettingsModel
 
@@ -168,6 +168,37 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
             label_A[skip_A & (label_A == 0)] = -1.0
         return labels, matched
 
+    def filter_proposals(
+        self,
+        proposals: Tensor,
+        objectness: Tensor,
+        image_shapes: list[tuple[int, int]],
+        num_anchors_per_level: list[int],
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the boxes of each image that stay, best first, and their scores: torchvision's, bit for bit.
+
+        What is decided for all images at once asks the device once; only the suppression itself is an image's own.
+        """
+        logit_BA = objectness.detach().reshape(len(proposals), -1)
+        best_BN = self._get_top_n_idx(logit_BA, num_anchors_per_level)
+        numbers = [torch.full((n,), level) for level, n in enumerate(num_anchors_per_level)]
+        level_BN = torch.cat(numbers).to(best_BN.device, non_blocking=True)[best_BN]
+        score_BN = logit_BA.gather(1, best_BN).sigmoid()
+        boxes_BN4 = proposals.gather(1, best_BN[..., None].expand(-1, -1, 4))
+        boxes_BN4 = torch.stack(
+            [clip_boxes_to_image(part, size) for part, size in zip(boxes_BN4, image_shapes, strict=True)]
+        )
+        kept_BN = real_boxes(boxes_BN4, self.min_size) & (score_BN >= self.score_thresh)
+        rows = torch.nonzero(kept_BN.flatten())[:, 0]
+        counts = counts_of(rows, [kept_BN.shape[1]] * len(kept_BN))
+        parts = [of.flatten(0, 1)[rows].split(counts) for of in (boxes_BN4, score_BN, level_BN)]
+        boxes, scores = [], []
+        for boxes_N4, scores_N, levels_N in zip(*parts, strict=True):
+            kept = batched_nms(boxes_N4, scores_N, levels_N, self.nms_thresh)[: self.post_nms_top_n()]
+            boxes.append(boxes_N4[kept])
+            scores.append(scores_N[kept])
+        return boxes, scores
+
     def compute_loss(
         self,
         objectness: Tensor,
@@ -187,6 +218,23 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
             positive_BA,
             torch.stack(picked[1]).bool(),
         )
+
+
+def real_boxes(boxes: Tensor, side: float = MIN_SIDE) -> Tensor:
+    """Return (…) bool: which boxes (…, 4) have no shorter side than that."""
+    return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(-1)
+
+
+def counts_of(rows: Tensor, lengths: Sequence[int]) -> list[int]:
+    """Return how many of some rows lie in each of several tables that follow one another.
+
+    Args:
+        rows: Their numbers, rising.
+        lengths: Rows of each table.
+    """
+    ends = torch.tensor(lengths).cumsum(0).to(rows.device, non_blocking=True)
+    reached: list[int] = torch.searchsorted(rows, ends).tolist()
+    return [end - start for start, end in zip([0, *reached], reached, strict=False)]
 
 
 def sampled_losses(

@@ -60,8 +60,9 @@ def boxes_of_points(points_NP2: Tensor) -> Tensor:
     """
     count = points_NP2.shape[-2]
     # In double, and relative to a corner: cancellation far from the origin would tilt small boxes.
-    origin_N12 = points_NP2[..., :1, :].double()
-    points = points_NP2.double() - origin_N12
+    points = in_double(points_NP2)
+    origin_N12 = points[..., :1, :]
+    points = points - origin_N12
     first, second = torch.combinations(torch.arange(count, device=points.device), 2).unbind(1)
     edges = points[..., second, :] - points[..., first, :]
     lengths = edges.norm(dim=-1, keepdim=True)
@@ -82,7 +83,7 @@ def boxes_of_points(points_NP2: Tensor) -> Tensor:
     centre = (middle @ frame + origin_N12).squeeze(-2)
     angle = torch.atan2(frame[..., 0, 1], frame[..., 0, 0])
     boxes = torch.cat([centre, size, angle[..., None]], -1)
-    return long_edge_first(boxes.to(points_NP2.dtype))
+    return long_edge_first(boxes.to(points_NP2))
 
 
 def hulls_of(boxes_N5: Tensor) -> Tensor:
@@ -105,6 +106,11 @@ def boxes_of_hulls(hulls_N4: Tensor) -> Tensor:
     return long_edge_first(
         torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1, torch.zeros_like(x1)], -1)
     )
+
+
+def in_double(values: Tensor) -> Tensor:
+    """Return numbers as float64: on the CPU where the device has no such type (`mps`)."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()
 
 
 def areas_of(boxes_N5: Tensor) -> Tensor:

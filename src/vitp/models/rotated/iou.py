@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from vitp.models.rotated.boxes import areas_of, hulls_of
+from vitp.models.rotated.boxes import areas_of, hulls_of, in_double
 from vitp.models.rotated.pairs import overlapping_pairs
 
 Mode = Literal["iou", "iof", "intersection"]
@@ -39,16 +39,16 @@ def rotated_iou(first_N5: Tensor, second_M5: Tensor, mode: Mode = "iou") -> Tens
         mode: "iou": intersection over union; "iof": intersection over the area of the first box;
             "intersection": area in pixels². A box without area has no overlap with anything.
     """
-    overlap_NM = first_N5.new_zeros(len(first_N5), len(second_M5))
+    first, second = in_double(first_N5.detach()), in_double(second_M5.detach())
+    overlap_NM = first.new_zeros(len(first_N5), len(second_M5), dtype=first_N5.dtype)
     if overlap_NM.numel() == 0:
-        return overlap_NM
-    first, second = first_N5.detach().double(), second_M5.detach().double()
+        return overlap_NM.to(first_N5)
     step = pairs_at_once(first)
     for i, j in overlapping_pairs(hulls_of(first), hulls_of(second)):
         for part_i, part_j in zip(i.split(step), j.split(step), strict=True):
             value = paired_rotated_iou(first[part_i], second[part_j], mode)
             overlap_NM[part_i, part_j] = value.to(overlap_NM.dtype)
-    return overlap_NM
+    return overlap_NM.to(first_N5)
 
 
 def pairs_at_once(boxes: Tensor) -> int:
@@ -62,14 +62,13 @@ def paired_rotated_iou(first_P5: Tensor, second_P5: Tensor, mode: Mode = "iou") 
 
     Computed in double precision. See `rotated_iou` for the modes.
     """
-    dtype = first_P5.dtype
-    first, second = first_P5.double(), second_P5.double()
+    first, second = in_double(first_P5), in_double(second_P5)
     first_area, second_area = areas_of(first), areas_of(second)
     intersection = _intersection(first, second, first_area, second_area)
     if mode == "intersection":
-        return intersection.to(dtype)
+        return intersection.to(first_P5)
     whole = first_area + second_area - intersection if mode == "iou" else first_area
-    return torch.where(whole > 0, intersection / whole, 0.0).to(dtype)
+    return torch.where(whole > 0, intersection / whole, 0.0).to(first_P5)
 
 
 def _intersection(first: Tensor, second: Tensor, first_area: Tensor, second_area: Tensor) -> Tensor:

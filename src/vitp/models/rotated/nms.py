@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vitp.models.rotated.boxes import hulls_of
+from vitp.models.rotated.boxes import hulls_of, in_double
 from vitp.models.rotated.iou import paired_rotated_iou, pairs_at_once
 from vitp.models.rotated.pairs import overlapping_pairs
 
@@ -32,12 +32,12 @@ def rotated_nms(
         labels_N: Boxes of different labels leave each other alone.
     """
     order = scores_N.argsort(descending=True, stable=True)
-    boxes = boxes_N5[order].detach().double()
+    boxes = in_double(boxes_N5[order].detach())
     hulls = hulls_of(boxes)
     if labels_N is not None and len(boxes):
         # Labels side by side instead of on top of each other; exact overlaps are computed from the boxes themselves.
         span = float(hulls[:, 2].max() - hulls[:, 0].min()) + 1
-        hulls[:, 0::2] += labels_N[order, None].double() * span
+        hulls[:, 0::2] += in_double(labels_N[order, None]) * span
     waiting = torch.arange(len(boxes), device=boxes.device)
     kept: list[Tensor] = []
     while len(waiting):
@@ -51,7 +51,7 @@ def rotated_nms(
             ):
                 gone[j] = True
         waiting = waiting[~gone]
-    return order[torch.cat(kept)] if kept else order
+    return order[torch.cat(kept).to(order.device)] if kept else order
 
 
 def _close_pairs(

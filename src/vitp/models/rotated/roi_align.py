@@ -41,10 +41,10 @@ def rotated_roi_align(
     # Half precision has too few digits for positions and sums; autocast would do the same on a GPU.
     features = features_BCHW if features_BCHW.dtype == torch.float64 else features_BCHW.float()
     at_once = max(1, SAMPLED_VALUES // max(1, channels * height * width * sampling_ratio**2))
-    image_K = rois_K6[:, 0].long()
+    image_K, numbers = rois_K6[:, 0].long(), torch.arange(len(features), device=rois_K6.device)
+    counts: list[int] = (image_K == numbers[:, None]).sum(1).tolist()
     parts, places = [], []
-    for image in range(len(features)):
-        own = torch.nonzero(image_K == image)[:, 0]
+    for image, own in enumerate(image_K.argsort(stable=True).split(counts)):
         for some in own.split(at_once) if len(own) else ():
             points = sample_points(rois_K6[some, 1:], (height, width), sampling_ratio)
             sampled = _bilinear(features[image : image + 1], points.to(features) * spatial_scale - 0.5)

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from vitp.core import distributed
-from vitp.core.config import CONFIG_FILE, SettingsModel, load_config, make_config
+from vitp.core.config import CONFIG_FILE, DEVICE_PATTERN, SettingsModel, load_config, make_config
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
@@ -65,9 +65,9 @@ class BenchConfig(SettingsModel):
     """Micro-batches of a step."""
     num_workers: int = Field(0, ge=0, le=512)
     """Processes that prepare batches."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Precision, as `train.precision` of a run."""
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = Field("auto", pattern=DEVICE_PATTERN)
     """Device, as `train.device` of a run."""
     compute: ComputeSettings = Field(default_factory=ComputeSettings)
     """Speed and memory, as `compute` of a run."""

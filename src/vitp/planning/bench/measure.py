@@ -96,8 +96,8 @@ def measured_peak(device: torch.device, dtype: torch.dtype, *, side: int | None 
 
 def synchronize(device: torch.device) -> None:
     """Wait for the device."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def peak_memory(run: Callable[[], object], device: torch.device) -> int:
@@ -219,7 +219,7 @@ class StepRunner:
         self.settings, self.objective = settings, objective.to(self.device).train()
         self.dtype = amp_dtype(settings.precision, self.device)
         trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=self.device.type != "mps")
 
     def step(self, batches: list[Any]) -> float:
         """Make one optimizer step and return the mean loss, having waited for the device."""

@@ -26,7 +26,6 @@ from vitp.runs.assemble import train_parts
 from vitp.runs.finetune import FinetuneConfig, build_run
 from vitp.runs.pretrain import PretrainConfig, build
 from vitp.tasks.base import InputSize
-from vitp.tasks.build import task_of
 
 _SIDE = 64
 """Pixels of a downstream image: four patches of 16 px on a side."""
@@ -177,7 +176,7 @@ def _finetuning(config: FinetuneConfig, out: Path, console: Console | None) -> D
     run = build_run(small_finetune(config))
     result = train_parts(run.parts(), out, console=console)
     test = run.splits["test"]
-    scores = task_of(config.task).evaluate(run.model, subset(test, 2), run.test)
+    scores = run.model.evaluate(subset(test, 2), run.test)
     return DryRun(result.loss, len(run.splits["train"]), len(test), scores)
 
 
