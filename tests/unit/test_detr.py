@@ -38,8 +38,9 @@ from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runs.finetune import run_finetune
 from vitp.runs.finetune_settings import FinetuneConfig
 from vitp.tasks.base import InputSize, TaskBatch, TestSettings, pad_images
+from vitp.tasks.batches import LabelledSamples
 from vitp.tasks.build import NeckSettings, build_model
-from vitp.tasks.data import LabelledSamples, LabelReader
+from vitp.tasks.data import LabelReader
 from vitp.tasks.detr import DETRModel
 from vitp.tasks.graphs import TaskGraph
 from vitp.tasks.sizes import fitted_head
@@ -341,7 +342,7 @@ def planted(folder: Path, count: int = 4) -> LabelledSet:
         items.append(
             LabelledImage(id=str(number), image=str(file), width=SIDE, height=SIDE, objects=tuple(objects))
         )
-    return LabelledSet(name="planted", items=tuple(items))  # type: ignore[call-arg]
+    return LabelledSet(name="planted", items=tuple(items), object_classes=("bar", "box"))
 
 
 @pytest.mark.slow

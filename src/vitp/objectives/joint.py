@@ -133,7 +133,7 @@ def in_short(objectives: Any) -> dict[str, Any]:
     if not isinstance(objectives, Mapping):
         raise ConfigError(
             f"is {objectives!r}",
-            where="objectives",
+            where="objective.weights",
             fix="give names and weights, such as {mae: 1, clip: 0.5}",
         )
     weights = {

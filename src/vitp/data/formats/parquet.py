@@ -359,7 +359,10 @@ def read_parquet(
         try:
             path = write_image(row.values[columns.image], row, columns.image, folder)
         except DataError as error:
-            builder.lose(error.where or "", f"{error.what}; left out")
+            absent = row.values[columns.image] is None  # which is no fault of its label
+            builder.lose(
+                error.where or "", f"{error.what}; left out", str(told.get("scene", "")), absent=absent
+            )
             continue
         split = split_of(str(row.values.get(columns.split) or "")) or row.split
         builder.splits_from = builder.splits_from or ("the table" if split else "")
