@@ -95,8 +95,11 @@ def _keys(
                 seen[inner] = f"`{prefix}{name}`"
                 sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
     yield "\n".join(lines) + "\n"
+    places = [place for place, _, _ in sections]
     for place, inner, held in sections:
-        yield f"#### {place.rstrip('.')}\n"
+        several = places.count(place) > 1 and "kind" in inner.model_fields
+        which = f": {inner.model_fields['kind'].default}" if several else ""
+        yield f"#### {place.rstrip('.')}{which}\n"
         yield from _keys(inner, held, place, seen)
 
 

@@ -62,7 +62,7 @@ def micro_config(task: str, data: Path | None = None) -> FinetuneConfig:
             "resize": {"mode": "fixed", "size": SIZE},
         },
         "train": {
-            "steps": 40 if data is None else 80,
+            "steps": 40 if data is None else 140 if task == "oriented" else 80,
             "val_every": 0,
             "save_every": 1000,
             "threads": 1,
@@ -96,7 +96,7 @@ def large_objects(folder: Path, *, turned: bool, counts: tuple[int, int, int] = 
             centre = np.array(
                 [16 + 32 * (place if number % 2 else rng.uniform()), rng.uniform(18, SIZE - 18)]
             )
-            angle = rng.uniform(-math.pi / 2, math.pi / 2) if turned else 0.0
+            angle = rng.uniform(-0.6, 0.6) if turned else 0.0
             turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
             corners = centre + np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) * sides / 2 @ turn.T
             ImageDraw.Draw(picture).polygon([tuple(map(float, xy)) for xy in corners], fill=BLOCKS[name])

@@ -21,7 +21,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 from rich.console import Console
 
-from tests.e2e.conftest import refused, vitp
+from tests.e2e.conftest import done, refused
 from tests.e2e.micro_tasks import LEAST, SIZE, TASKS, VISION, large_objects, micro_config
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.errors import CheckpointError
@@ -372,13 +372,13 @@ def test_larger_pictures_are_seen_through_windows(deployed: Deployed) -> None:
     assert np.abs(given.objects.boxes_N4 - wanted.boxes_N4.numpy()).max() < 0.1
 
 
-def test_the_command_line_says_what_was_understood(deployed: Deployed, tmp_path: Path) -> None:
+def test_the_command_line_says_what_was_understood(
+    deployed: Deployed, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     if deployed.task != "classification":
         pytest.skip("one task tells")
-    result = vitp("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "64x64", "--batch", "dynamic", "--check-images", 3)  # fmt: skip
-    assert result.code == 0, result.err
-    said = result.out
-    assert f"whose licence ({VISION['licence']}) binds" in " ".join(result.err.split())
+    said = done("export", deployed.run, "--format", "onnx", "--out", tmp_path / "g", "--size", "64x64", "--batch", "dynamic", "--check-images", 3).out  # fmt: skip
+    assert f"whose licence ({VISION['licence']}) binds" in caplog.text
     assert "compared on 3 of 12 images of scenes-port (the val images)" in said
     assert "the graph takes 64×64 px: as asked for" in said
     assert "QGIS's plug-in Deepness can't run it: it has no models that give an image one class" in said
