@@ -39,16 +39,19 @@ from vitp.engine.stopping import Interrupted
 from vitp.metrics.statistics import mean_std
 from vitp.planning.bench.benchmark import circumstances_of
 from vitp.planning.finetune import image_flops
-from vitp.recipes.micro import SMALL_DETECTOR
+from vitp.recipes.micro import SMALL_DETECTOR, SMALL_ORIENTED
 from vitp.recipes.real_images import RealSet, compile_sets
 from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, FinetuneRun, build_run, run_finetune
 from vitp.runs.folder import started
 
 SIMPLE = {"kind": "simple", "options": {"channels": 64}}
-STEPS, BATCH = 300, 8
+STEPS, BATCH = 100, 8
 
 SETS = {
     "dsb2018": RealSet("dsb2018", "coco", 128, 1.0, {"semantic": "both", "licence": "CC0"}, objects=False),
+    "hit_uav": RealSet(
+        "hit_uav", "dota", 128, 1.0, {"classes": "Person,Car,Bicycle,OtherVehicle", "licence": "CC BY 4.0"}
+    ),
 }
 """Sets and their crops, by the name of their folder in `VITP_DATA`."""
 
@@ -76,6 +79,9 @@ class Arm:
 
 _MASKS = ("mask_AP50", "mask_AP", "AP50", "pq", "boundary_AP")
 _PIXELS = ("miou", "boundary_iou", "macro_f1")
+_BOXES, _ORIENTED = ("AP50", "AP", "AP75"), ("AP50", "AP", "AP75")
+_CASCADE = {**SMALL_DETECTOR, "box": {**SMALL_DETECTOR["box"], "kind": "cascade"}}
+_DETR = {"kind": "detr", "width": 64, "heads": 4, "hidden": 256, "finest": 4, "queries": 60}
 ARMS = (
     Arm("dsb2018", "segmentation", "UperNet", {"kind": "upernet", "width": 64}, _PIXELS, SIMPLE),
     Arm("dsb2018", "segmentation", "FPN", {"kind": "fpn", "width": 64}, _PIXELS, SIMPLE),
@@ -93,6 +99,10 @@ ARMS = (
         SIMPLE,
     ),
     Arm("dsb2018", "instance", "EoMT", {"kind": "eomt", "queries": 100}, _MASKS),
+    Arm("hit_uav", "detection", "Cascade R-CNN", _CASCADE, _BOXES, SIMPLE),
+    Arm("hit_uav", "detection", "DETR", _DETR, _BOXES, SIMPLE),
+    Arm("hit_uav", "oriented", "Oriented R-CNN", SMALL_ORIENTED, _ORIENTED, SIMPLE),
+    Arm("hit_uav", "oriented", "DETR", _DETR, _ORIENTED, SIMPLE),
 )
 
 

@@ -18,7 +18,7 @@ from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, task_of
 from vitp.tasks.data import LabelReader
 
-OBJECTIVES = tuple(SETTINGS)
+OBJECTIVES = tuple(name for name in SETTINGS if name != "joint")  # whose batches are those of others
 TASKS = tuple(TASK_MODELS)
 LANGUAGE = {
     "hidden_size": 32,

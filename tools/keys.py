@@ -95,8 +95,11 @@ def _keys(
                 seen[inner] = f"`{prefix}{name}`"
                 sections.append((f"{prefix}{name}.", inner, value if isinstance(value, BaseModel) else None))
     yield "\n".join(lines) + "\n"
+    places = [place for place, _, _ in sections]
     for place, inner, held in sections:
-        yield f"#### {place.rstrip('.')}\n"
+        several = places.count(place) > 1 and "kind" in inner.model_fields
+        which = f": {inner.model_fields['kind'].default}" if several else ""
+        yield f"#### {place.rstrip('.')}{which}\n"
         yield from _keys(inner, held, place, seen)
 
 
@@ -132,6 +135,8 @@ def _shown(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_shown, value))}]"
+    if isinstance(value, BaseModel):  # in a list, whose entries have their own keys below
+        return _shown(value.model_dump(exclude_defaults=True))
     if isinstance(value, dict):
         return f"{{{', '.join(f'{key}: {_shown(part)}' for key, part in value.items())}}}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

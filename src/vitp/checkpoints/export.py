@@ -45,7 +45,7 @@ from vitp.core.files import atomic_dir, write_json, write_text
 from vitp.core.targets import check_folder
 from vitp.core.tensors import save_tensors
 from vitp.core.version import __version__
-from vitp.models.adapting import FILE, FOLDER
+from vitp.models.adapting import ADAPT_FILE, ADAPT_FOLDER
 from vitp.models.vision import VisionTower
 
 # In a folder of its own: timm 1.0.20 to 1.0.24 fails on two .safetensors files beside each other.
@@ -96,8 +96,8 @@ def export_backbone(
         raise CheckpointError(
             f"has {tower.config.adapt.kind} beside the weights of its ViT, which can't be merged into them",
             where=str(source),
-            fix=f"finetune or probe it as it is, or take {FOLDER}/{FILE} of its model onto the ViT it was trained on "
-            "(adapt.init)",
+            fix=f"finetune or probe it as it is, or take {ADAPT_FOLDER}/{ADAPT_FILE} of its model onto the ViT it was trained on "
+            "(model.adapt.init)",
         )
     warn_of_licence(tower.config)
     with atomic_dir(out) as temporary:

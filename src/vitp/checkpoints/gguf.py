@@ -2,7 +2,7 @@
 
 A GGUF file holds weights of few bits. They are written out in float32, in transformers' layout, so that everything that
 takes a folder with a language model takes them (`vitp swap MODEL OUT --language FOLDER`). The folder lies in
-`$XDG_CACHE_HOME/vitp` (`~/.cache/vitp`) under the digest of the GGUF file; its weights carry a digest of their own, and
+`$VITP_CACHE` (`~/.cache/vitp`) under the digest of the GGUF file; its weights carry a digest of their own, and
 are made again where they aren't as they were written.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import os
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -25,7 +24,7 @@ from vitp.checkpoints.description import CONFIG
 from vitp.checkpoints.tensors import WEIGHTS, write_tensors
 from vitp.core import sealed
 from vitp.core.errors import CheckpointError, ConfigError, DamagedError, did_you_mean
-from vitp.core.files import atomic_dir, sha256, write_json
+from vitp.core.files import atomic_dir, sha256, user_cache, write_json
 from vitp.core.tensors import unique_state
 
 _log = logging.getLogger("vitp")
@@ -77,11 +76,6 @@ def packaged_language(name: str) -> PackagedLanguage:
     return LANGUAGES[name]
 
 
-def cache_folder() -> Path:
-    """Return the folder of what is made once and can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitp"
-
-
 def gguf_file(source: PackagedLanguage) -> Path:
     """Return the GGUF file of an installed package.
 
@@ -110,7 +104,7 @@ def dequantised(source: PackagedLanguage) -> Path:
         CheckpointError: Its file can't be read.
     """
     file = gguf_file(source)
-    folder = cache_folder() / f"{source.title}-{sha256(file)[:16]}"
+    folder = user_cache() / f"{source.title}-{sha256(file)[:16]}"
     if folder.is_dir():
         try:
             sealed.check(folder / WEIGHTS)

@@ -267,6 +267,11 @@ def from_timm(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {VISION + name: tensor for name, tensor in weights.items()}
 
 
+def added(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what a tower holds beside its timm model (`vitp.models.adapt`), named as ours."""
+    return {TOWER + name: tensor for name, tensor in weights.items() if name.startswith("adapt.")}
+
+
 def part_of(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """Return the weights whose names begin with the prefix, without it."""
     return {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}

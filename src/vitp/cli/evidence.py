@@ -53,6 +53,16 @@ def register(app: typer.Typer) -> None:
     app.command("features", cls=ListCommand, rich_help_panel=JUDGE)(features_command)
 
 
+_Points = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
+    ),
+]
+
+
 def probe_command(
     backbone: Annotated[str, typer.Argument(help='Export, run or model folder, "starter" or "random".')],
     data: Annotated[Path, typer.Argument(help="Folder made by `vitp data compile`.")],
@@ -67,14 +77,7 @@ def probe_command(
     view: Annotated[
         Literal["whole", "tiles"], typer.Option(help="whole: images are resized; tiles: cut into tiles.")
     ] = "whole",
-    points: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=1000,
-            help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
-        ),
-    ] = 0,
+    points: _Points = 0,
     missing_bands: Annotated[
         Literal["error", "zero"],
         typer.Option(help="zero: bands that the data lack are 0, for models with band dropout."),
@@ -90,32 +93,48 @@ def probe_command(
     With --compare also the differences, with intervals over random draws of the test images.
     """
     from vitp.core.targets import check_output_file
+
+    if out is not None:
+        check_output_file(out, "JSON")
+    names = [backbone, *(compare or [])]
+    if looks:
+        results = _looks(names, data)
+    else:
+        draws = {"seeds": tuple(range(seeds)), "labels_per_seed": amount_of(labels), "points": points}
+        results = _probes(names, data, draws, view=view, missing_bands=missing_bands)
+    write_result(out, results)
+
+
+def _probes(
+    names: list[str],
+    data: Path,
+    draws: dict[str, Any],
+    *,
+    view: Literal["whole", "tiles"],
+    missing_bands: Literal["error", "zero"],
+) -> dict[str, Any]:
+    """Probe each backbone, print a table of each and their differences, and return the numbers."""
     from vitp.data.formats.vitp_labels import read_compiled
     from vitp.evaluation.features import probe_data
     from vitp.evaluation.outcomes import Outcomes, difference_table, differences_json, over_images
     from vitp.evaluation.probes import probe_outcomes
     from vitp.evaluation.robustness_comparison import tower_to_probe
 
-    if out is not None:
-        check_output_file(out, "JSON")
-    if looks:
-        write_result(out, _looks([backbone, *(compare or [])], data))
-        return
-    labelled, console, results = read_compiled(data), make_console(), {}
+    labelled, console = read_compiled(data), make_console()
+    results: dict[str, Any] = {}
     outcomes: list[list[Outcomes]] = []
-    for name in [backbone, *(compare or [])]:
+    for name in names:
         tower = tower_to_probe(name, labelled.channels if missing_bands == "error" else None)
         features = probe_data(tower, labelled, view=view, missing_bands=missing_bands)
-        draws = tuple(range(seeds))
-        table, found = probe_outcomes(features, seeds=draws, labels_per_seed=amount_of(labels), points=points)
+        table, found = probe_outcomes(features, **draws)
         console.print(table.to_rich(title=f"{name}: probes of the frozen features on {labelled.name}"))
         results[name] = table.to_json()
         outcomes.append(found)
-    for name, found in zip(compare or [], outcomes[1:], strict=True):
+    for name, found in zip(names[1:], outcomes[1:], strict=True):
         differences = over_images([outcomes[0]], [found])
-        console.print(difference_table(differences, f"{backbone} - {name}"))
+        console.print(difference_table(differences, f"{names[0]} - {name}"))
         results[name]["differences"] = differences_json(differences)
-    write_result(out, results)
+    return results
 
 
 def _looks(names: list[str], data: Path) -> dict[str, Any]:

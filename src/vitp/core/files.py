@@ -164,6 +164,12 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def user_cache() -> Path:
+    """Return the folder of what can be made again: `$VITP_CACHE`, else `vitp` in the user's cache folder."""
+    own = os.environ.get("VITP_CACHE")
+    return Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitp"
+
+
 def inner_path(name: str) -> str:
     """Return a relative path that stays in the folder it is joined to, for a name that others chose.
 

@@ -127,8 +127,12 @@ def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileS
         )
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with leftovers.temporary_folder(job.out.name, job.out.parent) as folder:
-        whole = read_labels("parquet", source, **options, images_to=folder)
-        return _compile_read(replace(job, inside=folder), whole)
+        try:
+            whole = read_labels("parquet", source, **options, images_to=folder)
+            return _compile_read(replace(job, inside=folder), whole)
+        except DataError as error:  # the folder is gone when it is read
+            where = (error.where or "").replace(str(folder), str(source))
+            raise DataError(error.what, where=where, fix=error.fix) from error
 
 
 def _compile_read(job: _Job, whole: LabelledSet) -> CompileSummary:

@@ -61,7 +61,7 @@ def with_locations(text: str, count: int, *, points: bool = False) -> str:
 
 
 def without_locations(text: str, count: int) -> str:
-    """Return a text with its location tokens as coordinates: lists of lists in `<box>` and `<quad>`, points, numbers."""
+    """Return a text with its location tokens as coordinates, in the form of answers."""
     if not count:
         return text
 

@@ -36,6 +36,8 @@ _OUTPUTS = {
     "suppression of overlapping rows",
     "instance": "`detections` ({batch}, 4 + {classes}, rows): centre x and y, width, height, scores; `masks` "
     "({batch}, rows, cells, cells): the mask of each row's class in its box, on 0..1",
+    "queries": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
+    "cells, cells): logits of the whole image, to be enlarged to it",
     "oriented": "`detections` ({batch}, 4 + {classes} + 1, rows): centre x and y, longer and shorter side, scores, "
     "angle in radians, clockwise; before the suppression of overlapping rows",
 }
@@ -127,7 +129,7 @@ def _what_it_takes(contract: GraphContract) -> str:
             "Inside",
             f"normalisation (mean {_numbers(contract.mean)}, std {_numbers(contract.std)}), network, decoding",
         ),
-        ("Output", _OUTPUTS[contract.task].format(**values)),
+        ("Output", _OUTPUTS["queries" if contract.mask_patch else contract.task].format(**values)),
         ("Images first get", first),
         ("Larger than the graph", f"windows that overlap by {contract.overlap:.0%}, merged by the runtime"),
         ("Smaller than the graph", "black at the bottom and the right"),

@@ -43,7 +43,7 @@ _CELL = re.compile(r"row (\d+), column (\d+)", re.I)
 _NUMBERS = re.compile(r"\d+")
 _BATCH = 8
 
-Place = tuple[float, float, float, float]
+Spot = tuple[float, float, float, float]
 """x1, y1, x2, y2 of the place asked about, 0..1 of the image."""
 
 
@@ -63,11 +63,11 @@ class PlaceQuestion:
     record: InstructionRecord
     task: str
     label: str
-    place: Place | None
+    place: Spot | None
 
 
 @dataclass(frozen=True)
-class Look:
+class PlaceScore:
     """What was found of one task, shares on 0..1.
 
     Attributes:
@@ -106,7 +106,7 @@ class Look:
         return {**asdict(self), "looks": self.looks}
 
 
-class Reader(Protocol):
+class PlaceReader(Protocol):
     """What is measured: a vision-language model, or in tests a rule."""
 
     side: int
@@ -148,7 +148,7 @@ class ModelReader:
     def likelihoods(
         self, records: Sequence[InstructionRecord], tiles: Sequence[np.ndarray | None]
     ) -> list[tuple[bool, float]]:
-        """See `Reader`."""
+        """See `PlaceReader`."""
         none = np.zeros((1, self.vlm.vision.num_channels, self.side, self.side), np.uint8)
         encoded = [self.chat.encode(record, [1]) for record in records]
         count = self.chat.tokens_per_tile
@@ -181,7 +181,7 @@ class ModelReader:
 
     @torch.no_grad()
     def attention(self, record: InstructionRecord, tiles: np.ndarray) -> np.ndarray | None:
-        """See `Reader`."""
+        """See `PlaceReader`."""
         prompt = self.chat.encode_prompt(record.turns[0].question, [1])
         device = next(self.vlm.parameters()).device
         places = torch.from_numpy(np.flatnonzero(prompt.image_N)).to(device)
@@ -205,7 +205,7 @@ class ModelReader:
         return torch.stack(found).cpu().numpy()
 
     def write(self, record: InstructionRecord, tiles: np.ndarray) -> str:
-        """See `Reader`."""
+        """See `PlaceReader`."""
         picture = Image.fromarray(tiles[0].transpose(1, 2, 0)[..., :3].copy())
         assistant = Assistant(self.vlm, self.chat, next(self.vlm.parameters()).device, max_tiles=1)
         return assistant.answer([picture], record.turns[0].question, max_new_tokens=60)
@@ -253,7 +253,7 @@ def place_questions(
             yield PlaceQuestion(index, alone, task, label, _place(task, text, grid))
 
 
-def _place(task: str, question: str, grid: int) -> Place | None:
+def _place(task: str, question: str, grid: int) -> Spot | None:
     if task == "cell" and (found := _CELL.search(question)):
         row, column = int(found[1]) - 1, int(found[2]) - 1
         return column / grid, row / grid, (column + 1) / grid, (row + 1) / grid
@@ -266,8 +266,8 @@ def _place(task: str, question: str, grid: int) -> Place | None:
 
 
 def measure_looks(
-    reader: Reader, labelled: LabelledSet, count: int = 200, *, seed: int = 0, wordings: int = 1
-) -> list[Look]:
+    reader: PlaceReader, labelled: LabelledSet, count: int = 200, *, seed: int = 0, wordings: int = 1
+) -> list[PlaceScore]:
     """Ask about places of held-out images, and return what was found of each task that the labels allow.
 
     Args:
@@ -299,35 +299,35 @@ def measure_looks(
     return found
 
 
-def _seen_by(reader: Reader) -> SeenBands:
+def _seen_by(reader: PlaceReader) -> SeenBands:
     channels = reader.vlm.vision.in_channels if isinstance(reader, ModelReader) else None
     return PICTURES if channels is None else SeenBands(channels)
 
 
 def _measured(
-    reader: Reader,
+    reader: PlaceReader,
     task: str,
     asked: Sequence[PlaceQuestion],
     tiles: dict[int, np.ndarray],
     other: dict[int, int],
     rng: np.random.Generator,
-) -> Look:
+) -> PlaceScore:
     right = [tiles[one.image] for one in asked]
     shuffled = [tiles[other[one.image]] for one in asked]
     labels = [one.label for one in asked]
     if task == "box":
         grey = [np.full_like(tile, 110) for tile in right]
         shares = [
-            balanced(
+            by_class_alike(
                 [_box_is_right(reader, one, tile) for one, tile in zip(asked, shown, strict=True)], labels
             )
             for shown in (right, shuffled, grey)
         ]
-        return Look(task, len(asked), len(set(labels)), *shares)
+        return PlaceScore(task, len(asked), len(set(labels)), *shares)
     blind: list[np.ndarray | None] = [None] * len(asked)
     answers = [_all(reader, asked, shown) for shown in (right, shuffled, blind)]
-    shares = [balanced([is_right for is_right, _ in one], labels) for one in answers]
-    look = Look(task, len(asked), len(set(labels)), *shares)
+    shares = [by_class_alike([is_right for is_right, _ in one], labels) for one in answers]
+    look = PlaceScore(task, len(asked), len(set(labels)), *shares)
     before = np.array([nll for _, nll in answers[0]])
     rises = []
     for elsewhere in (False, True):
@@ -347,7 +347,7 @@ def _measured(
     return replace(look, asked=rises[0], elsewhere=rises[1], attention=attention)
 
 
-def balanced(right: Sequence[bool], labels: Sequence[str]) -> float:
+def by_class_alike(right: Sequence[bool], labels: Sequence[str]) -> float:
     """Return the mean over the classes of the share of right answers about each."""
     by_class: dict[str, list[bool]] = {}
     for is_right, label in zip(right, labels, strict=True):
@@ -356,7 +356,7 @@ def balanced(right: Sequence[bool], labels: Sequence[str]) -> float:
 
 
 def _all(
-    reader: Reader, asked: Sequence[PlaceQuestion], shown: Sequence[np.ndarray | None]
+    reader: PlaceReader, asked: Sequence[PlaceQuestion], shown: Sequence[np.ndarray | None]
 ) -> list[tuple[bool, float]]:
     found: list[tuple[bool, float]] = []
     for begin in range(0, len(asked), _BATCH):
@@ -365,23 +365,23 @@ def _all(
     return found
 
 
-def _box_is_right(reader: Reader, one: PlaceQuestion, tile: np.ndarray) -> bool:
+def _box_is_right(reader: PlaceReader, one: PlaceQuestion, tile: np.ndarray) -> bool:
     return score_answer("box", reader.write(one.record, tile), one.record.turns[0].answer) > 0
 
 
-def _pixels(place: Place, side: int) -> tuple[slice, slice]:
+def _pixels(place: Spot, side: int) -> tuple[slice, slice]:
     x1, y1 = (int(value * side) for value in place[:2])
     x2, y2 = (max(low + 1, round(value * side)) for low, value in zip((x1, y1), place[2:], strict=True))
     return slice(y1, y2), slice(x1, x2)
 
 
-def _greyed(tile: np.ndarray, place: Place) -> np.ndarray:
+def _greyed(tile: np.ndarray, place: Spot) -> np.ndarray:
     changed = tile.copy()
     changed[..., *_pixels(place, tile.shape[-1])] = 110
     return changed
 
 
-def _elsewhere(place: Place, rng: np.random.Generator) -> Place:
+def _elsewhere(place: Spot, rng: np.random.Generator) -> Spot:
     """Return a place of the same size that overlaps as little of the given one as any of 16 random ones."""
     width, height = place[2] - place[0], place[3] - place[1]
     corners = rng.random((16, 2)) * (max(0.0, 1 - width), max(0.0, 1 - height))
@@ -390,7 +390,7 @@ def _elsewhere(place: Place, rng: np.random.Generator) -> Place:
     return float(x), float(y), float(x + width), float(y + height)
 
 
-def _lift(attention_Lhw: np.ndarray | None, place: Place) -> np.ndarray | None:
+def _lift(attention_Lhw: np.ndarray | None, place: Spot) -> np.ndarray | None:
     """Return of each layer the mean attention to the place's tokens over that to all image tokens."""
     if attention_Lhw is None:
         return None

@@ -64,7 +64,10 @@ class PointPrompt:
             ConfigError: There is no prompt; see `_prompts`.
         """
         cuts = np.array([self.threshold])
-        found = [(view, _overlaps(*parts, cuts)[0]) for view, *parts in _prompts(features, views, self)]
+        found = [
+            (view, _overlaps(cosine_N, true_N, cuts)[0])
+            for view, cosine_N, true_N in _prompts(features, views, self)
+        ]
         _check(len(found), self.points)
         return torch.tensor([view for view, _ in found]), torch.tensor([value for _, value in found])
 
@@ -76,8 +79,8 @@ def fit_threshold(features: Features, views: Tensor, points: int, seed: int) -> 
         ConfigError: No class has more patches in a view than a prompt has points.
     """
     empty, found = PointPrompt(points, 0.0, seed), []
-    for _, *parts in _prompts(features, views, empty):
-        found.append(_overlaps(*parts, THRESHOLDS))
+    for _, cosine_N, true_N in _prompts(features, views, empty):
+        found.append(_overlaps(cosine_N, true_N, THRESHOLDS))
         if len(found) == _MOST_PROMPTS:
             break
     _check(len(found), points)

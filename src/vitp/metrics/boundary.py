@@ -29,7 +29,8 @@ def boundary_of(mask_HW: np.ndarray, distance: int) -> np.ndarray:
     inner_HW: np.ndarray = ndimage.minimum_filter(
         mask_HW.astype(np.uint8), size=2 * distance + 1, mode="constant", cval=0
     )
-    return mask_HW & (inner_HW == 0)
+    outline_HW: np.ndarray = mask_HW & (inner_HW == 0)
+    return outline_HW
 
 
 def boundary_width(height: int, width: int) -> int:

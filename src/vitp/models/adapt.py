@@ -52,7 +52,7 @@ class AdapterSettings(AdaptSettings):
     """Of the bottleneck's output."""
 
 
-def kind_of(value: Any) -> Any:
+def adapt_kind(value: Any) -> Any:
     """Return the kind in such settings, validated or not."""
     return value.get("kind") if isinstance(value, Mapping) else getattr(value, "kind", None)
 
@@ -62,7 +62,7 @@ _Attached = (
     | Annotated[AdapterSettings, Tag("adapters")]
     | Annotated[AdapterSettings, Tag("gates")]
 )
-Attached = Annotated[_Attached, Discriminator(kind_of)]
+Attached = Annotated[_Attached, Discriminator(adapt_kind)]
 """What is kept beside a tower; low-rank updates are merged into it (`vitp.models.adapting`)."""
 
 
@@ -118,14 +118,16 @@ class Adapter(nn.Module):
 
     def beside(self, mlp: nn.Module, arguments: tuple[Any, ...], output_BLD: Tensor) -> Tensor:
         """Add to the output of a module what its input gives."""
-        return output_BLD + self(arguments[0])
+        sum_BLD: Tensor = output_BLD + self(arguments[0])
+        return sum_BLD
 
     def after(self, block: nn.Module, arguments: tuple[Any, ...], output_BLD: Tensor) -> Tensor:
         """Add to the output of a module what it gives itself."""
-        return output_BLD + self(output_BLD)
+        sum_BLD: Tensor = output_BLD + self(output_BLD)
+        return sum_BLD
 
 
-class Gate(Adapter):
+class GatedMemory(Adapter):
     """x + α · attention(norm(x), memory) with α = 0 at first."""
 
     def __init__(self, width: int, tokens: int, heads: int) -> None:
@@ -164,7 +166,7 @@ def attach(vit: Any, settings: PromptSettings | AdapterSettings) -> nn.ModuleDic
                 block.attn.num_prefix_tokens += settings.count
             found[str(number)] = prompts
         elif settings.kind == "gates":
-            found[str(number)] = gate = Gate(width, settings.width, block.attn.num_heads)
+            found[str(number)] = gate = GatedMemory(width, settings.width, block.attn.num_heads)
             block.register_forward_hook(gate.after)
         else:
             found[str(number)] = adapter = Adapter(width, settings.width, settings.scale)

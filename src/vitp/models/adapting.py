@@ -1,7 +1,7 @@
 """Training few parameters of a vision tower: which, that the others don't change, and their file.
 
-`model/adapt/adapt.safetensors` of a run holds all that was trained of the tower and nothing else; it fits the tower that
-the run began with, whose other weights it names by a hash.
+`model/adapt/adapt.safetensors` of a run holds all that was trained of the tower and nothing else. It fits the tower
+that the run began with, whose other weights it names by a hash.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import nn
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.core.sealed import read_metadata
 from vitp.core.tensors import load_tensors, save_tensors, tensor_bytes
-from vitp.models.adapt import AdapterSettings, PromptSettings, kind_of
+from vitp.models.adapt import AdapterSettings, PromptSettings, adapt_kind
 from vitp.models.lora import VisionLoRASettings, add_lora
 from vitp.models.vision import VisionTower
 
-FILE = "adapt.safetensors"
-FOLDER = "adapt"
+ADAPT_FILE = "adapt.safetensors"
+ADAPT_FOLDER = "adapt"
 """Beside the weights of a model: timm fails on two files of weights in one folder."""
 
 
@@ -40,7 +40,7 @@ AnyAdapt = Annotated[
         | Annotated[PromptSettings, Tag("prompts")]
         | Annotated[AdapterSettings, Tag("adapters")]
         | Annotated[AdapterSettings, Tag("gates")],
-        Discriminator(kind_of),
+        Discriminator(adapt_kind),
     ]
     | None,
     BeforeValidator(_by_kind),
@@ -60,7 +60,7 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
     if isinstance(settings, VisionLoRASettings):
         if tower.config.adapt is not None:
             raise ConfigError(
-                _HAS_OTHERS.format(tower.config.adapt.kind), where="adapt", fix="choose that kind"
+                _HAS_OTHERS.format(tower.config.adapt.kind), where="model.adapt", fix="choose that kind"
             )
         add_lora(tower, settings)
     else:
@@ -72,7 +72,7 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
         elif tower.config.adapt != kept:
             raise ConfigError(
                 _HAS_OTHERS.format(tower.config.adapt.kind),
-                where="adapt",
+                where="model.adapt",
                 fix="give the settings that it was made with",
             )
         assert tower.adapt is not None
@@ -107,9 +107,9 @@ def save_adapt(folder: Path, tower: VisionTower) -> None:
     settings: Any = tower.tuned_by or tower.config.adapt
     if settings is None:
         return
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    (folder / ADAPT_FOLDER).mkdir(parents=True, exist_ok=True)
     metadata = {"settings": settings.model_dump_json(exclude={"init"}), "base": base_digest(tower)}
-    save_tensors(folder / FOLDER / FILE, own_part(tower), metadata)
+    save_tensors(folder / ADAPT_FOLDER / ADAPT_FILE, own_part(tower), metadata)
 
 
 def adapt_file(place: Path) -> Path:
@@ -118,11 +118,16 @@ def adapt_file(place: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    for file in (place, place / FILE, place / FOLDER / FILE, place / "model" / FOLDER / FILE):
+    for file in (
+        place,
+        place / ADAPT_FILE,
+        place / ADAPT_FOLDER / ADAPT_FILE,
+        place / "model" / ADAPT_FOLDER / ADAPT_FILE,
+    ):
         if file.is_file():
             return file
     raise CheckpointError(
-        f"holds no {FILE}",
+        f"holds no {ADAPT_FILE}",
         where=str(place),
         fix="name a run with model.adapt (or backbone.adapt), or its file",
     )
@@ -130,7 +135,7 @@ def adapt_file(place: Path) -> Path:
 
 def added_weights(folder: Path) -> dict[str, torch.Tensor]:
     """Return what was added to the tower of a model folder, by name in the tower; nothing where its file isn't."""
-    file = folder / FOLDER / FILE
+    file = folder / ADAPT_FOLDER / ADAPT_FILE
     return load_tensors(file, wanted=lambda name: name.startswith(_ADDED)) if file.is_file() else {}
 
 

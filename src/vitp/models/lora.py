@@ -50,12 +50,12 @@ def add_lora(tower: VisionTower, config: VisionLoRASettings) -> None:
     Raises:
         ConfigError: peft is not installed, a target is no linear layer, or there are fewer blocks.
     """
-    peft = need("lora", "peft", "adapt", ConfigError)
+    peft = need("lora", "peft", "model.adapt", ConfigError)
     adapted = tower.num_layers - config.unfrozen_blocks
     if adapted < 0:
         raise ConfigError(
             f"the tower has {tower.num_layers} blocks, {config.unfrozen_blocks} can't be unfrozen",
-            where="adapt.unfrozen_blocks",
+            where="model.adapt.unfrozen_blocks",
             fix=f"use 0 to {tower.num_layers}",
         )
     names = [
@@ -92,7 +92,7 @@ def _linear_layers(tower: VisionTower, block: int, target: str) -> list[str]:
         linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
         raise ConfigError(
             f"blocks.{block}.{target} is no linear layer of the tower",
-            where="adapt.targets",
+            where="model.adapt.targets",
             fix=f"use one of {', '.join(linear)}",
         )
     return [f"blocks.{block}.{part}" for part in parts]

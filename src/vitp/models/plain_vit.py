@@ -68,7 +68,8 @@ class TokenGrid:
         """Return the tokens with queries, the same for each image, between prefix and patches; nothing turns them."""
         patches_BND, rotary = self.patches_BND, self.rotary
         prefix_BPD = self.tokens_BLD[:, : self.tokens_BLD.shape[1] - patches_BND.shape[1]]
-        queries_BQD = queries_QD.to(patches_BND.dtype).expand(len(patches_BND), -1, -1)
+        # An exporter takes `len` for a number of its own, and the batch is to have any.
+        queries_BQD = queries_QD.to(patches_BND.dtype).expand(patches_BND.shape[0], -1, -1)
         if rotary is not None:
             # Sines and cosines of no angle: blocks turn all that follows their prefix.
             sine, cosine = rotary[..., :1, :].chunk(2, dim=-1)

@@ -191,7 +191,7 @@ class VisionTower(PlainViT):
         if enabled and isinstance(adapt, PromptSettings) and not adapt.deep:
             raise ConfigError(
                 "shallow prompts go from block to block, so that a block can't be computed again alone",
-                where="gradient_checkpointing",
+                where="model.gradient_checkpointing",
                 fix="leave it out, or give each block its own (deep: true)",
             )
         self.recompute_contexts = None

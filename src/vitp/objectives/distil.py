@@ -52,7 +52,7 @@ from vitp.objectives.teachers import (
     FURTHER,
     MATCHES,
     START,
-    Teacher,
+    TeacherModel,
     TeacherSettings,
     observed,
     open_teacher,
@@ -120,6 +120,10 @@ class DistilSettings(ObjectiveSettings):
         tower: Backbone = seeded_tower(run)
         if self.student is not None:
             given = self.student
+            if run._tower is not None:
+                raise ConfigError(
+                    "a student of its own shares no tower with other objectives", where="objective.student"
+                )
             tower = timm_student(given.architecture, given.weights, given.image_size, run.model.channels)
         if run.model.gradient_checkpointing and any(teacher.attention for teacher in self.teachers):
             raise ConfigError(
@@ -237,7 +241,7 @@ class DistilObjective(ImageObjective):
         found, self.taught_sets = [], []
         for settings in config.teachers:
             backbone = open_teacher(settings, tower, tower.in_channels)
-            found.append(Teacher(backbone, settings, tower, config.student_layer))
+            found.append(TeacherModel(backbone, settings, tower, config.student_layer))
             for name in settings.sets:
                 if name not in sets:
                     hint = did_you_mean(name, sets) or f"sets are: {', '.join(sets)}"
@@ -255,9 +259,9 @@ class DistilObjective(ImageObjective):
         }
         self._flops: dict[Any, float] = {}
 
-    def teachers(self) -> list[Teacher]:
+    def teachers(self) -> list[TeacherModel]:
         """Return the teachers, in the order of the settings."""
-        return cast(list[Teacher], list(self.taught_by))
+        return cast(list[TeacherModel], list(self.taught_by))
 
     def _name(self, match: str, number: int) -> str:
         return match if len(self.config.teachers) == 1 else f"{match} {number + 1}"

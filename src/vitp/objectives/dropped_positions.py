@@ -1,4 +1,4 @@
-"""DropPos (Wang et al., 2023): the tower sees some patches, most of them without their positions, and says where they lie.
+"""DropPos (Wang et al., 2023): the tower sees some patches, most without their positions, and says where they lie.
 
 Each visible patch without a position is one of N cells; the loss is −Σ_j q_ij log p_ij with targets
 q_ij ∝ exp(−d_ij² / σ²), d the distance of two cells and σ falling to 0 (one-hot) over the run.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,6 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitp.core.errors import ConfigError
-from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.models.plain_vit import TokenGrid
 from vitp.models.vision import VisionTower
@@ -35,14 +34,12 @@ from vitp.objectives.image_base import (
     tower_flops,
 )
 from vitp.objectives.image_rows import ImageSamples, view_generator
-from vitp.objectives.masked_image import MaskedImageSettings, MaskedViews
+from vitp.objectives.masked_image import MaskedBatch, MaskedImageSettings, MaskedViews
 from vitp.objectives.settings import ObjectiveParts, ObjectiveSettings, RunSettings
 
 
 class DroppedPositionSettings(ObjectiveSettings):
     """Positions of patches as the target."""
-
-    former_keys: ClassVar[Mapping[str, str]] = {}
 
     name: Literal["droppos"] = "droppos"
     """Positions of patches as the target."""
@@ -69,22 +66,16 @@ class DroppedPositionSettings(ObjectiveSettings):
 
 
 @dataclass(frozen=True)
-class PlacedBatch(TensorFields):
+class PlacedBatch(MaskedBatch):
     """Images, which of their patches the tower sees, and which of these have lost their position.
 
     Attributes:
-        tiles_BCHW: uint8.
-        keep_BK: Indices of the visible patches, ascending, int64.
         lost_BK: True where the position is to be found.
         step: Optimizer step, which the smoothing follows.
-        record_names: Ids of the images, for messages.
     """
 
-    tiles_BCHW: Tensor
-    keep_BK: Tensor
     lost_BK: Tensor
     step: int
-    record_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -93,14 +84,14 @@ class PlacedViews(MaskedViews):
 
     positions: float = 0.75
 
-    def __call__(self, samples: ImageSamples, step: int) -> PlacedBatch:  # type: ignore[override]
+    def __call__(self, samples: ImageSamples, step: int) -> PlacedBatch:
         """Return the batch of some images."""
         masked = super().__call__(samples, step)
         lost_BK = torch.ones(masked.keep_BK.shape, dtype=torch.bool)
         for row, sample in enumerate(samples):
             rng = view_generator(sample).spawn(1)[0]
             lost_BK[row, torch.from_numpy(surviving_tokens(lost_BK.shape[1], self.positions, rng))] = False
-        return PlacedBatch(masked.tiles_BCHW, masked.keep_BK, lost_BK, step, masked.record_names)
+        return PlacedBatch(masked.tiles_BCHW, masked.keep_BK, masked.record_names, lost_BK, step)
 
     def describe(self) -> Mapping[str, Any]:
         """Return what decides the batch."""

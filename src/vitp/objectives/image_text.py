@@ -85,7 +85,7 @@ class ImageTextSettings(ObjectiveSettings):
     vectors: str | None = None
     """For `text: vectors`: a safetensors file with a vector of each image's description, under the image's id."""
     image_share: Share = 0.5
-    """Share of the softmax that looks for the text of an image (ConVIRT's λ); the rest looks for the image of a text."""
+    """Share of the softmax that looks for the text of an image (ConVIRT's λ); the rest looks for a text's image."""
     language: str = "starter"
     """"starter" or a folder with a vision-language model: gives the tokenizer, and the language model."""
     causal: bool = True
@@ -268,8 +268,8 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
 def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, image_share: float = 0.5) -> Tensor:
     """Return CLIP's loss, summed over this rank's pairs.
 
-    For each pair the (weighted) mean of two cross-entropies: which of all texts belongs to the image, and which of all images to
-    the text. "All" are those of the micro-batch on all ranks.
+    For each pair the (weighted) mean of two cross-entropies: which of all texts belongs to the image, and which of
+    all images to the text. "All" are those of the micro-batch on all ranks.
 
     Args:
         image_BE: Unit vectors of the images.

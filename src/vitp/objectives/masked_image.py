@@ -1,7 +1,7 @@
 """Masked image modelling (MAE, He et al., 2022): the encoder sees a few patches, a light decoder paints the others.
 
-With `hide: replace` it restores a corrupted image instead, as SiT's group masked learning does (Atito et al., 2021): the
-encoder sees all places, some of them with the pixels of others. SiT's second term is `simclr` beside it.
+With `hide: replace` it restores a corrupted image instead, as SiT does (Atito et al., 2021): the encoder sees all
+places, some of them with the pixels of others. SiT's second term is contrast beside it.
 
 Shapes: B images, H × W pixels, N patches of P × P pixels, K visible patches, D width of the tower, W of the decoder.
 """

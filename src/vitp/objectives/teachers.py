@@ -75,7 +75,7 @@ class TeacherSettings(SettingsModel):
         return self
 
 
-class Teacher(nn.Module):
+class TeacherModel(nn.Module):
     """A frozen backbone that gives targets.
 
     Args:
@@ -114,7 +114,7 @@ class Teacher(nn.Module):
         averages = settings.source == AVERAGE and settings.past
         self.past = copy.deepcopy(backbone) if averages else None
 
-    def train(self, mode: bool = True) -> Teacher:
+    def train(self, mode: bool = True) -> TeacherModel:
         """Stay in eval mode."""
         return super().train(False)
 
@@ -228,6 +228,10 @@ def observed(
     may not have.
     """
     if not attention:
+        if isinstance(backbone, VisionTower) and layer in (-1, backbone.num_layers - 1):
+            tokens_BND, step = backbone.forward_tokens(image_BCHW), backbone.patch_size
+            grid = (image_BCHW.shape[-2] // step, image_BCHW.shape[-1] // step)
+            return tokens_BND.mT.unflatten(2, grid), None
         return backbone.forward_features(image_BCHW, [layer])[0], None
     assert isinstance(backbone, VisionTower)
     with backbone.attention_of(layer) as seen:

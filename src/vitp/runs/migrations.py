@@ -53,7 +53,7 @@ def pretraining_values(values: Mapping[str, Any]) -> dict[str, Any]:
     told += _with_adapt(found)
     if "objectives" in found:
         if "objective" in found:
-            raise ConfigError("stands beside objective", where="objectives", fix="leave one of them out")
+            raise ConfigError("stands beside objectives", where="objective", fix="leave one of them out")
         found["objective"] = in_short(found.pop("objectives"))
     objective = found.pop("objective", {})
     if isinstance(objective, str):

@@ -33,7 +33,7 @@ class DecoderSettings(SettingsModel):
 
     kind: Literal["upernet", "fpn", "linear"] = "upernet"
     """`upernet` (the paper's), `fpn` (adds up the levels: light), `linear` (one 1 × 1 convolution on the
-    coarsest map: a probe)."""
+    coarsest map: a probe). Of segmentation also `eomt`, which has keys of its own."""
     width: int = Field(128, ge=8, le=65_536)
     """Channels of the decoder; the paper has 512, and 1024 for LEVIR-CD."""
     auxiliary: float = Field(0.4, ge=0, le=1e6)

@@ -29,6 +29,9 @@ from vitp.tasks.dense import DenseModel, check_pixel_classes
 from vitp.tasks.detection import evaluate_objects, learnable
 from vitp.tasks.semantic import evaluate_pixels
 
+_FAINT = 0.01
+"""Vote that is shared by all classes of a pixel, beside those of the queries, which come to about 1."""
+
 _QUERIES_AT_ONCE = 32
 """Whose masks are enlarged together."""
 
@@ -155,7 +158,9 @@ class QuerySegmentation(QueryModel, DenseModel):
             votes = torch.einsum("bsk,bshw->bkhw", class_BSK, mask_BSHW)
             votes_BKHW = votes if votes_BKHW is None else votes_BKHW + votes
         assert votes_BKHW is not None
-        shares_BKHW: Tensor = votes_BKHW / votes_BKHW.sum(1, keepdim=True).clamp(min=1e-6)
+        # Where no query says anything all classes are as likely: a ratio of next to nothing would be noise.
+        votes_BKHW = votes_BKHW + _FAINT / votes_BKHW.shape[1]
+        shares_BKHW: Tensor = votes_BKHW / votes_BKHW.sum(1, keepdim=True)
         return shares_BKHW
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:

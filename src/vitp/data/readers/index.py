@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vitp.core.errors import DataError, VitpError
-from vitp.core.files import atomic_path
+from vitp.core.files import atomic_path, user_cache
 from vitp.core.reading import check_file, parse_json, read_text
 from vitp.io.storage import readable
 
@@ -87,10 +87,7 @@ def array_index(path: Path, *, cache_above: int = CACHE_ABOVE) -> RowIndex:
 
 def cache_folder() -> Path:
     """Return the folder for indices: `$VITP_CACHE`, else `vitp` in the user's cache folder."""
-    own = os.environ.get("VITP_CACHE")
-    if own:
-        return Path(own) / "index"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vitp" / "index"
+    return user_cache() / "index"
 
 
 def cached_index(path: Path, kind: str, scan: Scan, cache_above: int) -> RowIndex:

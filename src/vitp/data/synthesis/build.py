@@ -203,8 +203,8 @@ class SynthesisConfig(Limits):
 
     Attributes:
         questions_per_image: Most questions in one record.
-        tasks: Task → weight. Tasks that are not named have weight 1 (block: 0), 0 switches a task off, 6 lets it come up to six
-            times before all others have come once.
+        tasks: Task → weight. Tasks that are not named have weight 1 (block: 0), 0 switches a task off, 6 lets it come
+            up to six times before all others have come once.
         grid_always: Each image that has a grid gets the grid question, as its first.
         neighbours: Slices of a volume on either side that are shown with the one that is asked about.
         pretext: Tasks that need no labels have weight 1, too; otherwise 0.
