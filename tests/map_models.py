@@ -17,7 +17,7 @@ from vitp.models.backbone import Backbone
 from vitp.records.channels import Channel, Channels
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings
-from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.dense import DecodedModel, DecoderSettings
 
 PLACES = {
     "utm": ("EPSG:32633", Affine(10, 0, 500_000, 0, -10, 5_200_000)),
@@ -82,7 +82,7 @@ class PlainBackbone(Backbone):
         return [image_BCHW]
 
 
-class BrightestBand(DenseModel):
+class BrightestBand(DecodedModel):
     """Classifies each pixel by its largest value, and counts the windows that it has seen."""
 
     name: ClassVar[str] = "segmentation"

@@ -19,7 +19,7 @@ from vitp.models.rotated.boxes import quads_of
 from vitp.records.labels import LabelledSet
 from vitp.tasks import merging
 from vitp.tasks.base import InputSize, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.dense import DecoderSettings, DenseModel
+from vitp.tasks.dense import DecodedModel, DecoderSettings
 from vitp.tasks.merging import in_image, merge
 from vitp.tasks.predict import predict_images
 from vitp.tasks.views import View, views_of
@@ -192,7 +192,7 @@ class Plain(Backbone):
         return [image_BCHW]
 
 
-class Colours(DenseModel):
+class Colours(DecodedModel):
     """Classifies each pixel by its brightest colour."""
 
     name: ClassVar[str] = "segmentation"

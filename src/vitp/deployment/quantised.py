@@ -1,9 +1,9 @@
 """ONNX graphs in 8 bits: static quantisation, calibrated on training images.
 
 Weights of convolutions and linear layers get a scale for each channel, what enters them one that training images tell.
-What leaves a linear layer stays in float32: it is added to a residual stream, or boxes are decoded from it, and 256 steps
-cost a detector several points of AP there. So do attention's own products, resampling and the tables of boxes: they are
-small, and a box whose corners are rounded to 256 steps is none.
+What leaves a linear layer stays in float32: it is added to a residual stream, or boxes are decoded from it, and
+256 steps cost a detector several points of AP there. So do attention's own products, resampling and the tables of
+boxes: they are small, and a box whose corners are rounded to 256 steps is none.
 """
 
 from __future__ import annotations
