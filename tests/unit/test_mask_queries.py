@@ -349,6 +349,7 @@ def agree(graph: GraphModel, image_CHW: Tensor, wanted: Prediction) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some seconds of computing, which a loaded machine stretches
 @pytest.mark.parametrize(
     ("task", "kind", "exported"),
     [
