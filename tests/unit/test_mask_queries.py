@@ -34,8 +34,9 @@ from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphModel, open_graph
 from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, TaskModel, TestSettings, pad_images
+from vitp.tasks.batches import task_batches
 from vitp.tasks.build import NeckSettings, build_model
-from vitp.tasks.data import LabelReader, task_batches
+from vitp.tasks.data import LabelReader
 from vitp.tasks.eomt import QueryInstances, QueryModel
 from vitp.tasks.predict import predict_images
 from vitp.tasks.sizes import fitted_head
@@ -348,6 +349,7 @@ def agree(graph: GraphModel, image_CHW: Tensor, wanted: Prediction) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # some seconds of computing, which a loaded machine stretches
 @pytest.mark.parametrize(
     ("task", "kind", "exported"),
     [
