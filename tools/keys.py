@@ -97,7 +97,8 @@ def _keys(
     yield "\n".join(lines) + "\n"
     places = [place for place, _, _ in sections]
     for place, inner, held in sections:
-        which = f": {inner.model_fields['kind'].default}" if places.count(place) > 1 else ""
+        several = places.count(place) > 1 and "kind" in inner.model_fields
+        which = f": {inner.model_fields['kind'].default}" if several else ""
         yield f"#### {place.rstrip('.')}{which}\n"
         yield from _keys(inner, held, place, seen)
 

@@ -267,6 +267,12 @@ class JointObjective(Objective):
         self.holder = next(iter(parts))
         self.scheduled = tuple(f"{words} ({name})" for name, one in parts.items() for words in one.scheduled)
         for name, one in parts.items():
+            if one.vision_tower is not self.vision_tower:
+                raise ConfigError(
+                    f"{name} trains a tower of its own",
+                    where="objective.settings",
+                    fix="leave out what chooses it, or train it in a run of its own",
+                )
             if name != self.holder and isinstance(one, ImageObjective):
                 one.borrow(one.tower)
 
