@@ -350,7 +350,7 @@ def planted(folder: Path, count: int = 4) -> LabelledSet:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [("detection", "vit"), ("oriented", "rotary"), ("oriented", "cnn")],
+    [("detection", "vit"), ("detection", "cnn"), ("oriented", "rotary")],
 )
 def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
