@@ -45,7 +45,7 @@ from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, FinetuneRun, build_r
 from vitp.runs.folder import started
 
 SIMPLE = {"kind": "simple", "options": {"channels": 64}}
-STEPS, BATCH = 300, 8
+STEPS, BATCH = 100, 8
 
 SETS = {
     "dsb2018": RealSet("dsb2018", "coco", 128, 1.0, {"semantic": "both", "licence": "CC0"}, objects=False),

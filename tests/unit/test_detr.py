@@ -25,7 +25,7 @@ from vitp.engine import checkpoint
 from vitp.metrics.results import Target
 from vitp.models.heads.detr import DETRSettings, Noised
 from vitp.models.heads.detr_boxes import OrientedBoxes, QueryBoxes, Stage, UprightBoxes
-from vitp.models.heads.detr_losses import LOSSES, detr_losses, matched_queries, noised_objects
+from vitp.models.heads.detr_losses import DETR_LOSSES, detr_losses, matched_queries, noised_objects
 from vitp.models.heads.oriented_targets import OrientedTruth
 from vitp.models.heads.rpn import ImageTruth
 from vitp.models.rotated.boxes import boxes_of_hulls, long_edge_first, quads_of
@@ -74,7 +74,8 @@ def backbone_of(kind: str) -> Any:
         arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
         return VisionTower(VisionSettings(arguments=arguments, image_size=SIDE))
     if kind == "rotary":
-        arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8}
+        # Trained towers have awake layers; those of a random DINOv3 are scaled by 1e-5.
+        arguments = {"embed_dim": 48, "depth": 2, "num_heads": 2, "patch_size": 8, "init_values": 1.0}
         return timm_backbone(
             TimmSettings(architecture="vit_small_patch16_dinov3", arguments=arguments, image_size=SIDE)
         )
@@ -270,7 +271,7 @@ def test_losses_and_gradients_are_finite(task: str, kind: str) -> None:
                 # Offsets are read where maps are flat at the start only by chance; the masks' last layer starts at 0.
                 assert not [n for n in silent if "fpn" not in n and "move.0" not in n and "move.2" not in n]
     assert counts == dict.fromkeys(model.loss_weights, 2.0) | {"class": 3.0}
-    assert [name for name in losses if not name.startswith("noised")] == list(LOSSES)
+    assert [name for name in losses if not name.startswith("noised")] == list(DETR_LOSSES)
 
 
 def test_queries_stay_out_of_the_padding() -> None:
@@ -349,16 +350,16 @@ def planted(folder: Path, count: int = 4) -> LabelledSet:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [("detection", "vit"), ("detection", "cnn"), ("oriented", "rotary"), ("oriented", "cnn")],
+    [("detection", "vit"), ("oriented", "rotary"), ("oriented", "cnn")],
 )
 def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     labelled = planted(tmp_path)
     reader = LabelReader(labelled, "oriented" if task == "oriented" else "objects")
-    model = made(task, kind, finest=4, width=48, noised=24)
+    model = made(task, kind, finest=4, width=48, noised=24, queries=40)
     samples = [reader.sample(item) for item in labelled.items]
     batch = LabelledSamples(reader, InputSize(), AugmentSettings.none()).pad(samples, ["0", "1", "2", "3"])
-    counts, steps = model.loss_counts(batch), 110
+    counts, steps = model.loss_counts(batch), 150
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)
     for step in range(steps):
         for group in optimizer.param_groups:
@@ -371,7 +372,7 @@ def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_p
     scores = model.evaluate(labelled, TestSettings()).values
     print(task, kind, scores["AP50"], scores["AP"])
     assert scores["AP50"] is not None and scores["AP50"] > 0.9
-    if (task, kind) not in (("detection", "vit"), ("oriented", "rotary")):
+    if kind == "cnn":
         return
     for package in ("onnx", "onnxscript", "onnxruntime", "openvino"):
         pytest.importorskip(package)

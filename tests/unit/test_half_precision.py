@@ -194,7 +194,7 @@ def test_a_gpu_without_bf16_is_told_of_fp16(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def trained(run_dir: Path, objective: Any, source: Any) -> tuple[int, list[float]]:
-    """Make six fp16 steps from the scale that runs begin with; return the skipped ones and the losses of the others."""
+    """Make three fp16 steps; return the skipped ones and the losses of the others."""
     record = Recorder()
     make_trainer(run_dir, objective, source, hooks=(record,), precision="fp16", deterministic=False)[
         0
@@ -205,7 +205,7 @@ def trained(run_dir: Path, objective: Any, source: Any) -> tuple[int, list[float
 
 @pytest.mark.slow
 def test_every_objective_and_task_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scaling, "START", 2.0**12)  # six steps are not enough to come down from 65,536
+    monkeypatch.setattr(scaling, "START", 2.0**8)  # three steps are not enough to come down from 65,536
     folder = labelled_folder(tmp_path / "data")
     found = {name: trained(tmp_path / name, case.make(), case.source(folder)) for name, case in CASES.items()}
     size = MODEL_SIZES["micro"]
@@ -216,8 +216,8 @@ def test_every_objective_and_task_trains(tmp_path: Path, monkeypatch: pytest.Mon
     found["vitp"] = trained(tmp_path / "vitp", objective, source)
     vision = {"arguments": {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}, "image_size": 64}
     sized = {"options": {"count": 20, "size": 64, "val": 0.2, "test": 0.2}}
-    for task in ("classification", "segmentation", "detection", "instance", "oriented"):
+    for task in ("classification", "segmentation", "instance", "oriented"):
         run = build_run(config(task=task, data=sized, backbone={"vision": vision}))
         found[task] = trained(tmp_path / task, run.model, run.source)
     for name, (skipped, losses) in found.items():
-        assert skipped <= 4 and losses and all(0 <= loss < 1000 for loss in losses), (name, skipped, losses)
+        assert skipped <= 2 and losses and all(0 <= loss < 1000 for loss in losses), (name, skipped, losses)

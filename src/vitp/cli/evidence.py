@@ -53,6 +53,16 @@ def register(app: typer.Typer) -> None:
     app.command("features", cls=ListCommand, rich_help_panel=JUDGE)(features_command)
 
 
+_Points = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        max=1000,
+        help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
+    ),
+]
+
+
 def probe_command(
     backbone: Annotated[str, typer.Argument(help='Export, run or model folder, "starter" or "random".')],
     data: Annotated[Path, typer.Argument(help="Folder made by `vitp data compile`.")],
@@ -67,14 +77,7 @@ def probe_command(
     view: Annotated[
         Literal["whole", "tiles"], typer.Option(help="whole: images are resized; tiles: cut into tiles.")
     ] = "whole",
-    points: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=1000,
-            help="Also point prompts: the cosine to so many points of a class, cut at one threshold.",
-        ),
-    ] = 0,
+    points: _Points = 0,
     missing_bands: Annotated[
         Literal["error", "zero"],
         typer.Option(help="zero: bands that the data lack are 0, for models with band dropout."),

@@ -16,7 +16,7 @@ from typing import Any
 from vitp.core.errors import DataError
 from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.data.compile_summary import CompileSummary, SplitCounts
-from vitp.data.formats.parquet import ParquetColumns, ParquetRow, parquet_rows, talk_of, write_image
+from vitp.data.formats.parquet import ParquetColumns, ParquetRow, parquet_rows, talk_of, unpack_image
 from vitp.data.formats.vitp_labels import LineWriter
 from vitp.data.formats.walk import split_of, within
 from vitp.data.readers.rows import RowPlace, record_from_row
@@ -55,10 +55,7 @@ def compile_conversations(
                 split = split_of(str(row.values.get(columns.split) or "")) or row.split or "train"
                 record = _record(row, columns, temporary, name)
                 lines.add(split, to_line(replace(record, licence=str(settings.get("licence") or ""))))
-                own = counts[split]
-                own.images, own.records = own.images + len(record.images), own.records + 1
-                own.turns += len(record.turns)
-                own.tasks["conversation"] += len(record.turns)
+                _count(counts[split], record)
         if not counts["train"].records:
             raise DataError("no row is in the training split", where=str(root), fix="check the splits' names")
         entry: dict[str, Any] = {
@@ -88,11 +85,17 @@ def compile_conversations(
     return summary
 
 
+def _count(own: SplitCounts, record: InstructionRecord) -> None:
+    own.images, own.records = own.images + len(record.images), own.records + 1
+    own.turns += len(record.turns)
+    own.tasks["conversation"] += len(record.turns)
+
+
 def _record(row: ParquetRow, columns: ParquetColumns, out: Path, name: str) -> InstructionRecord:
     """Return the record of a row, its images written."""
     value = row.values[columns.image]
     values = value if isinstance(value, list) else [value]
-    paths = [write_image(one, row, columns.image, out / "images", k) for k, one in enumerate(values)]
+    paths = [unpack_image(one, row, columns.image, out / "images", k) for k, one in enumerate(values)]
     for path in paths:
         try:
             image_size(path)

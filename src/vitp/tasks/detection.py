@@ -109,7 +109,8 @@ class DetectionModel(TaskModel):
 
 def on_host(parts: Sequence[Tensor]) -> Sequence[Tensor]:
     """Return rows of several images on the host, by one copy."""
-    return torch.cat(list(parts)).cpu().split([len(part) for part in parts])
+    rows: Sequence[Tensor] = torch.cat(list(parts)).cpu().split([len(part) for part in parts])
+    return rows
 
 
 def evaluate_objects(

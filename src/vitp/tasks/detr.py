@@ -16,7 +16,7 @@ from vitp.core.config import SettingsModel
 from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.heads.detr import DETR, DETRSettings
 from vitp.models.heads.detr_boxes import OrientedBoxes, QueryBoxes, Truth, UprightBoxes
-from vitp.models.heads.detr_losses import LOSSES, detr_losses
+from vitp.models.heads.detr_losses import DETR_LOSSES, detr_losses
 from vitp.models.heads.oriented_roi import OrientedFound
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.records.labels import LabelledSet
@@ -28,8 +28,8 @@ from vitp.tasks.oriented import evaluate_oriented, oriented_truth, prediction_of
 class DETRModel(TaskModel):
     """A detection transformer around any backbone: on a pyramid, or on the last map alone (`neck.kind: none`).
 
-    Losses: `class`, `box` and `overlap`, and the same of noised objects; all are counted in objects, and an image without
-    one counts as one in the class losses.
+    Losses: `class`, `box` and `overlap`, and the same of noised objects; all are counted in objects, and an image
+    without one counts as one in `class`.
 
     Args:
         pyramid: Backbone with maps at one stride or several.
@@ -48,7 +48,7 @@ class DETRModel(TaskModel):
         settings = settings or DETRSettings()
         self.pyramid = pyramid
         self.head = DETR(pyramid.channels, pyramid.strides, len(self.classes), self.geometry(), settings)
-        weights = dict(zip(LOSSES, (1.0, settings.box_weight, settings.overlap_weight), strict=True))
+        weights = dict(zip(DETR_LOSSES, (1.0, settings.box_weight, settings.overlap_weight), strict=True))
         self.loss_weights = {
             start + name: weight for start in ("", "noised_") for name, weight in weights.items()
         }

@@ -283,7 +283,7 @@ def _class_names(schema: Any, label: str) -> tuple[str, ...]:
         return ()
 
 
-def write_image(value: Any, row: ParquetRow, column: str, folder: Path, number: int = 0) -> Path:
+def unpack_image(value: Any, row: ParquetRow, column: str, folder: Path, number: int = 0) -> Path:
     """Write one image of a row to a file of its own, as it is, and return its path.
 
     Raises:
@@ -341,8 +341,11 @@ def read_parquet(
     if images_to is None or columns.talk:
         fix = "compile it first: vitp data compile TABLE --out FOLDER"
         raise DataError("holds its images, or conversations, inside of a table", where=str(root), fix=fix)
-    folder = Path(images_to)
-    builder = SetBuilder(folder, replace(options, name=options.name or root.stem))
+    return _read(root, columns, SetBuilder(Path(images_to), replace(options, name=options.name or root.stem)))
+
+
+def _read(root: Path, columns: ParquetColumns, builder: SetBuilder) -> LabelledSet:
+    """Write the images to the builder's folder, and return the set."""
     said = {
         "image": columns.image,
         "caption": columns.caption,
@@ -357,7 +360,7 @@ def read_parquet(
         if told is None:
             continue
         try:
-            path = write_image(row.values[columns.image], row, columns.image, folder)
+            path = unpack_image(row.values[columns.image], row, columns.image, builder.root)
         except DataError as error:
             absent = row.values[columns.image] is None  # which is no fault of its label
             builder.lose(

@@ -64,7 +64,8 @@ class DETRSettings(SettingsModel):
     finest: int = Field(8, gt=0, le=1024)
     """Finest stride that is looked at; 4 for objects of less than about 16 px."""
     noised: int = Field(100, ge=0, le=100_000)
-    """Queries of an image, in training, that are noised objects or beside one; 0: none. More where it has more objects."""
+    """Queries of an image, in training, that are noised objects or beside one: more where it has more objects; 0:
+    none."""
     class_cost: Weight = 2.0
     """Weight of the score where queries are assigned to objects."""
     box_weight: Weight = 5.0
@@ -99,7 +100,7 @@ class SelfAttention(nn.Module):
 
 
 @dataclass(frozen=True)
-class Memory:
+class SeenLevels:
     """The levels of a batch, their cells one after the other.
 
     Attributes:
@@ -141,7 +142,7 @@ class DecoderLayer(nn.Module):
         self,
         query_BQD: Tensor,
         place_BQD: Tensor,
-        seen: tuple[Tensor, Tensor, Memory] | None = None,
+        seen: tuple[Tensor, Tensor, SeenLevels] | None = None,
         allowed_BQQ: Tensor | None = None,
     ) -> Tensor:
         """Return the queries after the layer.
@@ -289,7 +290,7 @@ class DETR(nn.Module):
         allowed = None if noised is None else noised.allowed(best_BQ.shape[1])
         return [first, *self._decode(query_BQD, boxes_BQK, memory, allowed)]
 
-    def remember(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> Memory:
+    def remember(self, maps: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> SeenLevels:
         """Return the cells of the levels that are looked at."""
         kept = list(maps)[-len(self.strides) :]
         levels = [narrow(level) for narrow, level in zip(self.narrow, kept, strict=True)]
@@ -306,12 +307,12 @@ class DETR(nn.Module):
         levels = self.fpn(levels)[:-1]
         unit_B = torch.tensor([float(max(size)) for size in sizes], device=levels[0].device)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
-        return Memory(
+        return SeenLevels(
             torch.cat([level.flatten(2) for level in levels], 2).transpose(1, 2), shapes, frame, unit_B
         )
 
     def _decode(
-        self, query_BQD: Tensor, boxes_BQK: Tensor, memory: Memory, allowed_BQQ: Tensor | None
+        self, query_BQD: Tensor, boxes_BQK: Tensor, memory: SeenLevels, allowed_BQQ: Tensor | None
     ) -> list[Stage]:
         stages = []
         unit_B11 = memory.unit_B[:, None, None]
@@ -338,7 +339,7 @@ class DETR(nn.Module):
             sides.append(torch.full_like(centres[-1][:, 0], ANCHOR * stride))
         return torch.cat(centres), torch.cat(sides)
 
-    def _anchors(self, memory: Memory, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
+    def _anchors(self, memory: SeenLevels, sizes: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         """Return the box that each cell starts from, (B, S, K), and (B, S) whether it lies in its image."""
         centres_S2, sides_S = self._cells(memory.shapes, self.strides, memory.unit_B.device)
         own_S4 = torch.cat([centres_S2, sides_S[:, None].expand(-1, 2)], -1)
@@ -361,7 +362,7 @@ class DETR(nn.Module):
         return self.geometry.pixels(last.boxes_BQK, unit_1), last.logits_BQC.sigmoid()
 
     def rows(self, maps: Sequence[Tensor], size: tuple[int, int], count: int | None = None) -> Tensor:
-        """Return `table` as one, (B, 4 + C, Q): centre x and y, sides, scores; of oriented boxes the angle after these."""
+        """Return `table` as one, (B, 4 + C, Q): centre x and y, sides, scores; of oriented boxes the angle last."""
         boxes_BQK, scores_BQC = self.table(maps, size, count)
         if boxes_BQK.shape[-1] == 4:
             low_BQ2, high_BQ2 = boxes_BQK.chunk(2, -1)

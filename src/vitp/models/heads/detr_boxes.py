@@ -2,8 +2,8 @@
 
 Lengths are parts of an image's longer side, so that a turned image has turned boxes.
 
-Shapes: B images, Q queries, N objects, M ignored places, `…` any; K numbers of a box: 4 (centre x and y, width, height),
-or 6 (these and the cosine and sine of twice the angle, see `vitp.models.rotated.gaussian`); 5: a rotated box.
+Shapes: B images, Q queries, N objects, M ignored places, `…` any; K numbers of a box: 4 (centre x and y, width,
+height), or 6 (these and the cosine and sine of twice the angle, see `vitp.models.rotated.gaussian`); 5: a rotated box.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class QueryBoxes(ABC):
         """Return (Q,) bool: which boxes in pixels lie in ignored places, or overlap one as an object would."""
 
     def noised(self, boxes: Tensor, least: Tensor) -> Tensor:
-        """Return boxes (…, K) shifted, stretched and turned at random: by `least` (…) to `least` + 1, where 2 is far."""
+        """Return boxes (…, K) shifted, stretched and turned at random: by `least` (…) to `least` + 1; 2 is far."""
         sign = torch.randint(0, 2, (*boxes.shape[:-1], 5), device=boxes.device) * 2 - 1
         noise = sign * (least[..., None] + torch.rand(sign.shape, device=boxes.device))
         shift = (self.frame(boxes) * noise[..., None, :2] / 2).sum(-1)

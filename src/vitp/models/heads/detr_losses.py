@@ -1,7 +1,7 @@
 """What a detection transformer learns: one query for each object, all others nothing.
 
-Shapes: B images, R images of all layers one after the other, Q queries, T noised ones, L layers, N objects of an image, C classes, P pairs; K numbers of a box (see
-`vitp.models.heads.detr_boxes`).
+Shapes: B images, R images of all layers one after the other, Q queries, T noised ones, L layers, N objects of an
+image, C classes, P pairs; K numbers of a box (see `vitp.models.heads.detr_boxes`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from vitp.models.heads.detr import DETR, Noised
 from vitp.models.heads.detr_boxes import Stage, Truth
 
-LOSSES = ("class", "box", "overlap")
+DETR_LOSSES = ("class", "box", "overlap")
 """Of layers and of the chosen cells; noised queries have the same with `noised_` before them."""
 
 GAMMA = 1.5
@@ -31,16 +31,16 @@ FLIPPED = 0.25
 NOTHING, NO_QUERY = -1, -2
 """Whose a noised query is: nobody's; there is none, a batch is filled up."""
 
-Wanted = list[tuple[Tensor, Tensor]]
+WantedBoxes = list[tuple[Tensor, Tensor]]
 """(N, K) boxes and (N,) labels from 0 of each image."""
 
 
 def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> dict[str, Tensor]:
     """Return name → loss, summed over objects, layers and images.
 
-    Class: matchability-aware loss (DEIM, arXiv 2412.04234), whose goal is a power of the overlap of the query's box with
-    its object: other than varifocal loss it teaches as much where that is small. Box: differences of centre and sides.
-    Overlap: 1 - GIoU, or the distance of oriented boxes.
+    Class: matchability-aware loss (DEIM, arXiv 2412.04234), whose goal is a power of the overlap of the query's box
+    with its object: other than varifocal loss it teaches as much where that is small. Box: differences of centre and
+    sides. Overlap: 1 - GIoU, or the distance of oriented boxes.
 
     Args:
         head: The detector.
@@ -48,7 +48,7 @@ def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> 
         truths: What to learn, one for each image.
     """
     sizes = [truth.size for truth in truths]
-    wanted: Wanted = [
+    wanted: WantedBoxes = [
         (head.geometry.wanted(truth, float(max(truth.size))), truth.labels_N - 1) for truth in truths
     ]
     noised, owner_BT = noised_objects(head, wanted)
@@ -60,7 +60,7 @@ def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> 
     weight_RQ = (~_hidden(head, found, matched_RQ, truths)).float()
     losses = _sums(head, found, matched_RQ, weight_RQ, wanted)
     if noised is None:
-        return losses | {f"noised_{name}": maps[0].new_zeros(()) for name in LOSSES}
+        return losses | {f"noised_{name}": maps[0].new_zeros(()) for name in DETR_LOSSES}
     beside = _joined([_part(stage, slice(own)) for stage in stages[1:]])
     owner_RT = owner_BT.repeat(len(stages) - 1, 1)
     more = _sums(head, beside, owner_RT, (owner_RT > NO_QUERY).float(), wanted)
@@ -79,7 +79,7 @@ def _joined(stages: Sequence[Stage]) -> Stage:
 
 
 def _sums(
-    head: DETR, stage: Stage, matched_RQ: Tensor, weight_RQ: Tensor, wanted: Wanted
+    head: DETR, stage: Stage, matched_RQ: Tensor, weight_RQ: Tensor, wanted: WantedBoxes
 ) -> dict[str, Tensor]:
     """Return the losses of queries; `matched_RQ` is the object of each, negative for none."""
     image, query = torch.where(matched_RQ >= 0)
@@ -97,11 +97,11 @@ def _sums(
     guess_RQC = stage.logits_BQC.detach().sigmoid()
     weight_RQC = torch.where(there_RQC, 1.0, guess_RQC**GAMMA) * weight_RQ[..., None]
     class_loss = F.binary_cross_entropy_with_logits(stage.logits_BQC, goal_RQC, weight_RQC, reduction="sum")
-    return dict(zip(LOSSES, (class_loss, apart_P.sum(), beyond_P.sum()), strict=True))
+    return dict(zip(DETR_LOSSES, (class_loss, apart_P.sum(), beyond_P.sum()), strict=True))
 
 
 @torch.no_grad()
-def matched_queries(head: DETR, stage: Stage, wanted: Wanted) -> Tensor:
+def matched_queries(head: DETR, stage: Stage, wanted: WantedBoxes) -> Tensor:
     """Return (R, Q) int64: the object that each query is to become, -1 for none.
 
     Each object has one query: those are chosen that cost least together (Hungarian method).
@@ -144,7 +144,7 @@ def _hidden(head: DETR, stage: Stage, matched_RQ: Tensor, truths: Sequence[Truth
 
 
 @torch.no_grad()
-def noised_objects(head: DETR, wanted: Wanted) -> tuple[Noised | None, Tensor]:
+def noised_objects(head: DETR, wanted: WantedBoxes) -> tuple[Noised | None, Tensor]:
     """Return queries that are noised objects, and whose they are: (B, T), else `NOTHING` or `NO_QUERY`.
 
     As in DINO (arXiv 2203.03605) each object is there in several groups, which don't see each other, and in each group
