@@ -101,6 +101,7 @@ def test_prompts_go_into_rotary_towers_and_not_into_recomputed_ones_from_block_t
         adapt_tower(tower, AdapterSettings())
 
 
+@pytest.mark.slow
 def test_the_file_alone_fits_the_tower_that_it_was_trained_on(tmp_path: Path) -> None:
     pytest.importorskip("peft")
     for number, settings in enumerate((VisionLoRASettings(rank=2), *KINDS.values())):

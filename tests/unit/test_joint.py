@@ -122,6 +122,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_weight_of_0_is_the_run_without_and_one_alone_is_the_run_itself(
     folder: Path, tmp_path: Path
 ) -> None:

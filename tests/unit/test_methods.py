@@ -67,6 +67,7 @@ def test_captions_of_several_languages_are_drawn_in_turn(tmp_path: Path) -> None
 # GPT4Image: stored vectors of descriptions instead of a text tower.
 
 
+@pytest.mark.slow
 def test_stored_vectors_take_the_place_of_the_texts(tmp_path: Path) -> None:
     folder = labelled_folder(tmp_path / "toy")
     ids = [item.id for item in read_image_rows(folder).labelled.items]

@@ -228,8 +228,8 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
     """
     if objective is not None and "=" in objective:
         pairs = (part.split("=", 1) if "=" in part else (part, "1") for part in objective.split(","))
-        words = ", ".join(f"{name.strip()}: {weight}" for name, weight in pairs)
-        overrides = [f"objectives={{{words}}}", *overrides]
+        weights = ", ".join(f"{name.strip()}: {weight}" for name, weight in pairs)
+        overrides = [f"objectives={{{weights}}}", *overrides]
     elif objective is not None:
         if objective not in SETTINGS:
             hint = did_you_mean(objective, SETTINGS) or f"objectives are: {', '.join(SETTINGS)}"
