@@ -36,7 +36,7 @@ _OUTPUTS = {
     "suppression of overlapping rows",
     "instance": "`detections` ({batch}, 4 + {classes}, rows): centre x and y, width, height, scores; `masks` "
     "({batch}, rows, cells, cells): the mask of each row's class in its box, on 0..1",
-    "queries": "`classes` ({batch}, queries, {classes}): softmax without \"no object\"; `masks` ({batch}, queries, "
+    "queries": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
     "cells, cells): logits of the whole image, to be enlarged to it",
     "oriented": "`detections` ({batch}, 4 + {classes} + 1, rows): centre x and y, longer and shorter side, scores, "
     "angle in radians, clockwise; before the suppression of overlapping rows",
