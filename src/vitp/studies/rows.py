@@ -50,7 +50,10 @@ class FinishedRows:
         Raises:
             ConfigError: Somebody else has written something else into it meanwhile that can't be read.
         """
-        new = {str(row["key"]): dict(row) for row in rows if row["key"] not in self.by_key}
+        new: dict[str, dict[str, Any]] = {}
+        for row in rows:
+            if row["key"] not in self.by_key:
+                new.setdefault(str(row["key"]), dict(row))  # cells of one key: under the first one's name
         if not new:
             return
         # Others may work on the same study and have written meanwhile.
