@@ -129,7 +129,8 @@ def matched_queries(head: DETR, stage: Stage, wanted: WantedBoxes) -> Tensor:
         for layer, cost_QN in enumerate(cost_LQN.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()):
             query, number = linear_sum_assignment(cost_QN)
             matched_LBQ[layer, image, query] = torch.from_numpy(number)
-    return matched_LBQ.flatten(0, 1).to(stage.boxes_BQK.device)
+    matched_MQ: Tensor = matched_LBQ.flatten(0, 1).to(stage.boxes_BQK.device)
+    return matched_MQ
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """Rectangles as Gaussians: a distance of oriented boxes that is smooth everywhere and knows no first edge.
 
 A box is here (centre x, centre y, w, h, c, s): instead of an angle θ it has (c, s) = (cos 2θ, sin 2θ). Half a turn
-leaves these numbers alone, and there is no place where they jump. The same rectangle has two descriptions, (w, h, c, s) and
-(h, w, -c, -s); a square has one more freedom than its corners tell.
+leaves these numbers alone, and there is no place where they jump. The same rectangle has two descriptions,
+(w, h, c, s) and (h, w, -c, -s); a square has one more freedom than its corners tell.
 
 The Gaussian has the rectangle's mean and the covariance of points spread evenly over it, R diag(w², h²) Rᵀ / 12,
 which both descriptions share.
