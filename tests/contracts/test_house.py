@@ -49,10 +49,15 @@ def test_there_is_one_source_one_page_and_one_chart(base: str) -> None:
 
 
 def test_batches_come_from_one_class() -> None:
-    """The engine calls a source with (step, micro, rank, world): only one class of the data's rooms answers to that."""
+    """The engine calls a source with (step, micro, rank, world): one class answers to that, and one asks several."""
     call = re.compile(r"def __call__\(self, step: int, micro\w*: int, rank: int, world\w*: int\)")
     found = [file for file, text in house.texts().items() if call.search(text)]
-    assert sorted(found) == ["data/batches.py", "objectives/base.py", "planning/bench/synthetic.py"]
+    assert sorted(found) == [
+        "data/batches.py",
+        "objectives/base.py",
+        "objectives/joint.py",
+        "planning/bench/synthetic.py",
+    ]
 
 
 def test_charts_are_drawn_in_one_module() -> None:

@@ -115,7 +115,7 @@ def trainer_of(objective: ViTPObjective, device: torch.device) -> Trainer:
     trainer.optimizer, _ = build_optimizer(objective, groups, trainer.optim)
     trainer.gradients = Gradients(groups, objective.vision_tower)
     trainer.average, trainer.loss_scale = None, LossScale(None)
-    trainer.loss_weights, trainer._masks_steps = {}, device.type == "cuda"
+    trainer.objective, trainer._masks_steps = objective, device.type == "cuda"
 
     def forward_backward(*_: Any, **__: Any) -> Tensor:
         for parameter in objective.parameters():

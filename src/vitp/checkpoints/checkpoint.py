@@ -427,7 +427,7 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
             fix="say timm's name of it: architecture=…, or --architecture",
         )
     vision = plain_vit_of_weights(found.weights, heads=hints.heads, where=str(path))
-    stated = vision.model_dump(exclude={"positions"})
+    stated = vision.model_dump(exclude={"positions", "adapt"})
     checkpoint = _read_timm(path, source, TimmSettings(**stated))
     note = f"found at {found.place}; sizes told by the shapes, normalisation taken to be ImageNet's"
     return replace(checkpoint, notes=(*checkpoint.notes, note))

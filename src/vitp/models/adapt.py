@@ -49,7 +49,7 @@ class AdapterSettings(AdaptSettings):
     place: Literal["beside", "after"] = "beside"
     """`beside` the MLP of each block (AdaptFormer), or `after` each block (Houlsby). Gates are always after."""
     scale: float = Field(0.1, gt=0, le=1000)
-    """Of the bottleneck's output."""
+    """Factor on the bottleneck's output."""
 
 
 def adapt_kind(value: Any) -> Any:

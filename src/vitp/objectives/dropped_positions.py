@@ -48,7 +48,7 @@ class DroppedPositionSettings(ObjectiveSettings):
     positions: float = Field(0.75, gt=0, le=1)
     """Share of the visible patches whose position is to be found."""
     smoothing: float = Field(1.0, ge=0, le=100)
-    """σ at the start, in cells; it falls to 0 along a line."""
+    """Width σ of the softened target at the start, in cells; it falls to 0 along a line."""
     decoder_layers: int = Field(2, ge=0, le=1024)
     """Blocks between the tower and the answers."""
     views: ViewSettings = Field(

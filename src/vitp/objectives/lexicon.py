@@ -24,7 +24,7 @@ class LexiconSettings(SettingsModel):
     words: list[str] = Field(default_factory=list)
     """Entities, whole words in any case; none: all tokens weigh alike."""
     weight: float = Field(2.0, ge=1, le=1e6)
-    """Of their tokens, before the weights are scaled to mean 1."""
+    """Weight of the tokens of these words, before the weights are scaled to mean 1."""
 
 
 class LexiconWeights:

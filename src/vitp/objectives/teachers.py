@@ -50,7 +50,7 @@ class TeacherSettings(SettingsModel):
     relations: Weight = 0.0
     """Weight of how images resemble each other: divergence of the student's ranking of a batch from the teacher's."""
     temperature: Positive = 0.1
-    """Of the relations."""
+    """Temperature of the softmax over the relations between images."""
     layer: int = Field(-1, ge=-1000, le=1000)
     """Layer of the teacher, from 0; negative ones count from the end."""
     size: int | None = Field(None, ge=8, le=65_536)

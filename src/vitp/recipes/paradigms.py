@@ -154,6 +154,7 @@ PARADIGMS: dict[str, Paradigm] = {
         2e-4,
         _image_paradigm("ibot", "dino", **_MICRO_DINO, mask=0.5),
     ),
+    "droppos": Paradigm("positions of patches (DropPos)", "none", 16, 3e-4, _image_paradigm("droppos")),
     "distil": Paradigm("distillation from teachers", "none", 16, 3e-4, _image_paradigm("distil")),
     "clip": Paradigm(
         "image-text contrast (CLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("clip", **_MICRO_TEXT)
