@@ -16,7 +16,7 @@ from vitp.metrics.results import Target
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.records.labels import IGNORE
 from vitp.tasks.base import TaskBatch, TaskModel, pad_images
-from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
+from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone, task_of
 from vitp.tasks.change import fuse
 from vitp.tasks.classification import ClassificationModel, ClassificationSettings
 from vitp.tasks.dense import DenseModel, dice_loss
@@ -251,3 +251,17 @@ def test_a_frozen_backbone_stays_in_eval_mode() -> None:
 def test_settings_that_do_not_fit_are_refused(task: str, head: dict, neck: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         model_of(task, head, neck or None)
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "said"),
+    [
+        ("detection", "eomt", "kinds of detection are detr, or none"),
+        ("change", "eomt", "kinds of change are upernet, fpn, linear"),
+        ("segmentation", "eomtt", 'did you mean "eomt"'),
+        ("oriented", "ditr", 'did you mean "detr"'),
+    ],
+)
+def test_a_head_that_a_task_has_not_is_refused_with_those_it_has(task: str, kind: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^head\.kind: {task} has no head '{kind}'; .*{said}"):
+        task_of(task, {"kind": kind})

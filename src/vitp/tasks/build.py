@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import Field
@@ -241,12 +241,25 @@ def task_of(name: str, head: Mapping[str, Any] | None = None) -> type[TaskModel]
     """Return the class of a task's models by the task's name and, where it has several, the `kind` of its head.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: There is none of that name, or none with such a head.
     """
     if name not in TASK_MODELS:
         hint = did_you_mean(name, TASK_MODELS) or f"tasks are {', '.join(TASK_MODELS)}"
         raise ConfigError(f"unknown task {name!r}", where="task", fix=hint)
-    return OTHER_HEADS.get((name, str((head or {}).get("kind"))), TASK_MODELS[name])
+    others = {kind: model for (task, kind), model in OTHER_HEADS.items() if task == name}
+    kind = str((head or {}).get("kind", ""))
+    field = TASK_MODELS[name].head_settings.model_fields.get("kind")
+    own = get_args(field.annotation) if field else ()
+    if kind in others:
+        return others[kind]
+    if kind and kind not in own and (others or own):
+        hint = did_you_mean(kind, [*own, *others]) or f"kinds of {name} are {', '.join([*own, *others])}"
+        raise ConfigError(
+            f"{name} has no head {kind!r}",
+            where="head.kind",
+            fix=hint + ("" if own else ", or none: leave it out"),
+        )
+    return TASK_MODELS[name]
 
 
 def _trunk(task: type[TaskModel], backbone: Backbone, neck: NeckSettings) -> Backbone | Pyramid:
