@@ -123,7 +123,10 @@ def _vitp(*arguments: object, **options: object) -> subprocess.CompletedProcess[
 
 @pytest.mark.parametrize(
     "environment",
-    [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}],
+    [
+        pytest.param({"PYTHONIOENCODING": "ascii"}, marks=pytest.mark.slow),
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    ],
 )
 def test_a_terminal_of_ascii_takes_all_that_is_said(environment: dict[str, str], tmp_path: Path) -> None:
     result = _vitp("data", "check", tmp_path / "ä×–.jsonl", environment=environment)

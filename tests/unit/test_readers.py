@@ -306,7 +306,7 @@ def _ids(records: JsonlRecords) -> list[str]:
     return [record.id for record in records]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_records_travel_to_other_processes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
