@@ -149,7 +149,7 @@ def run(task: str, work: Path) -> None:
     if not (model / "model").is_dir():
         _vitp("finetune", task, *resume, "--steps", job.steps, "--out", model)
     chosen = job.images(data)
-    later = ["--later", *(pair[1] for pair in chosen)] if task == "change" else []
+    later = [word for pair in chosen for word in ("--later", pair[1])] if task == "change" else []
     threshold = ["-s", f"score_threshold={job.threshold}"]
     _vitp("predict", model, *(pair[0] for pair in chosen), *later, *threshold, "--out", found, "--force")
     row = _scored_row(found, chosen) if task == "classification" else _drawn_row(found, chosen)
