@@ -128,9 +128,8 @@ def _read(file: Path) -> tuple[Any, Any]:
         with contextlib.redirect_stderr(io.StringIO()):  # a bar for each tensor
             model = AutoModelForCausalLM.from_pretrained(file.parent, dtype=torch.float32, **options)
             return model, AutoTokenizer.from_pretrained(file.parent, **options)
-    except (
-        Exception
-    ) as error:  # the readers of the format raise whatever a broken file makes of their arithmetic
+    # The readers of the format raise whatever a broken file makes of their arithmetic.
+    except Exception as error:
         raise CheckpointError(
             f"is no GGUF file that transformers can read ({error})", where=str(file), fix="install it again"
         ) from error
