@@ -32,7 +32,7 @@ def median_seconds(run: Callable[[], None], *, repeats: int = 7, warmup: int = 2
 
 def save(name: str, figures: dict[str, object], *, quiet: bool = False, out: Path | None = None) -> None:
     """Write the figures to `results/NAME.json` or to `out` and, unless `quiet`, print them."""
-    command = f"python {Path(sys.argv[0]).parent.name}/{Path(sys.argv[0]).name}"
+    command = f"python benchmarks/{Path(sys.argv[0]).name}"
     result = {**circumstances_of(name, command, resolve_device("auto"), RESULTS.parent), **figures}
     if not quiet:
         print(json.dumps(result, indent=2))

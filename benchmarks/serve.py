@@ -39,10 +39,14 @@ TOLERANCE = 1e-5
 
 
 class Server:
-    """A running server: a copy of this process, as imports take longer than the requests."""
+    """A running server.
+
+    A process of its own from its first line on: a copy of this one would wait for ever for the threads of torch, which
+    a copy hasn't got.
+    """
 
     def __init__(self, model: Path, batch: int) -> None:
-        context = multiprocessing.get_context("fork")
+        context = multiprocessing.get_context("spawn")
         told: Any = context.Queue()
         options = ServerOptions(port=0, limits=ServerLimits(batch=batch))
         self.process = context.Process(target=serve, args=([str(model)], options, told.put), daemon=True)
