@@ -45,7 +45,7 @@ from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, FinetuneRun, build_r
 from vitp.runs.folder import started
 
 SIMPLE = {"kind": "simple", "options": {"channels": 64}}
-STEPS, BATCH = 100, 8
+STEPS, BATCH = 300, 8
 
 SETS = {
     "dsb2018": RealSet("dsb2018", "coco", 128, 1.0, {"semantic": "both", "licence": "CC0"}, objects=False),
@@ -84,7 +84,6 @@ _CASCADE = {**SMALL_DETECTOR, "box": {**SMALL_DETECTOR["box"], "kind": "cascade"
 _DETR = {"kind": "detr", "width": 64, "heads": 4, "hidden": 256, "finest": 4, "queries": 60}
 ARMS = (
     Arm("dsb2018", "segmentation", "UperNet", {"kind": "upernet", "width": 64}, _PIXELS, SIMPLE),
-    Arm("dsb2018", "segmentation", "FPN", {"kind": "fpn", "width": 64}, _PIXELS, SIMPLE),
     Arm("dsb2018", "segmentation", "EoMT", {"kind": "eomt", "queries": 100}, _PIXELS),
     Arm(
         "dsb2018",
