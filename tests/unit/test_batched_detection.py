@@ -19,7 +19,7 @@ from vitp.models.heads.cascade import BoxSettings, CascadeHead
 from vitp.models.heads.oriented_roi import OrientedBoxHead, OrientedBoxSettings
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.rpn import MIN_SIDE, ProposalNetwork, ProposalSettings, sampled_losses
-from vitp.models.heads.sampling import BatchMatcher, BatchSampler, Drawn, counts_of, true_rows
+from vitp.models.heads.sampling import BatchMatcher, BatchSampler, DrawnRows, counts_of, true_rows
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.nms import rotated_nms
 from vitp.models.rotated.roi_align import rotated_roi_align
@@ -246,4 +246,4 @@ def test_rows_of_several_tables_are_those_of_each() -> None:
     tables = [torch.rand(n) > 0.5 for n in (30, 0, 1, 12)] + [torch.zeros(4, dtype=torch.bool)]
     for rows, table_A in zip(true_rows(tables), tables, strict=True):
         assert torch.equal(rows, torch.where(table_A)[0])
-    assert Drawn([torch.arange(4)], [torch.arange(2)]).weights()[1].tolist() == [0.25, 0.25]
+    assert DrawnRows([torch.arange(4)], [torch.arange(2)]).weights()[1].tolist() == [0.25, 0.25]

@@ -1,7 +1,7 @@
 """Ways to compute a model: attention kernel, recomputed activations, compilation, static shapes.
 
-But for fp8 none of them changes what it computes: they give the same loss and gradients up to rounding (`vitp check RUN`
-measures that). None of them belongs to the model's own configuration.
+But for fp8 none of them changes what it computes: they give the same loss and gradients up to rounding, as
+`vitp check RUN` measures. None of them belongs to the model's own configuration.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class ComputeSettings(SettingsModel):
     static_rows: bool = False
     """Keep the padding of the language model's rows, as they were packed."""
     fp8: bool = False
-    """Compute the linear layers of ViT and language model in fp8 (torchao), on GPUs of compute capability 8.9 and newer.
-    Unlike the settings before it, this changes what is computed, beyond rounding in bf16."""
+    """Compute the linear layers of ViT and language model in fp8 (torchao), on GPUs of compute capability 8.9 and
+    newer. Unlike the settings before it, this changes what is computed, beyond rounding in bf16."""
 
 
 class BackboneComputeSettings(SettingsModel):

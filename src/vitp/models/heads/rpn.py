@@ -20,7 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from vitp.core.config import Count, Positive, SettingsModel
-from vitp.models.heads.sampling import BatchMatcher, BatchSampler, Drawn, counts_of
+from vitp.models.heads.sampling import BatchMatcher, BatchSampler, DrawnRows, counts_of
 
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""
@@ -228,7 +228,7 @@ def real_boxes(boxes: Tensor, side: float = MIN_SIDE) -> Tensor:
 
 
 def sampled_losses(
-    logit_BA: Tensor, label_BA: Tensor, move_BAK: Tensor, wanted_RK: Tensor, drawn: Drawn
+    logit_BA: Tensor, label_BA: Tensor, move_BAK: Tensor, wanted_RK: Tensor, drawn: DrawnRows
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of objectness and of boxes: sums over images of the mean over the image's sampled anchors.
 

@@ -37,7 +37,7 @@ def true_rows(tables: Sequence[Tensor]) -> list[Tensor]:
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnRows:
     """What a loss takes of each image's rows.
 
     Attributes:
@@ -62,7 +62,7 @@ class Drawn:
 class BatchSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # torchvision has no types
     """torchvision's sampler for all images at once; its random numbers and its choice are the same."""
 
-    def draw(self, kinds: Sequence[Tensor]) -> Drawn:
+    def draw(self, kinds: Sequence[Tensor]) -> DrawnRows:
         """Return what is drawn of each image's rows.
 
         Args:
@@ -76,7 +76,7 @@ class BatchSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # to
             others = _some(without, min(self.batch_size_per_image - most, len(without)))
             positives.append(taken.sort().values)
             rows.append(torch.cat([taken, others]).sort().values)
-        return Drawn(rows, positives)
+        return DrawnRows(rows, positives)
 
 
 def _some(rows: Tensor, count: int) -> Tensor:
