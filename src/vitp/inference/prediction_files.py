@@ -47,7 +47,7 @@ from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
-from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel, check_whole
+from vitp.tasks.base import READ_BY_WINDOWS, TaskModel, TestSettings, WholeImageModel, check_whole
 from vitp.tasks.panoptic import QueryPanoptic
 from vitp.tasks.predict import predict_images
 
@@ -217,7 +217,7 @@ def _looked_at(
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
     if isinstance(model, WholeImageModel):
         check_whole(settings)
-        why = f"is read by windows, and {model.name} sees images as a whole: cut it, and save the parts as pictures"
+        why = f"can't be used: {model.name} {READ_BY_WINDOWS}; cut it, and save the parts as pictures"
         sources = [
             replace(source, reason=why)
             if source.reason is None and (source.volume or source.raster)

@@ -265,7 +265,7 @@ def example_figures(
     items = [labelled.items[index] for index in range(min(len(labelled), 16))]
     item = max(items, key=lambda each: len(each.objects or ()))
     sample, channels = _sample(item, kind, labelled.channels), labelled.channels
-    classes = labelled.semantic_classes if kind == "semantic" else ("unchanged", "changed")
+    classes = labelled.semantic_classes if kind in ("semantic", "panoptic") else ("unchanged", "changed")
     clean = "clean" if channels is None else f"clean; {', '.join(channels.bands[n] for n in channels.shown)}"
     figures = [Figure(labelled_picture(_composite(sample, channels), classes), clean)]
     for corruption in corruptions:

@@ -333,6 +333,21 @@ class WholeImageModel(TaskModel):
         """
 
 
+def check_windows(model: TaskModel) -> None:
+    """Do nothing where what a model says of windows can be merged.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    if isinstance(model, WholeImageModel):
+        raise ConfigError(
+            f"{model.name} {READ_BY_WINDOWS}", where="task", fix="cut it, and save the parts as pictures"
+        )
+
+
+READ_BY_WINDOWS = "sees images as a whole, and rasters, volumes and slides are read by windows"
+
+
 def check_whole(settings: TestSettings) -> None:
     """Do nothing where images are seen as a whole, and once.
 

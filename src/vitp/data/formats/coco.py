@@ -95,9 +95,7 @@ def read_coco(
         fix = "name the folder of the images with -o images=FOLDER"
         raise DataError("is no folder", where=str(folder), fix=fix)
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
-    if panoptic := next((file for file in files if file.is_panoptic), None):
-        fix = "read it with --format panoptic, or move it away"
-        raise DataError("labels segments, whose masks lie in PNGs", where=str(panoptic.path), fix=fix)
+    _refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
@@ -113,6 +111,12 @@ def read_coco(
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
     )
+
+
+def _refuse_panoptic(files: Sequence[CocoFile]) -> None:
+    if panoptic := next((file for file in files if file.is_panoptic), None):
+        fix = "read it with --format panoptic, or move it away"
+        raise DataError("labels segments, whose masks lie in PNGs", where=str(panoptic.path), fix=fix)
 
 
 def read_coco_files(
