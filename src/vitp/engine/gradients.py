@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vitp.core import distributed
 from vitp.engine.sharding import local, shard_group
 from vitp.objectives.base import ParameterGroup
 
@@ -49,16 +50,21 @@ class Gradients:
         self.parameters = [parameter for cell in self._cells.values() for parameter in cell]
         groups_of = (shard_group(parameter) for parameter in self.parameters)
         self._group = next((group for group in groups_of if group is not None), None)
+        self._whole = [p for p in self.parameters if shard_group(p) is None] if self._group else []
 
-    def fill_missing(self) -> None:
-        """Give a zero gradient to parameters that no batch of this step used.
+    def complete(self) -> None:
+        """Give a zero gradient to parameters that no batch of this step used, and average those that nobody shards.
 
         AdamW would leave them out of the step. DDP, though, turns missing gradients into zeros, and the
-        number of ranks must not change what is learned.
+        number of ranks must not change what is learned. A collective call.
         """
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        for gradient in (parameter.grad for parameter in self._whole):
+            assert gradient is not None
+            dist.all_reduce(gradient)
+            gradient /= distributed.world_size()
 
     def multiply(self, factor: float) -> None:
         """Multiply all gradients, in place."""
@@ -71,8 +77,8 @@ class Gradients:
         parts = [p for p in self.parameters if shard_group(p) is not None]
         squares = self._norms(parts).square()
         dist.all_reduce(squares, group=self._group)
-        if len(parts) < len(self.parameters):  # each process holds the others whole
-            squares += self._norms([p for p in self.parameters if shard_group(p) is None]).square()
+        if self._whole:
+            squares += self._norms(self._whole).square()
         return squares.sqrt()
 
     def _norms(self, parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -12,7 +12,6 @@ import copy
 from collections.abc import Iterator, Mapping
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -92,27 +91,17 @@ def shard(
     twin = copy.deepcopy(objective)
     if distributed.rank() > 0:
         objective.to("meta")
-    # One number has no parts: each process keeps it whole, as DDP does.
+    # One number has no parts: each process keeps it whole, and `Gradients` averages what it learns.
     scalars = {parameter for parameter in twin.parameters() if parameter.ndim == 0}
     for block in repeated_blocks(twin):
         _shard_block(block, mesh, dtype, scalars)
     fully_shard(twin, mesh=mesh, ignored_params=scalars)
-    for parameter in scalars:
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(_average_gradient)
     set_unused = getattr(twin, "set_reduce_scatter_unused_params", None)
     if (
         set_unused is not None
     ):  # newer releases: parameters that only some processes used count as zero elsewhere
         set_unused(True)
     return twin.to(device)
-
-
-def _average_gradient(parameter: Tensor) -> None:
-    """Average a gradient over all processes; what it held before of the step is the same on all of them."""
-    assert parameter.grad is not None
-    dist.all_reduce(parameter.grad)
-    parameter.grad /= distributed.world_size()
 
 
 def _shard_block(
