@@ -286,16 +286,12 @@ def _draw_segments(
         if rings:
             # The pixel that lies deepest in the segment.
             depth_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 3)
-            y, x = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
-            place = (float(x) - 0.5, float(y) - 0.5)
-            pen.text(
-                place,
-                f"{classes[label]} {score:.2f}",
-                fill="white",
-                anchor="mm",
-                stroke_width=1,
-                stroke_fill="black",
-            )
+            row, column = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
+            text, x, y = f"{classes[label]} {score:.2f}", float(column) - 0.5, float(row) - 0.5
+            left, _, right, _ = pen.textbbox((x, y), text, anchor="mm")
+            # Text stays in the image, if it fits.
+            x += max(-left, 0) or -min(max(right - mask_HW.shape[1], 0), left)
+            pen.text((x, y), text, fill="white", anchor="mm", stroke_width=1, stroke_fill="black")
 
 
 def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
