@@ -90,6 +90,26 @@ def pairs(work: Path) -> Path:
     return out
 
 
+def ground(work: Path) -> Path:
+    """Generated aerial scenes with objects and land cover, in COCO's panoptic form."""
+    out = work / "ground"
+    if not out.is_dir():
+        _vitp(
+            "data",
+            "scenes",
+            "general",
+            "--layout",
+            "panoptic",
+            "--count",
+            "400",
+            "--size",
+            "96",
+            "--out",
+            out,
+        )
+    return out
+
+
 def _test_forest(root: Path) -> list[tuple[Path, ...]]:
     return [(path,) for path in sorted((root / "test" / "images").iterdir())[:3]]
 
@@ -115,6 +135,10 @@ def _test_nuclei(root: Path) -> list[tuple[Path, ...]]:
     return [(root / "images" / name,) for name in (wide[0], wide[12], wide[40])]
 
 
+def _test_ground(root: Path) -> list[tuple[Path, ...]]:
+    return [(path,) for path in sorted((root / "test" / "images").iterdir())[1:4]]
+
+
 def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
     names = sorted(path.name for path in (root / "test" / "A").iterdir())
     return [(root / "test" / "A" / name, root / "test" / "B" / name) for name in names[:2]]
@@ -130,6 +154,7 @@ JOBS = {
         blood_cells, (*SMALL, "data.resize.size=160", "head.box.kind=faster"), 80, _test_cells, 0.4
     ),
     "instance": Job(nuclei, (*SMALL, "data.resize.size=192"), 120, _test_nuclei),
+    "panoptic": Job(ground, ("data.global_batch=8", "head.least_score=0.5"), 150, _test_ground),
     "oriented": Job(
         drone, (*CROPS, "data.crop=192", "data.global_batch=4", "data.empty=0.1"), 150, _test_drone
     ),

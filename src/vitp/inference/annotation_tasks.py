@@ -43,8 +43,9 @@ from vitp.records.tool_shapes import (
 Tool = Literal["", "label-studio", "cvat", "coco"]
 
 _WITHOUT_SHAPE = {
-    "cvat": ("change",),
-    "coco": ("change", "classification"),
+    "label-studio": ("panoptic",),
+    "cvat": ("change", "panoptic"),
+    "coco": ("change", "classification", "panoptic"),
 }
 """Tool → tasks that it has no shape for."""
 
@@ -62,8 +63,17 @@ def check_tool(tool: Tool, task: str) -> None:
     """
     if task in _WITHOUT_SHAPE.get(tool, ()):
         others = [name for name in ("label-studio", "cvat") if task not in _WITHOUT_SHAPE.get(name, ())]
-        what = {"change": "no pairs of images", "classification": "no classes of whole images"}[task]
-        raise ConfigError(f"{tool} has {what}", where="--for", fix=f"choose {' or '.join(others)}")
+        what = {
+            "change": "has no pairs of images",
+            "classification": "has no classes of whole images",
+            "panoptic": "gets no segments of panoptic models yet",
+        }[task]
+        fix = (
+            f"choose {' or '.join(others)}"
+            if others
+            else "leave it out: COCO's panoptic form is written anyway"
+        )
+        raise ConfigError(f"{tool} {what}", where="--for", fix=fix)
 
 
 @dataclass(frozen=True)
