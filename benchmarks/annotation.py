@@ -32,7 +32,7 @@ from vitp.metrics.statistics import mean_std, paired_bootstrap
 from vitp.planning.bench.benchmark import circumstances_of
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from annotation_walk import WAYS, Annotation, Plan  # noqa: E402: a walk is no package
+from annotation_walk import WAYS, Annotation, Plan
 
 SEEDS = (0, 1, 2)
 PLAN = Plan(
@@ -65,7 +65,9 @@ def cell(out: Path, seed: int, way: str) -> dict[str, Any]:
     with (folder / "said.txt").open("a", encoding="utf-8") as said, contextlib.redirect_stdout(said):
         scores, drawn = Annotation(folder, PLAN, seed).go(way)
     return {
-        **{"seed": seed, "way": way, "plan": asdict(PLAN)},
+        "seed": seed,
+        "way": way,
+        "plan": asdict(PLAN),
         "AP50": scores,
         "objects_drawn": drawn,
         **circumstances_of(

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-
 from tests.e2e.browser import PATIENCE, WIDTHS, Page, chromium
 from tools.task_pictures import JOBS, ROOT
 
