@@ -93,11 +93,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         ours, theirs = ([100 * found[seed, way]["AP50"][number] for seed in both] for way in WAYS)
         spread = [f"{mean:.1f} ± {std:.1f}" for mean, std in map(mean_std, (ours, theirs))]
         one = paired_bootstrap(ours, theirs)
-        said = (
-            f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}] | {one.p:.2f}"
-            if number and one.p
-            else "– | –"
-        )
+        p = "–" if one.p is None else f"{one.p:.2f}"  # of one seed there is none
+        said = f"{one.mean:+.1f} [{one.low:+.1f}, {one.high:+.1f}] | {p}" if number else "– | –"
         lines.append(f"| {first + number * a_round} | {' | '.join(spread)} | {said} |")
     drawn = {way: mean_std([sum(found[seed, way]["objects_drawn"]) for seed in both]) for way in WAYS}
     lines += [

@@ -110,6 +110,7 @@ def test_annotation_goes_round_twice(tmp_path: Path, capfd: pytest.CaptureFixtur
     said = capfd.readouterr().out
     assert said.count("8 added") == 4 and said.count("label-studio: 40 tasks, most uncertain first") == 2
     assert re.search(r"24 +\d+\.\d +\d+\.\d\nuncertain less random at the end: [+-]", said)
+    assert re.search(r"objects drawn: \d+ uncertain, \d+ random", said)
     for way in ("uncertain", "random"):
         head = json.loads((tmp_path / f"{way}-2-data" / "summary.json").read_text(encoding="utf-8"))
         assert head["splits"]["train"]["images"] == 24 and head["splits"]["test"]["images"] == 24
