@@ -1,6 +1,6 @@
 """Pictures of the page of `vitp serve` for the documentation: a detector and a model of change, on a desk and a phone.
 
-`python -m tools.page_pictures OUT` serves the models that `tools/task_pictures.py OUT detection change` has trained, on
+`python -m tools.page_pictures OUT [TASK…]` serves the models that `tools/task_pictures.py OUT detection change` has trained, on
 test images that they have not seen, drives the page in a headless Chromium as the tests do, and writes
 `docs/pictures/page/NAME.webp`. A minute of one CPU core.
 """
@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -30,22 +30,22 @@ def samples(work: Path) -> Path:
         job = JOBS[task]
         for name, paths in zip(names, job.images(job.data(work)), strict=False):
             for number, path in enumerate(paths):
-                date = f"-{('before', 'after')[number]}" if len(paths) > 1 else ""
                 (out / task).mkdir(parents=True, exist_ok=True)
+                date = f"-{number + 1}" if len(paths) > 1 else ""
                 shutil.copy(path, out / task / f"{name}{date}{path.suffix}")
     return out
 
 
 def detection(page: Page) -> None:
     """Boxes over the image, and one of them chosen in the list."""
-    predicted(page, "cells", "cells-1")
+    predicted(page, "detection", "cells-1")
     page.slide("threshold", 50)
     page.click("#objects button")
 
 
 def change(page: Page) -> None:
     """What changed, and the divider between the dates."""
-    predicted(page, "change", "place-before", "place-after")
+    predicted(page, "change", "place-1", "place-2")
     page.slide("swipe", 50)
 
 
@@ -79,10 +79,12 @@ def take(page: Page, name: str) -> None:
     print(f"{target}: {target.stat().st_size // 1000} kB")
 
 
-def main(work: Path) -> None:
+STEPS: dict[str, Callable[[Page], None]] = {"detection": detection, "change": change}
+
+
+def main(work: Path, tasks: Sequence[str]) -> None:
     """Serve, drive and write."""
-    steps: dict[str, Callable[[Page], None]] = {"detection": detection, "change": change}
-    models = [f"cells={work / 'detection-run'}", f"change={work / 'change-run'}"]
+    models = [f"{task}={work / f'{task}-run'}" for task in tasks]
     command = [sys.executable, "-m", "vitp", "serve", *models, "--root", str(samples(work)), "--port", "0"]
     log = work / "served.txt"
     with log.open("w") as said:
@@ -95,15 +97,17 @@ def main(work: Path) -> None:
                 time.sleep(0.2)
             with chromium(work / "browser") as driver:
                 for size in WIDTHS:
-                    for name, drive in steps.items():
+                    for task in tasks:
                         page = Page(driver, address[0] + "/", size, work)
                         page.open()
-                        drive(page)
-                        take(page, name)
+                        page.wait(lambda page=page: page.texts("#predict-model option"))
+                        page.wait(lambda page=page: page.texts("#samples button"))
+                        STEPS[task](page)
+                        take(page, task)
         finally:
             process.terminate()
             process.wait(60)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:] or list(STEPS))
