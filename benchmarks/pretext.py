@@ -36,7 +36,7 @@ from vitp.runs.pretrain import run_pretraining
 CROP = 240
 SEEDS = (0, 1, 2)
 DRAWS = (0, 1, 2)
-BUDGET = Budget(align_steps=30, steps=80)
+BUDGET = Budget(align_steps=40, steps=360)
 
 Cells = Mapping[Path, Callable[[], None]]
 """What a cell leaves → what makes it, in order."""

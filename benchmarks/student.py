@@ -28,8 +28,8 @@ from vitp.runs.folder import started
 from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
 SEEDS = (0, 1, 2)
-TEACHER = Budget(align_steps=30, steps=80)
-STEPS, BATCH, LR = 240, 16, 1e-3
+TEACHER = Budget(align_steps=40, steps=360)
+STEPS, BATCH, LR = 600, 16, 1e-3
 
 
 def student_settings() -> VisionSettings:

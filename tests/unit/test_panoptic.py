@@ -100,6 +100,19 @@ def test_objects_over_the_background_and_over_what_is_unknown() -> None:
     assert counts.rows_C3[0].tolist() == pytest.approx([0.8, 1.0, 0.8])
 
 
+def test_an_image_without_objects_is_all_background() -> None:
+    none_NHW, one_MHW = np.zeros((0, 4, 4), bool), np.ones((1, 4, 4), bool)
+    no_N, unknown_HW = np.zeros(0), np.zeros((4, 4), bool)
+    guess_2HW, truth_2HW = object_maps(
+        none_NHW, no_N, no_N, none_NHW, no_N, unknown_HW, classes=1, least_score=0.5
+    )
+    assert (guess_2HW[0] == IGNORE).all() and (truth_2HW[0] == 1).all()
+    alarm_2HW, _ = object_maps(one_MHW, np.ones(1), np.zeros(1, int), none_NHW, no_N, unknown_HW, 1, 0.5)
+    counts = PanopticCounts(1)
+    counts.add(alarm_2HW, truth_2HW)
+    assert (counts.matched_C[0], counts.false_C[0], counts.missed_C[0]) == (0, 1, 0)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_boundaries_are_what_erosion_takes_away(seed: int) -> None:
     rng = np.random.default_rng(seed)

@@ -174,7 +174,7 @@ def object_maps(
     size = (unknown_HW.shape[0], unknown_HW.shape[1])
     guess_2HW = panoptic_map(found_MHW, scores_M, labels_M, size=size, least_score=least_score)
     # Where objects overlap, the smaller one lies above.
-    order_N = -truth_NHW.reshape(len(truth_NHW), -1).sum(1)
+    order_N = -truth_NHW.sum((1, 2))
     truth_2HW = panoptic_map(truth_NHW, order_N, truth_N, size=size, least_score=-np.inf, least_share=0.0)
     background_HW = (truth_2HW[0] == IGNORE) & ~unknown_HW
     truth_2HW[0, background_HW] = classes
