@@ -1,4 +1,4 @@
-"""The benchmarks of a GPU run where there is none: the same program, and the page says so."""
+"""Scripts of benchmarks: of a GPU run where there is none, and of annotation, which begins broken cells again."""
 
 from __future__ import annotations
 
@@ -110,3 +110,52 @@ def test_the_script_for_a_gpu_writes_its_figures_and_its_page(tmp_path: Path) ->
     page = (tmp_path / "page.md").read_text()
     assert "**No GPU: these are no figures of one.**" in page
     assert f"| segmentation | {finetune['samples_per_s']} |" in page
+
+
+@pytest.fixture(scope="module")
+def annotation() -> ModuleType:
+    path, before = ROOT / "benchmarks" / "annotation.py", list(sys.path)
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location("annotation_benchmark", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    sys.path[:] = before
+    return module
+
+
+def annotated(seed: int, way: str, scores: list[float], drawn: list[int]) -> dict[str, Any]:
+    plan = {"first": 8, "a_round": 4, "rounds": 2}
+    return {"seed": seed, "way": way, "plan": plan, "AP50": scores, "objects_drawn": drawn}
+
+
+def test_annotation_is_compared_by_seed(annotation: ModuleType) -> None:
+    rows = [annotated(seed, "uncertain", [0.1, 0.2, 0.3 + seed / 100], [5, 6]) for seed in range(3)]
+    assert annotation.table(rows) == "no seed has both ways yet"
+    rows += [annotated(seed, "random", [0.1, 0.25, 0.2 + seed / 100], [2, 3]) for seed in range(3)]
+    rows.append(annotated(3, "random", [0.9, 0.9, 0.9], [90, 90]))
+    said = annotation.table(rows)
+    assert said.startswith("AP50 in percent, 3 seeds")
+    assert "| 8 | 10.0 ± 0.0 | 10.0 ± 0.0 | – | – |" in said
+    assert "| 12 | 20.0 ± 0.0 | 25.0 ± 0.0 | -5.0 [-5.0, -5.0] | 0.00 |" in said
+    assert "| 16 | 31.0 ± 1.0 | 21.0 ± 1.0 | +10.0 [+10.0, +10.0] | 0.00 |" in said
+    assert said.endswith("objects drawn: uncertain 11 ± 0, random 5 ± 0")
+
+
+def test_a_broken_cell_of_annotation_begins_again_from_its_start(
+    annotation: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    class Walk:
+        def __init__(self, out: Path, plan: object, seed: int) -> None:
+            self.seen = sorted(path.name for path in out.iterdir() if path.is_dir())
+
+        def go(self, way: str) -> tuple[list[str], list[int]]:
+            return self.seen, [1]
+
+    monkeypatch.setattr(annotation, "Annotation", Walk)
+    for name in ("random-1-model", "uncertain-1-model", "model", "data"):
+        (tmp_path / "seed-4" / name).mkdir(parents=True)
+    (tmp_path / "seed-4" / "model" / "scores.json").write_text("{}")
+    assert annotation.cell(tmp_path, 4, "random")["AP50"] == ["data", "model", "uncertain-1-model"]
+    (tmp_path / "seed-4" / "model" / "scores.json").unlink()  # the start is broken, too
+    assert annotation.cell(tmp_path, 4, "uncertain")["AP50"] == []
