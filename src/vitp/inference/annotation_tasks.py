@@ -31,11 +31,13 @@ from vitp.io.images import load_label_pixels
 from vitp.records.labels import BACKGROUND
 from vitp.records.rle import encode
 from vitp.records.tool_shapes import (
+    CLASSES_KEY,
     NOTHING_HERE,
     SEVERAL_CLASSES,
     TASK_KEY,
     encode_brush,
     encode_cvat_mask,
+    rectangle_in_view,
     rectangle_of,
     unturned_box,
 )
@@ -148,7 +150,9 @@ class TaskWriter:
             lines.append(
                 f"Label Studio finds the images with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={folder}"
             )
-        elif self.tool == "cvat":
+        if outside := sum(_outside(one.named) for one in found):
+            lines.append(f"{outside:,} objects that lie outside of their image are left out")
+        if self.tool == "cvat":
             lines.append(f"images of the task, in order: {folder}, as images.txt names them")
         return lines
 
@@ -188,7 +192,7 @@ class TaskWriter:
         data |= {"uncertainty": round(image.looked.doubt, 6), "uncertainty_is": MEASURES[self._measure]}
         if image.duplicate_of:
             data["duplicate_of"] = image.duplicate_of
-        data[TASK_KEY] = self._told
+        data |= {TASK_KEY: self._told, CLASSES_KEY: list(self._named)}
         height, width = image.looked.named.size
         common = {
             "to_name": keys[-1],
@@ -339,7 +343,12 @@ class TaskWriter:
                     "category_id": numbers[shape.name],
                 }
                 annotations.append({**annotation, "iscrowd": 0, **_coco_place(shape)})
-        info = {TASK_KEY: self._told, "model": self.version, "uncertainty": MEASURES[self._measure]}
+        info = {
+            TASK_KEY: self._told,
+            CLASSES_KEY: list(self._named),
+            "model": self.version,
+            "uncertainty": MEASURES[self._measure],
+        }
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         content = {"info": info, "images": rows, "annotations": annotations, "categories": categories}
         write_json(out / "annotations.json", content)
@@ -377,10 +386,26 @@ class TaskWriter:
                 if mask_HW.any():
                     yield _Shape(name, score, mask_HW=mask_HW)
             elif prediction.quads_N8 is not None:
-                yield _Shape(name, score, quad=tuple(prediction.quads_N8[index].double().tolist()))
+                quad = _quad_in_view(looked.named, index)
+                if quad is not None:
+                    yield _Shape(name, score, quad=quad)
             elif prediction.boxes_N4 is not None:
                 x1, y1, x2, y2 = prediction.boxes_N4[index].double().tolist()
                 yield _Shape(name, score, box=(x1, y1, x2, y2))
+
+
+def _quad_in_view(named: Named, index: int) -> tuple[float, ...] | None:
+    assert named.prediction.quads_N8 is not None
+    height, width = named.size
+    return rectangle_in_view(named.prediction.quads_N8[index].double().tolist(), width, height)
+
+
+def _outside(named: Named) -> int:
+    """Return how many oriented boxes have no part in their image; upright ones are cut at its edges when they are found."""
+    quads_N8 = named.prediction.quads_N8
+    return sum(
+        _quad_in_view(named, index) is None for index in range(0 if quads_N8 is None else len(quads_N8))
+    )
 
 
 def _corners(box: tuple[float, float, float, float] | None) -> tuple[float, ...]:
