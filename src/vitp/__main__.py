@@ -12,6 +12,13 @@ def run() -> None:
     except KeyboardInterrupt:
         print("error: interrupted; nothing half-written is left", file=sys.stderr)
         sys.exit(130)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vitp":
+            raise
+        what = f"the package {error.name} is missing, so this environment has no whole install of vitp"
+        fix = "pip install vitp; where the runtime of exported models is all that is wanted: python -m vitp.runtime MODEL IMAGE"
+        print(f"error: {what}; {fix}", file=sys.stderr)
+        sys.exit(2)
     main()
 
 

@@ -33,7 +33,7 @@ from vitp.runtime.boxes import (
     suppressed,
 )
 from vitp.runtime.contract import GraphContract, contract_of
-from vitp.runtime.graph_model import GraphModel, open_graph
+from vitp.runtime.graph_model import GraphModel, GraphPrediction, open_graph
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes, scaled_values
 from vitp.runtime.views import window_weights
 from vitp.tasks.windows import View, view_weights
@@ -182,6 +182,7 @@ def test_bands_are_scaled_as_by_the_model(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "deep.tif")
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "empty.jpg").touch()
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY")
     whole = tmp_path / "whole.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(whole)
@@ -190,7 +191,8 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path) -> None:
         ("deep.tif", "more than 8 bits"),
         ("text.png", "is no picture"),
         ("broken.npy", "is no array"),
-        ("cut.png", "is no picture"),
+        ("cut.png", r"the image is damaged \(.*copy it again"),
+        ("empty.jpg", "the file is empty; copy it again"),
         ("missing.png", "doesn't exist"),
     ]:
         with pytest.raises(DataError, match=says):
@@ -312,3 +314,31 @@ def test_the_command_answers_in_one_line(tmp_path: Path, capsys: pytest.CaptureF
         open_graph(tmp_path)
     assert run_runtime([str(tmp_path), "a/x.png", "b/x.png", "--out", str(tmp_path / "o")]) == 2
     assert "several images are called x" in capsys.readouterr().err
+
+
+def test_one_bad_picture_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Model:
+        contract = contract(task="classification")
+
+        def predict_file(self, image: str, later: str | None) -> GraphPrediction:
+            read_planes(Path(image), None)
+            return GraphPrediction(probabilities_K=np.array([0.75, 0.25]))
+
+    monkeypatch.setattr("vitp.runtime.__main__.open_graph", lambda path: Model())
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    Image.new("RGB", (4, 4)).save(good)
+    bad.touch()
+    assert run_runtime(["model", str(good), str(bad), str(good)]) == 1
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["probabilities"]["a"] for line in out.splitlines()] == [0.75, 0.75]
+    assert err == f"error: {bad}: the file is empty; copy it again\n"
+    assert run_runtime(["model", str(bad)]) == 2
+
+
+def test_the_command_says_that_its_packages_are_missing() -> None:
+    block = "import sys; sys.modules['typer'] = None; sys.argv = ['vitp', '--help']; from vitp.__main__ import run; run()"
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "typer is missing" in done.stderr and "python -m vitp.runtime" in done.stderr

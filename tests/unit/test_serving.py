@@ -277,6 +277,8 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "boxes", "format": "kml"}, 422, "format"),
     ({"model": "boxes", "threshold": "high"}, 422, "threshold"),
     ({"model": "boxes", "threshold": 7}, 422, "threshold"),
+    ({"model": "boxes", "thresold": 0.2}, 422, 'no field "thresold"; did you mean "threshold"?'),
+    ({"model": "boxes", "xyz": 1}, 422, 'no field "xyz"; known are after_file'),
     ({"model": "change"}, 422, "compares two dates"),
     ({"model": "boxes", "after_path": "utm.tif"}, 422, "takes one image"),
     ({"model": "other"}, 404, "there is no model 'other'"),
@@ -298,6 +300,12 @@ def test_what_makes_no_sense_is_refused_in_a_sentence(
     assert answer.status_code == status, answer.text
     assert set(answer.json()) == {"error"} and words in answer.json()["error"]
     assert "Traceback" not in answer.text and str(known.service.store.folder) not in answer.text
+
+
+def test_fields_in_the_address_are_not_lost(known: Served) -> None:
+    for query, words in (("threshold=0.9", "from the form"), ("x=1", 'no "x"')):
+        answer = known.client.post(f"/predict?{query}", data={"model": "boxes", "path": "plain.png"})
+        assert answer.status_code == 422 and words in answer.json()["error"]
 
 
 # Images, samples, tiles.
@@ -524,9 +532,14 @@ def test_a_full_line_says_when_to_come_again(tmp_path: Path) -> None:
 
 def test_a_token_is_asked_for(tmp_path: Path) -> None:
     with serving(tmp_path / "files", {"boxes": BrightObjects()}, token="sesame") as served:
-        for headers in ({}, {"Authorization": "Bearer open"}, {"Authorization": "sesame"}):
+        wrong = "is not the server's token"
+        for headers, words in (
+            ({}, "a token is needed"),
+            ({"Authorization": "Bearer open"}, wrong),
+            ({"Authorization": "sesame"}, wrong),
+        ):
             answer = served.client.get("/models", headers=headers)
-            assert answer.status_code == 401 and "token" in answer.json()["error"]
+            assert answer.status_code == 401 and words in answer.json()["error"]
             assert answer.headers["www-authenticate"] == "Bearer"
         key = {"Authorization": "Bearer sesame"}
         assert served.client.get("/models", headers=key).status_code == 200

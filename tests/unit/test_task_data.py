@@ -25,7 +25,14 @@ from vitp.scenes import load_scene, scene_set, write_scenes
 from vitp.tasks import data
 from vitp.tasks.base import InputSize, TaskBatch, TestSettings, pad_images
 from vitp.tasks.batches import task_batches
-from vitp.tasks.data import LabelReader, draw_labels, labelled_only, open_labelled, task_splits
+from vitp.tasks.data import (
+    LabelReader,
+    draw_labels,
+    labelled_only,
+    open_configured,
+    open_labelled,
+    task_splits,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -363,3 +370,14 @@ def test_real_labels_become_targets(name: str, real_data: Path) -> None:
         assert bool((target.labels_N < len(reader.classes)).all())
         if kind == "instances":
             assert target.masks_NHW is not None and bool(target.masks_NHW.flatten(1).any(1).all())
+
+
+def test_messages_name_the_settings_of_a_run(tmp_path: Path) -> None:
+    for folder in ("images", "scans"):
+        (tmp_path / "alike" / folder).mkdir(parents=True)
+        for name in "abc":
+            Image.new("RGB", (8, 8)).save(tmp_path / "alike" / folder / f"{name}.png")
+    with pytest.raises(DataError) as refused:
+        open_configured(tmp_path / "alike", "auto", {})
+    assert "-s data.format=folders" in str(refused.value) and "--format" not in str(refused.value)
+    assert "-s data.options.images=" in str(refused.value) and "-o " not in str(refused.value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeAlias
@@ -90,10 +91,11 @@ def pretrain_command(
     if distributed.rank() > 0:
         return
     console.print(f"model: {result.model}")
+    run = shlex.quote(str(out))
     if settings.objective.has_language_model:
-        console.print(f"next: vitp report {out}, vitp export {out} --out BACKBONE")
+        console.print(f"next: vitp report {run}, vitp export {run} --out BACKBONE")
     else:
-        console.print(f"next: vitp probe {out} DATA, vitp finetune TASK --backbone {out}")
+        console.print(f"next: vitp probe {run} DATA, vitp finetune TASK --backbone {run}")
 
 
 def finetune_command(
@@ -153,7 +155,8 @@ def finetune_command(
         files = write_case_files(out, "cases", result.scores, title, settings.test.tolerance)
         console.print(f"cases: {' and '.join(map(str, files))}")
     console.print(f"model: {result.model}")
-    console.print(f"next: vitp predict {out} IMAGES --out PREDICTIONS")
+    later = " --later LATER_IMAGES" if task == "change" else ""
+    console.print(f"next: vitp predict {shlex.quote(str(out))} IMAGES{later} --out PREDICTIONS")
 
 
 def demo_command(

@@ -51,7 +51,7 @@ from vitp.tasks.data import (
     LabelReader,
     classes_of,
     draw_labels,
-    open_labelled,
+    open_configured,
     task_splits,
 )
 from vitp.tasks.folds import fold_splits
@@ -153,7 +153,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     """
     task = task_of(config.task, config.head)
     kind = task.labels(config.head)
-    labelled = open_labelled(config.data.root, config.data.format, **config.data.options)
+    labelled = open_configured(config.data.root, config.data.format, config.data.options)
     said: list[str] = []
     splits = run_splits(labelled, config, kind, said)
     train = limit_empty(splits["train"], config.data.empty, config.seed)

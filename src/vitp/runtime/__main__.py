@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vitp.core.errors import VitpError
+from vitp.core.errors import DataError, VitpError
 from vitp.runtime.contract import GraphContract
 from vitp.runtime.graph_model import GraphPrediction, open_graph, predictions_of_files
 from vitp.runtime.objects import GraphObjects
@@ -84,7 +84,7 @@ def write_found(folder: Path, image: str, values: Mapping[str, Any], picture: Im
 
 
 def run_runtime(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
+    """Run the command and return its exit code: 1 where some of the images can't be used, 2 where nothing can."""
     parser = argparse.ArgumentParser(prog="python -m vitp.runtime", description=__doc__)
     parser.add_argument("model", help="model.onnx, or the folder of an export")
     parser.add_argument("images", nargs="+", help="8-bit pictures, or .npy files of bands")
@@ -100,16 +100,21 @@ def run_runtime(arguments: Sequence[str] | None = None) -> int:
         _check_names(chosen.images, chosen.out)
         model = open_graph(chosen.model)
         least = model.contract.shown_score if chosen.score is None else chosen.score
+        bad = 0
         for image, found in predictions_of_files(model, chosen.images, chosen.later):
+            if isinstance(found, DataError):
+                bad += 1
+                print(f"error: {found}", file=sys.stderr, flush=True)
+                continue
             values = {"image": image, **described_prediction(model.contract, found, least)}
             if chosen.out is None:
                 print(json.dumps(values), flush=True)
             else:
                 write_found(chosen.out, image, values, picture_of(found, least))
     except VitpError as error:
-        print(error, file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    return 0
+    return 2 if bad == len(chosen.images) else min(bad, 1)
 
 
 def _check_names(images: Sequence[str], out: Path | None) -> None:

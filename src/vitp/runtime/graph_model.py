@@ -225,8 +225,8 @@ def _session(file: Path, threads: int | None) -> Any:
 
 def predictions_of_files(
     model: GraphModel, images: Sequence[str], later: Sequence[str] | None
-) -> Iterator[tuple[str, GraphPrediction]]:
-    """Yield each file with what a graph says of it.
+) -> Iterator[tuple[str, GraphPrediction | DataError]]:
+    """Yield each file with what a graph says of it, or with why it can't be used.
 
     Raises:
         ConfigError: There aren't as many later dates as images.
@@ -238,4 +238,7 @@ def predictions_of_files(
             fix="give one later date for each image",
         )
     for number, image in enumerate(images):
-        yield image, model.predict_file(image, None if later is None else later[number])
+        try:
+            yield image, model.predict_file(image, None if later is None else later[number])
+        except DataError as error:
+            yield image, error

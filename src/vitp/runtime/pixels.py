@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vitp.core.errors import DataError
 
@@ -112,9 +112,22 @@ def _picture(path: Path) -> np.ndarray:
             turned: Image.Image = ImageOps.exif_transpose(file)
             return np.ascontiguousarray(np.asarray(_rgb(turned)).transpose(2, 0, 1))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        kind = "is a raster that can't be read here" if path.suffix.lower() in _RASTERS else "is no picture"
-        fix = f"convert it to PNG or JPEG; {_READ}"
-        raise DataError(f"{kind} ({error})", where=str(path), fix=fix) from error
+        what, fix = _refused(path, error)
+        raise DataError(what, where=str(path), fix=fix) from error
+
+
+def _refused(path: Path, error: Exception) -> tuple[str, str]:
+    """Return why a picture can't be used, and what to do."""
+    convert = f"convert it to PNG or JPEG; {_READ}"
+    if not path.stat().st_size:
+        return "the file is empty", "copy it again"
+    if path.suffix.lower() in _RASTERS:
+        return f"is a raster that can't be read here ({error})", convert
+    if isinstance(error, UnidentifiedImageError):
+        return "is no picture", convert
+    if isinstance(error, Image.DecompressionBombError):
+        return f"has too many pixels ({error})", "cut it"
+    return f"the image is damaged ({error})", "copy it again"
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from vitp.core.errors import VitpError
+from vitp.core.errors import VitpError, did_you_mean
 from vitp.core.version import __version__
 from vitp.io.open_pixels import open_pixels
 from vitp.serving.answers import COG, GEOJSON, JSON, PNG
@@ -91,6 +91,7 @@ def make_app(service: Service) -> FastAPI:
         description="Finetuned models, vision-language models and backbones of this server.",
         docs_url=None,
         redoc_url=None,
+        dependencies=[Depends(_known_fields)],
     )
     app.state.service = service
     _add_errors(app)
@@ -101,6 +102,31 @@ def make_app(service: Service) -> FastAPI:
     _add_ask(app, service)
     _add_look(app, service)
     return app
+
+
+async def _known_fields(request: Request) -> None:
+    """Refuse what a request says that nobody would read: a misspelt field would pass for one that was left out."""
+    dependant = getattr(request.scope.get("route"), "dependant", None)
+    if request.method != "POST" or dependant is None:
+        return
+    form, address = _names(dependant, "body_params"), _names(dependant, "query_params")
+    for name in request.query_params:
+        if name in form:
+            raise Refusal(422, f'"{name}" is read from the form, not from the address')
+        if name not in address:
+            raise Refusal(422, f'there is no "{name}" in the address; {_nearest(name, form)}')
+    for name in await request.form():
+        if name not in form:
+            raise Refusal(422, f'there is no field "{name}"; {_nearest(name, form)}')
+
+
+def _names(dependant: Any, kind: str) -> set[str]:
+    own = {field.alias for field in getattr(dependant, kind)}
+    return own.union(*(_names(one, kind) for one in dependant.dependencies))
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    return did_you_mean(name, known) or f"known are {', '.join(sorted(known))}"
 
 
 def gated_app(

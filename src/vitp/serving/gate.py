@@ -133,7 +133,8 @@ class Gate:
         if self._token is not None and scope["path"] not in self._public:
             given = headers.get(b"authorization", b"")
             if not hmac.compare_digest(given, self._token):
-                raise Refusal(401, "a token is needed: send Authorization: Bearer TOKEN")
+                what = "this is not the server's token" if given else "a token is needed"
+                raise Refusal(401, f"{what}: send Authorization: Bearer TOKEN")
         length = headers.get(b"content-length", b"0")
         if length.isdigit() and int(length) > self.limits.upload_bytes:
             raise self._too_large()

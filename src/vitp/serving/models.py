@@ -180,6 +180,7 @@ def open_models(
     for name, source in sources.items():
         key = str(Path(source).resolve()) if Path(source).exists() else source
         if key not in loaded:
+            say(f"{name}: loading")
             loaded[key] = _open_one(name, source, device, worker_of)
         models[name] = replace(loaded[key], name=name)
         say(f"{name}: {_in_words(models[name])}")

@@ -5,6 +5,7 @@ Shapes: N objects, C classes, H × W pixels.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from vitp.records.regions import rasterise
 from vitp.tasks.base import InputSize, LabelKind, TaskModel, TestSettings
 
 CHANGE_CLASSES = ("unchanged", "changed")
+_OPTION = re.compile(r"(?<!compile )-o ('?)(\w)")
 OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach over the border: annotation tools round."""
 
@@ -45,6 +47,22 @@ def open_labelled(path: str | Path, format: str = "auto", **options: Any) -> Lab
         DataError: The labels can't be read.
     """
     return read_labels(format, path, **options)
+
+
+def open_configured(path: str | Path, format: str, options: Mapping[str, Any]) -> LabelledSet:
+    """Return the labels that a configuration names; messages name its settings, not the options of other commands.
+
+    Raises:
+        ConfigError, DataError: As `open_labelled`.
+    """
+    try:
+        return open_labelled(path, format, **options)
+    except (ConfigError, DataError) as error:
+        what, where, fix = (
+            text and _OPTION.sub(r"-s \1data.options.\2", text.replace("--format ", "-s data.format="))
+            for text in (error.what, error.where, error.fix)
+        )
+        raise type(error)(what or "", where=where, fix=fix) from error
 
 
 def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
