@@ -150,7 +150,7 @@ class TaskWriter:
             lines.append(
                 f"Label Studio finds the images with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={folder}"
             )
-        if outside := sum(_outside(one.named) for one in found):
+        if outside := sum(_quads_in_view(one.named).count(None) for one in found):
             lines.append(f"{outside:,} objects that lie outside of their image are left out")
         if self.tool == "cvat":
             lines.append(f"images of the task, in order: {folder}, as images.txt names them")
@@ -377,6 +377,7 @@ class TaskWriter:
                     yield _Shape(name, None, mask_HW=mask_HW)
             return
         assert prediction.scores_N is not None and prediction.labels_N is not None
+        quads = _quads_in_view(looked.named)
         for index, (score, label) in enumerate(
             zip(prediction.scores_N.tolist(), prediction.labels_N.tolist(), strict=True)
         ):
@@ -386,26 +387,18 @@ class TaskWriter:
                 if mask_HW.any():
                     yield _Shape(name, score, mask_HW=mask_HW)
             elif prediction.quads_N8 is not None:
-                quad = _quad_in_view(looked.named, index)
-                if quad is not None:
-                    yield _Shape(name, score, quad=quad)
+                if quads[index] is not None:
+                    yield _Shape(name, score, quad=quads[index])
             elif prediction.boxes_N4 is not None:
                 x1, y1, x2, y2 = prediction.boxes_N4[index].double().tolist()
                 yield _Shape(name, score, box=(x1, y1, x2, y2))
 
 
-def _quad_in_view(named: Named, index: int) -> tuple[float, ...] | None:
-    assert named.prediction.quads_N8 is not None
-    height, width = named.size
-    return rectangle_in_view(named.prediction.quads_N8[index].double().tolist(), width, height)
-
-
-def _outside(named: Named) -> int:
-    """Return how many oriented boxes have no part in their image; upright ones are cut at its edges when they are found."""
-    quads_N8 = named.prediction.quads_N8
-    return sum(
-        _quad_in_view(named, index) is None for index in range(0 if quads_N8 is None else len(quads_N8))
-    )
+def _quads_in_view(named: Named) -> list[tuple[float, ...] | None]:
+    """Return oriented boxes as they are handed over; upright ones are cut at the image's edges when they are found."""
+    quads_N8, (height, width) = named.prediction.quads_N8, named.size
+    found = [] if quads_N8 is None else quads_N8.double().tolist()
+    return [rectangle_in_view(quad, width, height) for quad in found]
 
 
 def _corners(box: tuple[float, float, float, float] | None) -> tuple[float, ...]:

@@ -88,7 +88,7 @@ def unturned_box(quad: Sequence[float]) -> tuple[float, float, float, float, flo
 
 
 def rectangle_in_view(quad: Sequence[float], width: int, height: int) -> tuple[float, ...] | None:
-    """Return a rectangle's corners such that somebody can take hold of it in an image, or None where none of it is there.
+    """Return a rectangle's corners such that it can be taken hold of in an image, or None where nothing is in view.
 
     One whose centre is in the image, and no corner farther from it than half of its side, stays as it is. Of others the
     smallest rectangle of the same angle around what is in the image is taken.

@@ -113,8 +113,7 @@ def read_coco(
     if reading.masks:
         text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
         builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
-    drawn = {label.category for image in reading.images.values() for label in image.found.objects}
-    tell_strange(builder, drawn, () if reading.known else told_classes(files))
+    tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
     instances = any(file.labels_objects for file in files)
@@ -209,6 +208,10 @@ class _Reading:
         self.crowds = 0
         for file in files:
             self._read_file(file)
+
+    def drawn(self) -> set[str]:
+        """Return the classes of which there is an object."""
+        return {label.category for image in self.images.values() for label in image.found.objects}
 
     def add_images(self) -> None:
         """Give the builder all images that were read."""

@@ -52,7 +52,7 @@ def _is_export(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One annotation of a task: its results, each with `type`, `value` and the like, who made it, and where it stands."""
+    """One annotation of a task: results with `type`, `value` and the like, who made them, and where they stand."""
 
     results: tuple[dict[str, Any], ...]
     by: str = ""
@@ -192,7 +192,7 @@ def _predicted(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _made_with(base: Path, tasks: Sequence[_Task]) -> dict[str, None]:
-    """Return the classes that tasks of `vitp predict` were made with: as they say, or labels.xml, or their predictions."""
+    """Return the classes that tasks of `vitp predict` were made with: of themselves, labels.xml, or predictions."""
     own = [task for task in tasks if TASK_KEY in task.data]
     told = [name for task in own for name in task.data.get(CLASSES_KEY) or () if isinstance(name, str)]
     config = base / "labels.xml"
