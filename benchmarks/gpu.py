@@ -27,6 +27,20 @@ ROOT = Path(__file__).parent.parent
 CHECKS = ("packed", "attention", "bf16", "compile", "recompute")
 SHARES = {"checks": 0.3, "step": 0.42, "finetune": 0.16, "predict": 0.12}
 """Part → its share of the seconds."""
+COLUMNS = {
+    "samples_per_s": "samples/s",
+    "images_per_s": "images/s",
+    "step_s": "step, s",
+    "tokens_per_s": "tokens/s",
+    "mfu": "mfu",
+    "memory_gb": "memory, GB",
+    "tile_packing": "tiles used",
+    "data_wait": "data wait",
+    "compiled": "compiled",
+}
+"""Figures of a measurement that the page shows → their heads; the files of the parts hold all."""
+CIRCUMSTANCES = ("benchmark", "date", "commit", "vitp", "torch", "hardware", "command", "size")
+"""Of a part's file: the page says them once."""
 
 
 @dataclass(frozen=True)
@@ -138,29 +152,41 @@ def page(head: dict[str, Any], parts: dict[str, Done]) -> str:
 
 
 def _tables(found: Any) -> list[str]:
-    rows = found if isinstance(found, list) else found.get("findings")
-    if rows is not None:
+    """Return checks as a table, measurements as one, and what else was found as lines."""
+    if isinstance(found, list):
         lines = ["| check | finding |", "|---|---|"]
-        return lines + [f"| {row.get('name')} | {_finding(row)} |" for row in rows]
-    tables = {name: value for name, value in found.items() if isinstance(value, dict)}
-    plain = [f"- {name}: {value}" for name, value in found.items() if not isinstance(value, dict)]
-    columns = list(dict.fromkeys(column for value in tables.values() for column in value))
-    lines = ["| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"] if tables else []
+        return lines + [f"| {row['check']} | {_finding(row)} |" for row in found]
+    rows = {
+        name: value for name, value in found.items() if isinstance(value, dict) and COLUMNS.keys() & value
+    }
+    columns = [column for column in COLUMNS if any(column in row for row in rows.values())]
+    lines = []
+    if rows:
+        lines += ["| | " + " | ".join(COLUMNS[column] for column in columns) + " |"]
+        lines += ["|---" * (len(columns) + 1) + "|"]
     lines += [
-        f"| {name} | " + " | ".join(str(value.get(column, "")) for column in columns) + " |"
-        for name, value in tables.items()
+        f"| {name} | " + " | ".join(str(row.get(column, "")) for column in columns) + " |"
+        for name, row in rows.items()
     ]
-    return [*lines, "", *plain]
+    said = [
+        f"- {name.replace('_', ' ')}: {_words(value)}"
+        for name, value in found.items()
+        if name not in rows and name not in CIRCUMSTANCES
+    ]
+    return [*lines, "", *said] if lines else said
+
+
+def _words(value: Any) -> str:
+    return (
+        ", ".join(f"{name} {one}" for name, one in value.items()) if isinstance(value, dict) else str(value)
+    )
 
 
 def _finding(row: dict[str, Any]) -> str:
-    if row.get("skipped"):
+    if row["skipped"]:
         return f"skipped: {row['skipped']}"
-    parts = [
-        f"{one.get('what', one.get('name', ''))} {one.get('value', one.get('found', '')):.3g}"
-        for one in row.get("differences", ())
-    ]
-    return "; ".join(parts) or str(row)
+    said = "; ".join(f"{one['what']} {one['value']:.3g}" for one in row["differences"])
+    return said if row["ok"] else f"**differs**: {said}"
 
 
 def main() -> None:

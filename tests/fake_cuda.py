@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 _WAITS = {
     *("_local_scalar_dense", "item", "nonzero", "nonzero_static", "masked_select", "equal", "is_nonzero"),
-    *("unique_dim", "_unique2", "unique_consecutive", "bincount", "histc"),
+    *("unique_dim", "_unique2", "unique_consecutive", "bincount", "histc", "nms"),
 }
 """Operations whose result the host needs before it can go on."""
 
@@ -55,10 +55,12 @@ class Watch(TorchDispatchMode):
         }
         if name in _WAITS and self.device in devices | {t.device.type for t in tensors}:
             self.waits.append(name)
+        # One number of the host that goes to all places of a mask is a `masked_fill` to torch.
         if name in ("index", "index_put", "index_put_") and any(
-            t is not None and t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)
+            t.dtype == torch.bool for t in tree_leaves(args[1]) if isinstance(t, Tensor)
         ):
-            self.waits.append(f"{name} by a mask")
+            filled = name != "index" and args[2].numel() == 1 and args[2].device.type == "cpu"
+            self.waits += [] if filled else [f"{name} by a mask"]
         if name == "repeat_interleave" and kwargs.get("output_size") is None:
             self.waits.append(name)
         self._copy(name, args, kwargs, tensors)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageStat
 
 from vitp.data.formats import read_labels
 from vitp.inference.outputs import class_colour
@@ -90,6 +90,26 @@ def pairs(work: Path) -> Path:
     return out
 
 
+def ground(work: Path) -> Path:
+    """Generated aerial scenes with objects and land cover, in COCO's panoptic form."""
+    out = work / "ground"
+    if not out.is_dir():
+        _vitp(
+            "data",
+            "scenes",
+            "general",
+            "--layout",
+            "panoptic",
+            "--count",
+            "400",
+            "--size",
+            "96",
+            "--out",
+            out,
+        )
+    return out
+
+
 def _test_forest(root: Path) -> list[tuple[Path, ...]]:
     return [(path,) for path in sorted((root / "test" / "images").iterdir())[:3]]
 
@@ -115,9 +135,15 @@ def _test_nuclei(root: Path) -> list[tuple[Path, ...]]:
     return [(root / "images" / name,) for name in (wide[0], wide[12], wide[40])]
 
 
+def _test_ground(root: Path) -> list[tuple[Path, ...]]:
+    return [(path,) for path in sorted((root / "test" / "images").iterdir())[1:4]]
+
+
 def _test_pairs(root: Path) -> list[tuple[Path, ...]]:
     names = sorted(path.name for path in (root / "test" / "A").iterdir())
-    return [(root / "test" / "A" / name, root / "test" / "B" / name) for name in names[:2]]
+    shares = [ImageStat.Stat(Image.open(root / "test" / "label" / name)).mean[0] / 255 for name in names]
+    changed = [name for name, share in zip(names, shares, strict=True) if share > 0.05]
+    return [(root / "test" / "A" / name, root / "test" / "B" / name) for name in changed[:2]]
 
 
 JOBS = {
@@ -125,11 +151,15 @@ JOBS = {
     "segmentation": Job(
         forest, (*CROPS, "data.crop=128", "data.global_batch=8", "head.kind=fpn", *WINDOWS), 30, _test_forest
     ),
-    "change": Job(pairs, ("data.global_batch=8", "head.kind=fpn"), 100, _test_pairs),
+    "change": Job(pairs, ("data.global_batch=8", "head.kind=fpn"), 400, _test_pairs),
     "detection": Job(
-        blood_cells, (*SMALL, "data.resize.size=160", "head.box.kind=faster"), 80, _test_cells, 0.4
+        blood_cells,
+        (*SMALL, "data.resize.size=128", "head.box.kind=faster", "head.width=64"),
+        300,
+        _test_cells,
     ),
     "instance": Job(nuclei, (*SMALL, "data.resize.size=192"), 120, _test_nuclei),
+    "panoptic": Job(ground, ("data.global_batch=8", "head.least_score=0.5"), 150, _test_ground),
     "oriented": Job(
         drone, (*CROPS, "data.crop=192", "data.global_batch=4", "data.empty=0.1"), 150, _test_drone
     ),
@@ -152,7 +182,8 @@ def run(task: str, work: Path) -> None:
     later = [word for pair in chosen for word in ("--later", pair[1])] if task == "change" else []
     threshold = ["-s", f"score_threshold={job.threshold}"]
     _vitp("predict", model, *(pair[0] for pair in chosen), *later, *threshold, "--out", found, "--force")
-    row = _scored_row(found, chosen) if task == "classification" else _drawn_row(found, chosen)
+    rows = {"classification": _scored_row, "change": _changed_row}
+    row = rows.get(task, _drawn_row)(found, chosen)
     _save(row, task)
 
 
@@ -185,12 +216,22 @@ def _save(row: Image.Image, task: str) -> None:
 
 
 def _drawn_row(found: Path, chosen: Sequence[tuple[Path, ...]]) -> Image.Image:
-    """Return the pictures of `vitp predict` side by side, those of two dates after their images."""
-    panels = []
-    for images in chosen:
-        drawn = found / "pictures" / f"{images[0].stem}.png"
-        panels += [*(images if len(images) > 1 else ()), drawn]
+    """Return the pictures of `vitp predict` side by side."""
+    panels = [found / "pictures" / f"{images[0].stem}.png" for images in chosen]
     return _row([Image.open(path).convert("RGB") for path in panels], HEIGHT)
+
+
+def _changed_row(found: Path, chosen: Sequence[tuple[Path, ...]]) -> Image.Image:
+    """Return both dates, what was found and what has changed, of each pair."""
+    panels = []
+    for before, after in chosen:
+        panels += [
+            before,
+            after,
+            found / "label" / f"{before.stem}.png",
+            before.parents[1] / "label" / before.name,
+        ]
+    return _row([Image.open(path).convert("RGB") for path in panels], HEIGHT // 2)
 
 
 def _scored_row(found: Path, chosen: Sequence[tuple[Path, ...]]) -> Image.Image:

@@ -58,7 +58,9 @@ def imported() -> set[str]:
                 found |= {alias.name.split(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 found.add((node.module or "").split(".")[0])
-            elif isinstance(node, ast.Constant) and re.fullmatch(r"[A-Za-z_]+(\.[a-z_]+)*", str(node.value)):
+            elif isinstance(node, ast.Constant) and re.fullmatch(
+                r"[A-Za-z_]+(\.[a-z0-9_]+)*", str(node.value)
+            ):
                 found.add(str(node.value).split(".")[0])
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +21,7 @@ def script(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look for it there
     spec.loader.exec_module(module)
     return module
 
@@ -110,6 +112,7 @@ def test_annotation_goes_round_twice(tmp_path: Path, capfd: pytest.CaptureFixtur
     said = capfd.readouterr().out
     assert said.count("8 added") == 4 and said.count("label-studio: 40 tasks, most uncertain first") == 2
     assert re.search(r"24 +\d+\.\d +\d+\.\d\nuncertain less random at the end: [+-]", said)
+    assert re.search(r"objects drawn: \d+ uncertain, \d+ random", said)
     for way in ("uncertain", "random"):
         head = json.loads((tmp_path / f"{way}-2-data" / "summary.json").read_text(encoding="utf-8"))
         assert head["splits"]["train"]["images"] == 24 and head["splits"]["test"]["images"] == 24

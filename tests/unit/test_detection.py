@@ -36,7 +36,7 @@ from vitp.scenes import scene_set
 from vitp.tasks.base import InputSize, TaskBatch, pad_images
 from vitp.tasks.batches import LabelledSamples, task_batches
 from vitp.tasks.data import LabelReader
-from vitp.tasks.detection import DetectionModel, image_truth, learnable
+from vitp.tasks.detection import DetectionModel, image_truths, learnable
 from vitp.tasks.instance import InstanceModel
 
 CLASSES = ("ship", "dock", "tank")
@@ -154,7 +154,7 @@ def test_a_batch_can_be_cut(kind: str) -> None:
 def test_difficult_and_tiny_objects_are_looked_away_from() -> None:
     target = _target(ONE, TWO, (10.0, 10.0, 10.2, 30.0))
     target = replace(target, difficult_N=torch.tensor([False, True, False]))
-    truth = image_truth(target, (64, 64), with_masks=True)
+    truth = image_truths([target], [(64, 64)], with_masks=True)[0]
     assert truth.boxes_N4.tolist() == [list(ONE)]
     assert truth.labels_N.tolist() == [1]
     assert truth.ignored_M4[0].tolist() == list(TWO) and len(truth.ignored_M4) == 2
@@ -342,13 +342,15 @@ def test_bfloat16_does_not_round_boxes() -> None:
 
 def test_quads_serve_where_there_are_no_boxes() -> None:
     quads = torch.tensor([[10.0, 2.0, 18.0, 10.0, 10.0, 18.0, 2.0, 10.0]])
-    truth = image_truth(Target(quads_N8=quads, labels_N=torch.tensor([1])), (64, 64), with_masks=False)
+    truth = image_truths([Target(quads_N8=quads, labels_N=torch.tensor([1]))], [(64, 64)], with_masks=False)[
+        0
+    ]
     assert truth.boxes_N4.tolist() == [[2.0, 2.0, 18.0, 18.0]] and truth.labels_N.tolist() == [2]
 
 
 def test_missing_labels_are_user_errors() -> None:
     with pytest.raises(ConfigError, match="no boxes"):
-        image_truth(Target(labels_N=torch.zeros(0, dtype=torch.int64)), (8, 8), with_masks=False)
+        image_truths([Target(labels_N=torch.zeros(0, dtype=torch.int64))], [(8, 8)], with_masks=False)[0]
     with pytest.raises(ConfigError, match="no instance masks"):
         _model(masks=True).loss_counts(_batch(_target(ONE, masks=False)))
 

@@ -350,7 +350,7 @@ def planted(folder: Path, count: int = 4) -> LabelledSet:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(
     ("task", "kind"),
-    [("detection", "vit"), ("detection", "cnn"), ("oriented", "rotary")],
+    [("detection", "vit"), ("detection", "cnn"), ("oriented", "rotary"), ("oriented", "cnn")],
 )
 def test_few_images_are_learned_and_leave_as_a_graph(task: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)

@@ -308,7 +308,7 @@ def test_gradient_sizes_by_part() -> None:
         True,
     ]
     tower.weight.grad = torch.tensor([[3.0, 0.0]])
-    gradients.fill_missing()
+    gradients.complete()
     assert head.weight.grad is not None and not head.weight.grad.any() and head.bias.grad is None
     assert tower.weight.grad.tolist() == [[3.0, 0.0]]
     head.weight.grad = torch.tensor([[0.0, 4.0]])

@@ -209,7 +209,7 @@ def test_features_and_sums_are_in_full_precision(tmp_path: Path) -> None:
     assert linear_cka(x, y) == pytest.approx(float(wanted), abs=1e-12)
     double = nn.Linear(2, 1).double()
     gradients = Gradients([ParameterGroup("a", dict(double.named_parameters()))], double)
-    gradients.fill_missing()
+    gradients.complete()
     assert gradients.norms().dtype is torch.float32
 
 

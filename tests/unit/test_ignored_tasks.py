@@ -32,8 +32,8 @@ from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
-from vitp.tasks.detection import image_truth
-from vitp.tasks.oriented import oriented_truth
+from vitp.tasks.detection import image_truths
+from vitp.tasks.oriented import oriented_truths
 
 # Targets
 
@@ -64,12 +64,12 @@ def test_targets_hold_ignored_places_as_boxes_quads_and_masks(tmp_path: Path) ->
 
 def test_detectors_look_away_from_ignored_places(tmp_path: Path) -> None:
     labelled = one_image(tmp_path, at("ship", 1, 1, 9, 9), at("ship", 1, 12, 9, 20, difficult=True))
-    truth = image_truth(target_of(labelled, "objects"), (32, 40), with_masks=False)
+    truth = image_truths([target_of(labelled, "objects")], [(32, 40)], with_masks=False)[0]
     assert truth.boxes_N4.tolist() == [[1, 1, 9, 9]]
     assert truth.ignored_M4.tolist() == [[1, 12, 9, 20], [20, 4, 36, 28]]
-    turned = oriented_truth(target_of(labelled, "oriented"), (32, 40))
+    turned = oriented_truths([target_of(labelled, "oriented")], [(32, 40)])[0]
     assert len(turned.boxes_N5) == 1 and len(turned.ignored_M5) == 2
-    assert oriented_truth(target_of(labelled, "objects"), (32, 40)).ignored_M5.shape == (2, 5)
+    assert oriented_truths([target_of(labelled, "objects")], [(32, 40)])[0].ignored_M5.shape == (2, 5)
 
 
 moves = [

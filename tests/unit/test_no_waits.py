@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import pytest
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from tests.fake_cuda import CUDA, Watch, fake_cuda
+from tests.unit.test_task_graphs import made
 from vitp.engine import numerics
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.gradients import Gradients
@@ -23,11 +24,16 @@ from vitp.engine.loading import to_device
 from vitp.engine.loop import Trainer
 from vitp.engine.optim import build_optimizer
 from vitp.engine.scaling import LossScale
+from vitp.metrics.results import Target
 from vitp.models import attention_layouts
 from vitp.models.compute import ComputeSettings, configure
 from vitp.models.vlm import VisionLanguageModel
+from vitp.objectives.base import Objective
 from vitp.objectives.vitp import ViTPObjective
 from vitp.planning.bench.synthetic import MODEL_SIZES, SyntheticSource, Workload, make_chat
+from vitp.tasks.base import TaskBatch
+
+Trained = TypeVar("Trained", bound=Objective)
 
 
 def meta_objective(name: str) -> ViTPObjective:
@@ -38,7 +44,7 @@ def meta_objective(name: str) -> ViTPObjective:
         return ViTPObjective(VisionLanguageModel(config, vocabulary=size.vocabulary), make_chat(size))
 
 
-def placed(objective: ViTPObjective, device: torch.device) -> ViTPObjective:
+def placed(objective: Trained, device: torch.device) -> Trained:
     """The model with fake weights on a device; within the fake mode."""
     before = torch.__future__.get_overwrite_module_params_on_conversion()
     torch.__future__.set_overwrite_module_params_on_conversion(True)
@@ -138,6 +144,44 @@ def test_a_backward_pass_asks_for_no_number() -> None:
     assert all(p.grad is not None for p in objective.parameters())
 
 
+FINETUNED: list[tuple[str, dict[str, Any]]] = [
+    ("classification", {"multi_label": True, "focal": 2.0, "class_weights": [1.0, 2.0, 3.0]}),
+    ("segmentation", {"kind": "fpn", "dice": 1.0, "tversky": 1.0, "focal": 2.0}),
+]
+
+
+def labelled_batch(task: str) -> TaskBatch:
+    """Two images, one of them padded, with what the task learns from."""
+    if task == "classification":
+        targets = tuple(Target(classes_C=row_C) for row_C in torch.eye(3)[:2])
+    else:
+        targets = tuple(Target(semantic_HW=torch.ones(h, 64, dtype=torch.uint8)) for h in (48, 40))
+    images, sizes = torch.zeros(2, 3, 48, 64, dtype=torch.uint8), torch.tensor([[48, 64], [40, 64]])
+    return TaskBatch(images, None, sizes, targets, ("a", "b"))
+
+
+@pytest.mark.parametrize(("task", "head"), FINETUNED)
+def test_a_finetuning_copies_once_and_never_waits(task: str, head: dict[str, Any]) -> None:
+    """Batch to the device, forward pass and, on the CPU, the backward pass; the step's end is pretraining's."""
+    model = made(task, **head).train()
+    host = labelled_batch(task)
+    counts = model.loss_counts(host)
+    losses = model(host)
+    with Watch("cpu") as seen:
+        torch.stack([losses[name] / counts[name] for name in losses]).sum().backward()
+    assert seen.waits == [] and any(p.grad is not None for p in model.backbone.parameters())
+    with fake_cuda():
+        placed(model, CUDA)
+        model.backbone._normalisation_on(CUDA)  # once a run
+        with Watch() as seen:
+            batch = to_device(host.in_one_buffer(), CUDA)
+            with torch.autocast("cuda", dtype=torch.bfloat16):
+                losses = model(batch)
+    assert seen.waits == [] and seen.mixed == []
+    assert len(seen.copies) == 1, seen.copies
+    assert all(loss.device.type == "cuda" for loss in losses.values())
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
@@ -151,6 +195,7 @@ def test_a_backward_pass_asks_for_no_number() -> None:
         (lambda x, host: x + torch.tensor([1.0, 2.0, 3.0], device=CUDA), "cpu → cuda"),
         (lambda x, host: x[host.long()], "mixed"),
         (lambda x, host: torch.repeat_interleave(x.long()), "repeat_interleave"),
+        (lambda x, host: x.__setitem__(x > 0, x), "index_put_ by a mask"),
     ],
 )
 def test_what_the_watch_sees(wrong: Any, said: str) -> None:
@@ -160,3 +205,10 @@ def test_what_the_watch_sees(wrong: Any, said: str) -> None:
         with Watch() as seen, contextlib.suppress(Exception):
             wrong(x, host)
     assert any(said in note for note in (*seen.waits, *(f"mixed {note}" for note in seen.mixed))), seen.waits
+
+
+def test_one_number_for_the_places_of_a_mask_is_no_wait() -> None:
+    x = torch.ones(3)
+    with Watch("cpu") as seen:
+        x[x > 0] = -1
+    assert seen.waits == [] and x.tolist() == [-1, -1, -1]

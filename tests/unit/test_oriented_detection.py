@@ -26,7 +26,7 @@ from vitp.scenes import scene_set
 from vitp.tasks.base import TaskBatch, pad_images
 from vitp.tasks.batches import task_batches
 from vitp.tasks.data import LabelReader
-from vitp.tasks.oriented import LOSSES, OrientedRCNN, OrientedRCNNSettings, oriented_truth
+from vitp.tasks.oriented import LOSSES, OrientedRCNN, OrientedRCNNSettings, oriented_truths
 
 ALL = 10**6
 
@@ -161,8 +161,8 @@ def test_every_parameter_learns(targets):
 
 
 def test_difficult_objects_are_neither_learned_nor_background():
-    easy = oriented_truth(TWO, (64, 96))
-    hard = oriented_truth(replace(TWO, difficult_N=torch.tensor([False, True])), (64, 96))
+    easy = oriented_truths([TWO], [(64, 96)])[0]
+    hard = oriented_truths([replace(TWO, difficult_N=torch.tensor([False, True]))], [(64, 96)])[0]
     assert (len(easy.boxes_N5), len(easy.ignored_M5)) == (2, 0)
     assert (len(hard.boxes_N5), len(hard.ignored_M5)) == (1, 1)
     assert hard.labels_N.tolist() == [1]
@@ -174,10 +174,10 @@ def test_difficult_objects_are_neither_learned_nor_background():
 
 def test_boxes_serve_where_there_are_no_quads():
     target = Target(boxes_N4=torch.tensor([[10.0, 20, 30, 60]]), labels_N=torch.tensor([0]))
-    truth = oriented_truth(target, (96, 96))
+    truth = oriented_truths([target], [(96, 96)])[0]
     assert truth.boxes_N5[0].tolist() == pytest.approx([20, 40, 40, 20, -math.pi / 2])
     with pytest.raises(ConfigError, match="no oriented boxes"):
-        oriented_truth(Target(labels_N=torch.tensor([0])), (96, 96))
+        oriented_truths([Target(labels_N=torch.tensor([0]))], [(96, 96)])[0]
 
 
 def test_prediction_does_not_depend_on_company():

@@ -41,7 +41,7 @@ from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
 from vitp.tasks.predict import predict_images
 
-TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented")
+TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented", "panoptic")
 VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
 
 
@@ -51,7 +51,11 @@ def model_of(task: str) -> TaskModel:
     plain = task == "classification"
     neck = NeckSettings() if plain else NeckSettings(options={"channels": 8})
     classes = ("unchanged", "changed") if task == "change" else ("sea", "land", "ice")
-    model = build_model(task, backbone, classes, neck, {} if plain else {"width": 8}).eval()
+    head: dict[str, Any] = {} if plain else {"width": 8}
+    if task == "panoptic":
+        head = {"things": ["ice"], "queries": 12, "blocks": 1, "least_score": 0.0, "least_share": 0.0}
+        neck = NeckSettings()
+    model = build_model(task, backbone, classes, neck, head).eval()
     model.input_size = InputSize(mode="fixed", size=32)
     return model
 
@@ -109,7 +113,10 @@ def test_json_says_what_predict_writes(all_tasks: Served, task: str, tmp_path: P
             {name: float((mask_HW == number).mean()) for number, name in enumerate(names)}, abs=1e-6
         )
         return
-    written_rows = json.loads((tmp_path / "out" / "predictions.json").read_text())["annotations"]
+    name = "panoptic.json" if task == "panoptic" else "predictions.json"
+    written_rows = json.loads((tmp_path / "out" / name).read_text())["annotations"]
+    if task == "panoptic":
+        written_rows = written_rows[0]["segments_info"]
     assert len(found["objects"]) == len(written_rows) > 0
     for one, row in zip(found["objects"], written_rows, strict=True):
         x, y, w, h = row["bbox"]

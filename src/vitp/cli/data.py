@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vitp.cli.options import (
+    LAYOUT_WORDS,
     FormatOption,
     JsonFlag,
     LabelFormat,
@@ -197,7 +198,7 @@ def merge_command(
 def scenes_command(
     domain: Annotated[str, typer.Argument(help="general or port.")],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
-    layout: Annotated[str, typer.Option(help="masks, coco, yolo, dota, voc, folders or pairs.")] = "masks",
+    layout: Annotated[str, typer.Option(help=LAYOUT_WORDS)] = "masks",
     count: Annotated[int, typer.Option(min=1, max=100_000_000, help="Number of scenes.")] = 200,
     size: Annotated[int, typer.Option(min=32, max=8192, help="Side of a scene in pixels.")] = 96,
     seed: Seed = 0,

@@ -40,7 +40,9 @@ TestOverride: TypeAlias = Annotated[
     typer.Option("--set", "-s", help="Change a setting of the test, such as window=512. Repeatable."),
 ]
 # Those of `vitp.data.formats.LABEL_FORMATS`, whose import is too slow for a help text.
-FORMAT_NAMES = "coco, label-studio, cvat, voc, yolo, dota, masks, volumes, folders, pairs, geo, qupath, xview, xbd, captions, classes, parquet, images, scenes, vitp or auto"
+LAYOUT_WORDS = "masks, coco, panoptic, yolo, dota, voc, folders or pairs."
+TASK_WORDS = "classification, segmentation, panoptic, change, detection, instance or oriented."
+FORMAT_NAMES = "coco, panoptic, label-studio, cvat, voc, yolo, dota, masks, volumes, folders, pairs, geo, qupath, xview, xbd, captions, classes, parquet, images, scenes, vitp or auto"
 LabelFormat: TypeAlias = Annotated[
     str, typer.Option("--format", help=f"Format of the labels: {FORMAT_NAMES}.")
 ]

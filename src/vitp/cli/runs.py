@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeAlias
 
 import typer
 
-from vitp.cli.options import LABELLED, Override, Resume, Steps, configuration_of, overrides_of
+from vitp.cli.options import LABELLED, TASK_WORDS, Override, Resume, Steps, configuration_of, overrides_of
 from vitp.cli.output import make_console, print_lines, print_scores, print_table
 from vitp.cli.panels import JUDGE, TRAIN
 
@@ -99,9 +99,7 @@ def pretrain_command(
 
 
 def finetune_command(
-    task: Annotated[
-        str, typer.Argument(help="classification, segmentation, change, detection, instance or oriented.")
-    ],
+    task: Annotated[str, typer.Argument(help=TASK_WORDS)],
     config: _Config = None,
     data: Annotated[str | None, typer.Option("--data", help=LABELLED)] = None,
     backbone: Annotated[

@@ -38,6 +38,8 @@ _OUTPUTS = {
     "({batch}, rows, cells, cells): the mask of each row's class in its box, on 0..1",
     "queries": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
     "cells, cells): logits of the whole image, to be enlarged to it",
+    "panoptic": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
+    "cells, cells): logits of the whole image; the runtime merges them into segments",
     "oriented": "`detections` ({batch}, 4 + {classes} + 1, rows): centre x and y, longer and shorter side, scores, "
     "angle in radians, clockwise; before the suppression of overlapping rows",
 }
@@ -50,6 +52,7 @@ PIPELINES = {
     "detection": "object-detection",
     "instance": "image-segmentation",
     "oriented": "object-detection",
+    "panoptic": "image-segmentation",
     "backbone": "image-feature-extraction",
     "language": "image-text-to-text",
 }
@@ -300,6 +303,7 @@ _FIELDS = {
     "detection": "`boxes_N4`, `scores_N`, `labels_N`",
     "instance": "`boxes_N4`, `scores_N`, `labels_N`, `masks_NHW`",
     "oriented": "`boxes_N4`, `quads_N8`, `scores_N`, `labels_N`",
+    "panoptic": "`masks_NHW` (no two share a pixel), `labels_N`, `scores_N`, `boxes_N4`, and `things_N`: which are objects",
 }
 
 

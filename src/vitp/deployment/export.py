@@ -63,6 +63,7 @@ from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.graphs import TaskGraph
 from vitp.tasks.model_folder import load_task, model_folder, stated_settings
 from vitp.tasks.oriented import OrientedRCNN
+from vitp.tasks.panoptic import QueryPanoptic
 
 GRAPH_FILES: dict[GraphKind, str] = {"onnx": "model.onnx", "torch-export": "model.pt2"}
 INT8_FILE, PARITY_FILE, CARD_FILE = "model.int8.onnx", "parity.json", "README.md"
@@ -215,6 +216,10 @@ def contract_for(
     found: dict[str, Any] = {}
     if isinstance(model, ClassificationModel):
         found = {"multi_label": model.settings.multi_label}
+    elif isinstance(model, QueryPanoptic):
+        own = model.merging
+        found = {"least_score": own.least_score, "least_share": own.least_share}
+        found |= {"things": tuple(model.things), "mask_patch": model.tower.patch_size}
     elif isinstance(model, QueryInstances):
         found = {"most_objects": model.settings.detections, "mask_patch": model.tower.patch_size}
     elif isinstance(model, DETRModel):

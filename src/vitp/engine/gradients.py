@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vitp.core import distributed
 from vitp.engine.sharding import local, shard_group
 from vitp.objectives.base import ParameterGroup
 
@@ -47,16 +48,23 @@ class Gradients:
                     cell = (group.name, id(parameter) in in_tower)
                     self._cells.setdefault(cell, []).append(parameter)
         self.parameters = [parameter for cell in self._cells.values() for parameter in cell]
+        groups_of = (shard_group(parameter) for parameter in self.parameters)
+        self._group = next((group for group in groups_of if group is not None), None)
+        self._whole = [p for p in self.parameters if shard_group(p) is None] if self._group else []
 
-    def fill_missing(self) -> None:
-        """Give a zero gradient to parameters that no batch of this step used.
+    def complete(self) -> None:
+        """Give a zero gradient to parameters that no batch of this step used, and average those that nobody shards.
 
         AdamW would leave them out of the step. DDP, though, turns missing gradients into zeros, and the
-        number of ranks must not change what is learned.
+        number of ranks must not change what is learned. A collective call.
         """
         for parameter in self.parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        for gradient in (parameter.grad for parameter in self._whole):
+            assert gradient is not None
+            dist.all_reduce(gradient)
+            gradient /= distributed.world_size()
 
     def multiply(self, factor: float) -> None:
         """Multiply all gradients, in place."""
@@ -64,18 +72,23 @@ class Gradients:
 
     def norms(self) -> Tensor:
         """Return the L2 norm of each cell, for `read`; nothing is synchronised with the host."""
-        norms = torch.stack(
-            [
-                get_total_norm([local(p.grad) for p in cell if p.grad is not None]).float()
-                for cell in self._cells.values()
-            ]
-        )
-        group = shard_group(self.parameters[0])
-        if group is None:
-            return norms
-        squares = norms.square()
-        dist.all_reduce(squares, group=group)
+        if self._group is None:
+            return self._norms(self.parameters)
+        parts = [p for p in self.parameters if shard_group(p) is not None]
+        squares = self._norms(parts).square()
+        dist.all_reduce(squares, group=self._group)
+        if self._whole:
+            squares += self._norms(self._whole).square()
         return squares.sqrt()
+
+    def _norms(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Return the L2 norm of each cell over these parameters, of what this process holds."""
+        wanted, device = {id(parameter) for parameter in parameters}, local(self.parameters[0]).device
+        norms = [
+            get_total_norm([local(p.grad) for p in cell if id(p) in wanted and p.grad is not None])
+            for cell in self._cells.values()
+        ]
+        return torch.stack([norm.float().to(device) for norm in norms])
 
     def read(self, norms: Sequence[float]) -> GradientSize:
         """Return the sizes from the values of `norms`."""
@@ -92,7 +105,7 @@ class Gradients:
     def clip(self, max_norm: float, norms: Tensor) -> None:
         """Scale the gradients down to `max_norm` where the norm over all cells is above it."""
         total = norms.square().sum().sqrt()
-        if shard_group(self.parameters[0]) is None:
+        if self._group is None:
             clip_grads_with_norm_(self.parameters, max_norm, total)
             return
         # As torch does it, on the parts that this process holds.

@@ -170,7 +170,7 @@ class Trainer:
         syncs = [number == len(batches) for number in range(1, len(batches) + 1)]
         parts = [self.forward_backward(b, counts, sync=s) for b, s in zip(batches, syncs, strict=True)]
         losses_MK = torch.stack(parts)
-        self.gradients.fill_missing()
+        self.gradients.complete()
         self.loss_scale.unscale(self.gradients)
         norms = self.gradients.norms()
         losses_K = distributed.sum_tensor(losses_MK.sum(0))

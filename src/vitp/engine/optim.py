@@ -13,6 +13,7 @@ from torch import nn
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.engine.config import OptimSettings
+from vitp.engine.sharding import shard_group
 from vitp.objectives.base import Objective, ParameterGroup
 
 
@@ -173,18 +174,20 @@ def build_optimizer(
             for name, parameter in objective.vision_tower.named_parameters()
         }
 
-    buckets: dict[tuple[str, float, float], dict[str, nn.Parameter]] = {}
+    buckets: dict[tuple[str, float, float, bool], dict[str, nn.Parameter]] = {}
     for group in groups:
         for parameter in group.parameters.values():
             if not parameter.requires_grad:
                 continue
             scale = group.lr_scale * config.lr_scale.get(group.name, 1.0) * scales.get(id(parameter), 1.0)
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            buckets.setdefault((group.name, scale, decay), {})[full_names[id(parameter)]] = parameter
+            # What is shared out among processes, and what each has whole, aren't computed together.
+            key = (group.name, scale, decay, shard_group(parameter) is None)
+            buckets.setdefault(key, {})[full_names[id(parameter)]] = parameter
     optimizer = torch.optim.AdamW(
         [
             {"params": list(bucket.values()), "scale": scale, "weight_decay": decay}
-            for (_, scale, decay), bucket in buckets.items()
+            for (_, scale, decay, _), bucket in buckets.items()
         ],
         lr=config.lr,
         betas=config.betas,

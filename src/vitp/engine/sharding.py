@@ -91,9 +91,11 @@ def shard(
     twin = copy.deepcopy(objective)
     if distributed.rank() > 0:
         objective.to("meta")
+    # One number has no parts: each process keeps it whole, and `Gradients` averages what it learns.
+    scalars = {parameter for parameter in twin.parameters() if parameter.ndim == 0}
     for block in repeated_blocks(twin):
-        _shard_block(block, mesh, dtype)
-    fully_shard(twin, mesh=mesh)
+        _shard_block(block, mesh, dtype, scalars)
+    fully_shard(twin, mesh=mesh, ignored_params=scalars)
     set_unused = getattr(twin, "set_reduce_scatter_unused_params", None)
     if (
         set_unused is not None
@@ -102,25 +104,27 @@ def shard(
     return twin.to(device)
 
 
-def _shard_block(block: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None) -> None:
+def _shard_block(
+    block: nn.Module, mesh: DeviceMesh, dtype: torch.dtype | None, scalars: set[nn.Parameter]
+) -> None:
     """Shard a block; its matrices are gathered in `dtype`, half of the bytes, and their gradients summed in fp32.
 
     Autocast would cast the matrices anyway, and leaves norms and scales as they are; so do we, and results stay those
     of one process. Within a compiled block nothing can be gathered on the way: all of it is gathered in `dtype`.
     """
     if dtype is None:
-        fully_shard(block, mesh=mesh)
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
         return
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     if is_compiled(block):
-        fully_shard(block, mesh=mesh, mp_policy=policy)
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=scalars)
         return
     matrices: list[nn.Module] = [part for part in block.modules() if type(part) is nn.Linear]
     # What is frozen beside what is trained, as with LoRA, is not one group.
     if matrices and len({p.requires_grad for part in matrices for p in part.parameters()}) == 1:
         fully_shard(matrices, mesh=mesh, mp_policy=policy)
-    if any(True for _ in _own_parameters(block, matrices)):
-        fully_shard(block, mesh=mesh)
+    if any(parameter not in scalars for parameter in _own_parameters(block, matrices)):
+        fully_shard(block, mesh=mesh, ignored_params=scalars)
 
 
 def _own_parameters(block: nn.Module, apart: list[nn.Module]) -> Iterator[nn.Parameter]:

@@ -22,6 +22,7 @@ MEASURES = {
     "change": "one less the mean probability of the class that each pixel gets",
     "detection": "of the box whose score is nearest to one half: 1 - |2s - 1|, weak boxes included",
     "instance": "of the object whose score is nearest to one half: 1 - |2s - 1|, weak objects included",
+    "panoptic": "of the segment whose score is nearest to one half: 1 - |2s - 1|",
     "oriented": "of the box whose score is nearest to one half: 1 - |2s - 1|, weak boxes included",
 }
 """What uncertainty is, on 0 to 1, for each task."""

@@ -25,7 +25,7 @@ import numpy as np
 from vitp.core.errors import ConfigError
 from vitp.core.files import to_json, write_json, write_text
 from vitp.inference.annotation_order import MEASURES, annotation_order
-from vitp.inference.outputs import Named
+from vitp.inference.outputs import Named, quads_in_view
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.images import load_label_pixels
 from vitp.records.labels import BACKGROUND
@@ -37,7 +37,6 @@ from vitp.records.tool_shapes import (
     TASK_KEY,
     encode_brush,
     encode_cvat_mask,
-    rectangle_in_view,
     rectangle_of,
     unturned_box,
 )
@@ -45,8 +44,9 @@ from vitp.records.tool_shapes import (
 Tool = Literal["", "label-studio", "cvat", "coco"]
 
 _WITHOUT_SHAPE = {
-    "cvat": ("change",),
-    "coco": ("change", "classification"),
+    "label-studio": ("panoptic",),
+    "cvat": ("change", "panoptic"),
+    "coco": ("change", "classification", "panoptic"),
 }
 """Tool → tasks that it has no shape for."""
 
@@ -64,8 +64,17 @@ def check_tool(tool: Tool, task: str) -> None:
     """
     if task in _WITHOUT_SHAPE.get(tool, ()):
         others = [name for name in ("label-studio", "cvat") if task not in _WITHOUT_SHAPE.get(name, ())]
-        what = {"change": "no pairs of images", "classification": "no classes of whole images"}[task]
-        raise ConfigError(f"{tool} has {what}", where="--for", fix=f"choose {' or '.join(others)}")
+        what = {
+            "change": "has no pairs of images",
+            "classification": "has no classes of whole images",
+            "panoptic": "gets no segments of panoptic models yet",
+        }[task]
+        fix = (
+            f"choose {' or '.join(others)}"
+            if others
+            else "leave it out: COCO's panoptic form is written anyway"
+        )
+        raise ConfigError(f"{tool} {what}", where="--for", fix=fix)
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,7 @@ class TaskWriter:
             lines.append(
                 f"Label Studio finds the images with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={folder}"
             )
-        if outside := sum(_quads_in_view(one.named).count(None) for one in found):
+        if outside := sum(quads_in_view(one.named).count(None) for one in found):
             lines.append(f"{outside:,} objects that lie outside of their image are left out")
         if self.tool == "cvat":
             lines.append(f"images of the task, in order: {folder}, as images.txt names them")
@@ -377,7 +386,7 @@ class TaskWriter:
                     yield _Shape(name, None, mask_HW=mask_HW)
             return
         assert prediction.scores_N is not None and prediction.labels_N is not None
-        quads = _quads_in_view(looked.named)
+        quads = quads_in_view(looked.named)
         for index, (score, label) in enumerate(
             zip(prediction.scores_N.tolist(), prediction.labels_N.tolist(), strict=True)
         ):
@@ -392,13 +401,6 @@ class TaskWriter:
             elif prediction.boxes_N4 is not None:
                 x1, y1, x2, y2 = prediction.boxes_N4[index].double().tolist()
                 yield _Shape(name, score, box=(x1, y1, x2, y2))
-
-
-def _quads_in_view(named: Named) -> list[tuple[float, ...] | None]:
-    """Return oriented boxes as they are handed over; upright ones are cut at the image's edges when they are found."""
-    quads_N8, (height, width) = named.prediction.quads_N8, named.size
-    found = [] if quads_N8 is None else quads_N8.double().tolist()
-    return [rectangle_in_view(quad, width, height) for quad in found]
 
 
 def _corners(box: tuple[float, float, float, float] | None) -> tuple[float, ...]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from vitp.core import distributed
 from vitp.records.labels import IGNORE
-from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
@@ -139,6 +139,7 @@ class RasterPrediction:
         factor: float = 1.0,
         shares: bool = False,
     ) -> None:
+        check_windows(model)
         self.model, self.dates, self.settings, self.folder = model, dates, settings, folder
         self.size = dates[0].size
         self.factor, self.shares = factor, shares and isinstance(model, DenseModel)

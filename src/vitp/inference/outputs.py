@@ -4,6 +4,7 @@
     OUT/labelTxt/NAME.txt       DOTA: x1 y1 … x4 y4 class difficult              (oriented, detection)
     OUT/Task1.zip               DOTA's submission: image score x1 y1 … x4 y4     (oriented)
     OUT/geojson/NAME.pixels.geojson   outlines in pixels of the image, y down    (all but classification)
+    OUT/panoptic.json, OUT/panoptic/NAME.png   COCO panoptic: segments, their ids as colours (panoptic)
     OUT/masks/NAME.png          class of each pixel; OUT/classes.txt names them  (segmentation)
     OUT/label/NAME.png          255 where something changed                      (change)
     OUT/predictions.csv         probability of each class                        (classification)
@@ -22,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from PIL import Image, ImageColor, ImageDraw
@@ -30,6 +32,7 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.core.extras import need
 from vitp.core.files import atomic_path, to_json, write_json, write_text
+from vitp.core.tensors import present
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
 from vitp.metrics.oriented_files import write_dota_submission
@@ -38,6 +41,7 @@ from vitp.records.geometry import area
 from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
 from vitp.records.rle import encode
+from vitp.records.tool_shapes import rectangle_in_view
 
 PIXEL_SUFFIX = ".pixels.geojson"
 """Of GeoJSON whose coordinates are pixels: programs that know longitude and latitude alone aren't to take it."""
@@ -79,6 +83,7 @@ def surest(prediction: Prediction, threshold: float) -> Prediction:
         scores_N=keep(prediction.scores_N),
         labels_N=keep(prediction.labels_N),
         masks_NHW=keep(prediction.masks_NHW),
+        things_N=keep(prediction.things_N),
     )
 
 
@@ -207,6 +212,17 @@ def write_change(path: Path, semantic_HW: Tensor) -> None:
         Image.fromarray((semantic_HW.numpy() == 1).astype(np.uint8) * 255).save(temporary, format="PNG")
 
 
+def write_segments(path: Path, prediction: Prediction) -> None:
+    """Write segments as COCO's panoptic PNG: the number of each pixel's, from 1, as R + 256 G + 65536 B; 0 is void."""
+    masks_NHW = present(prediction.masks_NHW).numpy()
+    ids_HW = np.zeros(masks_NHW.shape[1:], np.uint32)
+    for number, mask_HW in enumerate(masks_NHW, 1):
+        ids_HW[mask_HW] = number
+    pixels_HWC = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16], axis=-1).astype(np.uint8)
+    with atomic_path(path) as temporary:
+        Image.fromarray(pixels_HWC).save(temporary, format="PNG")
+
+
 def write_probabilities(path: Path, found: Sequence[Named], classes: Sequence[str]) -> None:
     """Write the surest class and the probability of every class of each image as CSV."""
     text = io.StringIO()
@@ -242,7 +258,9 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
     drawn = Image.fromarray(pixels_HWC)
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400))
-    if prediction.scores_N is not None:
+    if prediction.things_N is not None:
+        _draw_segments(pen, prediction, classes, width)
+    elif prediction.scores_N is not None:
         scores_N, labels_N = _scored(prediction)
         for ring, score, label in zip(_quads(prediction), scores_N.tolist(), labels_N.tolist(), strict=True):
             points = [(float(x), float(y)) for x, y in ring]
@@ -252,6 +270,29 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
         best = int(prediction.probabilities_C.argmax())
         pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=class_colour(best))
     return drawn
+
+
+def _draw_segments(
+    pen: ImageDraw.ImageDraw, prediction: Prediction, classes: Sequence[str], width: int
+) -> None:
+    """Draw the outlines of segments in white, and the name of each within it."""
+    scores_N, labels_N = _scored(prediction)
+    for mask_HW, score, label in zip(
+        present(prediction.masks_NHW).numpy(), scores_N.tolist(), labels_N.tolist(), strict=True
+    ):
+        rings = [ring for part in regions(mask_HW, smallest=1) for ring in part]
+        for ring in rings:
+            points = [(float(x), float(y)) for x, y in ring]
+            pen.line([*points, points[0]], fill="white", width=width)
+        if rings:
+            # The pixel that lies deepest in the segment.
+            depth_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 3)
+            row, column = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
+            text, x, y = f"{classes[label]} {score:.2f}", float(column) - 0.5, float(row) - 0.5
+            left, _, right, _ = pen.textbbox((x, y), text, anchor="mm")
+            # Text stays in the image, if it fits.
+            x += max(-left, 0) or -min(max(right - mask_HW.shape[1], 0), left)
+            pen.text((x, y), text, fill="white", anchor="mm", stroke_width=1, stroke_fill="black")
 
 
 def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:
@@ -289,6 +330,8 @@ def write_image(
     semantic_HW = named.prediction.semantic_HW
     if task == "change" and semantic_HW is not None:
         write_change(out / "label" / f"{named.name}.png", semantic_HW)
+    elif task == "panoptic":
+        write_segments(out / "panoptic" / f"{named.name}.png", named.prediction)
     elif semantic_HW is not None:
         write_mask(out / "masks" / f"{named.name}.png", semantic_HW)
     else:
@@ -362,3 +405,10 @@ def _map_of_classes(supervision: Any, semantic_HW: np.ndarray, classes: Sequence
     return supervision.Detections(
         xyxy=boxes, mask=masks, class_id=np.array(found, dtype=int), data={"class_name": names}
     )
+
+
+def quads_in_view(named: Named) -> list[tuple[float, ...] | None]:
+    """Return oriented boxes for a tool, None where one is outside; upright ones are cut at the edges when found."""
+    quads_N8, (height, width) = named.prediction.quads_N8, named.size
+    found = [] if quads_N8 is None else quads_N8.double().tolist()
+    return [rectangle_in_view(quad, width, height) for quad in found]

@@ -15,7 +15,7 @@ from vitp.inference.raster_files import ground_picture
 from vitp.io.images import image_size, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel
 from vitp.tasks.predict import classify
 
 
@@ -53,7 +53,10 @@ def read_picture(model: TaskModel, dates: Sequence[str], settings: TestSettings)
     """
     width, height = image_size(dates[0])
     enough, note = None, None
-    if model.name != "classification":
+    if isinstance(model, WholeImageModel):
+        if seen_settings(model, settings, (height, width), None)[2] is not None:
+            note = "larger than the images of training, and seen as a whole: what is small in it may be lost"
+    elif model.name != "classification":
         settings, factor, note = seen_settings(model, settings, (height, width), None)
         settings = settings.model_copy(update={"scales": tuple(scale * factor for scale in settings.scales)})
     elif width * height > LARGE_PIXELS:

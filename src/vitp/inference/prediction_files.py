@@ -34,6 +34,7 @@ from vitp.inference.annotation_tasks import LookedAt, TaskWriter, check_tool
 from vitp.inference.dicom_seg import check_dicom
 from vitp.inference.inputs import InputFile, Unusable, shown_size, sources_of
 from vitp.inference.outputs import Named, surest, write_image, write_summary
+from vitp.inference.panoptic_files import write_panoptic
 from vitp.inference.picture_parts import PictureParts, picture_part, save_part
 from vitp.inference.pictures import classified_raster, read_picture
 from vitp.inference.raster_files import MAP_FOLDERS, MapOptions, RasterWork
@@ -46,7 +47,8 @@ from vitp.io.parts import base_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import READ_BY_WINDOWS, TaskModel, TestSettings, WholeImageModel, check_whole
+from vitp.tasks.panoptic import QueryPanoptic
 from vitp.tasks.predict import predict_images
 
 PREDICTIONS_FILE = "vitp_predictions.json"
@@ -213,6 +215,15 @@ def _looked_at(
     mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
+    if isinstance(model, WholeImageModel):
+        check_whole(settings)
+        why = f"can't be used: {model.name} {READ_BY_WINDOWS}; cut it, and save the parts as pictures"
+        sources = [
+            replace(source, reason=why)
+            if source.reason is None and (source.volume or source.raster)
+            else source
+            for source in sources
+        ]
     if options.format == "dicom-seg":
         sources = [_with_dicom(source) for source in sources]
     if options.tool:
@@ -375,7 +386,9 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
         write_areas(out / "areas.csv", areas)
     volumes = {source.name: source.image for source in done if source.volume}
     pictures = [*pictures, *write_tables(out, model, volumes, job.folder / "parts")] if volumes else pictures
-    if pictures or (volumes and model.name == "segmentation"):
+    if isinstance(model, QueryPanoptic):
+        write_panoptic(out, pictures, model.classes, model.things)
+    elif pictures or (volumes and model.name == "segmentation"):
         write_summary(out, model.name, pictures, model.classes)
     description = {
         "format": _FORMAT,

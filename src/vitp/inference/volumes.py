@@ -33,7 +33,7 @@ from vitp.io.volumes import Volume, open_volume
 from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE
 from vitp.records.rle import encode
-from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
@@ -106,6 +106,7 @@ class VolumePrediction:
         factor: float = 1.0,
         shares: bool = False,
     ) -> None:
+        check_windows(model)
         self.model, self.settings, self.folder, self.plane = model, settings, folder, plane
         self.volume, self.factor = open_volume(address), factor
         self.shape = self.volume.grid.slices_shape(plane)

@@ -8,7 +8,7 @@ Shapes: N images, C classes, M masks, H × W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -101,6 +101,28 @@ class PanopticCounts:
         values = {name: known_mean(rows_C3[:, k]) for k, name in enumerate(QUALITIES)}
         columns = {name: rows_C3[:, k] for k, name in enumerate(QUALITIES)}
         return with_columns(scores, values, columns)
+
+
+def panoptic_scores(
+    counts: PanopticCounts, classes: Sequence[str], things: Collection[int], images: int
+) -> Scores:
+    """Return PQ, SQ and RQ of all classes, of things and of stuff, and of each class.
+
+    Args:
+        counts: Of all images.
+        classes: Names.
+        things: Classes whose segments are single objects.
+        images: How many there are.
+    """
+    blank = Scores("pq", {"pq": np.nan}, {name: {} for name in classes}, images)
+    thing_C = np.array([number in things for number in range(len(classes))])
+    parts = {
+        f"{name}_{part}": known_mean(counts.rows_C3[own_C, k])
+        for part, own_C in (("things", thing_C), ("stuff", ~thing_C))
+        if own_C.any()
+        for k, name in enumerate(QUALITIES)
+    }
+    return with_columns(counts.added_to(blank), parts, {})
 
 
 def _segments(map_2HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

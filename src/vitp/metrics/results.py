@@ -66,6 +66,7 @@ class Prediction:
         semantic_HW: uint8; of pairs 1 where something changed.
         certainty_HW: uint8, 255 × the probability of the class in `semantic_HW`, where it is wanted.
         probabilities_C: float32 on 0..1.
+        things_N: bool; of panoptic segments: which are single objects, and not all that there is of a class.
         doubt: One number on 0..1: how unsure the model is of the image as a whole, where that was asked for.
     """
 
@@ -78,6 +79,7 @@ class Prediction:
     certainty_HW: Tensor | None = None
     probabilities_C: Tensor | None = None
     doubt: Tensor | None = None
+    things_N: Tensor | None = None
 
 
 @dataclass(frozen=True)

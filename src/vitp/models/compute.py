@@ -1,9 +1,7 @@
 """Ways to compute a model: attention kernel, recomputed activations, compilation, static shapes.
 
-None of them changes what it computes.
-
-Every setting gives the same loss and gradients up to rounding (`vitp check RUN` measures that), so none of them
-belongs to the model's own configuration.
+But for fp8 none of them changes what it computes: they give the same loss and gradients up to rounding, as
+`vitp check RUN` measures. None of them belongs to the model's own configuration.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from vitp.core.errors import ConfigError
 from vitp.models import language
 from vitp.models.attention_layouts import AttentionKind
 from vitp.models.compilation import Backend, compile_block
+from vitp.models.float8 import use_float8
 from vitp.models.vlm import VisionLanguageModel
 
 
@@ -45,6 +44,9 @@ class ComputeSettings(SettingsModel):
     """Tokens of the language model's one row are padded to a multiple of this, for the same reason."""
     static_rows: bool = False
     """Keep the padding of the language model's rows, as they were packed."""
+    fp8: bool = False
+    """Compute the linear layers of ViT and language model in fp8 (torchao), on GPUs of compute capability 8.9 and
+    newer. Unlike the settings before it, this changes what is computed, beyond rounding in bf16."""
 
 
 class BackboneComputeSettings(SettingsModel):
@@ -96,6 +98,8 @@ def configure(vlm: VisionLanguageModel, config: ComputeSettings, *, backend: Bac
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple
     vlm.token_multiple = config.token_multiple
+    if config.fp8:
+        use_float8(vlm)
     compiled = config.compile != "none"
     # A compiler keeps matrix products and makes the rest of a block again by itself.
     set_recompute(vlm, config.recompute, compiled_vision=compiled, compiled_language=config.compile == "all")
@@ -147,7 +151,7 @@ def _keep_products(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -
 @functools.cache
 def _products() -> frozenset[Any]:
     aten = torch.ops.aten
-    kept = {aten.mm.default, aten.addmm.default, aten.bmm.default}
+    kept = {aten.mm.default, aten.addmm.default, aten.bmm.default, aten._scaled_mm.default}
     for name in (
         "_scaled_dot_product_flash_attention_for_cpu",
         "_scaled_dot_product_flash_attention",

@@ -189,4 +189,4 @@ class RunSettings(SettingsModel):
     data: DataSettings
     """What is learned from."""
     compute: ComputeSettings = Field(default_factory=ComputeSettings, json_schema_extra=LANGUAGE)
-    """Speed and memory; changes no result beyond rounding."""
+    """Speed and memory; but for `fp8` it changes no result beyond rounding."""

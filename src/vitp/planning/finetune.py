@@ -19,7 +19,7 @@ from vitp.tasks.base import TaskModel
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.detection import DetectionModel
 from vitp.tasks.detr import DETRModel
-from vitp.tasks.eomt import QueryInstances
+from vitp.tasks.eomt import QueryModel
 from vitp.tasks.oriented import OrientedRCNN
 
 
@@ -125,7 +125,7 @@ def image_flops(model: TaskModel, side: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
         if isinstance(model, DenseModel):
             model.shares(image_BCHW, image_BCHW if model.name == "change" else None)
-        elif isinstance(model, QueryInstances):
+        elif isinstance(model, QueryModel):
             model.outputs(image_BCHW)
         elif isinstance(model, DetectionModel | OrientedRCNN):
             heads = _region_flops(model, model.levels(image_BCHW))

@@ -265,7 +265,7 @@ def example_figures(
     items = [labelled.items[index] for index in range(min(len(labelled), 16))]
     item = max(items, key=lambda each: len(each.objects or ()))
     sample, channels = _sample(item, kind, labelled.channels), labelled.channels
-    classes = labelled.semantic_classes if kind == "semantic" else ("unchanged", "changed")
+    classes = labelled.semantic_classes if kind in ("semantic", "panoptic") else ("unchanged", "changed")
     clean = "clean" if channels is None else f"clean; {', '.join(channels.bands[n] for n in channels.shown)}"
     figures = [Figure(labelled_picture(_composite(sample, channels), classes), clean)]
     for corruption in corruptions:
@@ -284,11 +284,11 @@ def _sample(item: LabelledImage, kind: LabelKind | None, channels: Channels | No
     image_CHW = torch.from_numpy(np.array(load_pixels(item.image, SeenBands(channels)))).permute(2, 0, 1)
     image_CHW = image_CHW.contiguous()
     semantic_HW = None
-    if kind == "semantic" and item.semantic is not None:
+    if kind in ("semantic", "panoptic") and item.semantic is not None:
         semantic_HW = torch.from_numpy(np.array(known_semantic(item), np.uint8))
     elif kind == "change" and item.change is not None:
         semantic_HW = torch.from_numpy(item.change().astype(np.uint8))
-    if kind not in ("objects", "instances", "oriented", "presence"):
+    if kind not in ("objects", "instances", "oriented", "presence", "panoptic"):
         return ImageSample(image_CHW, semantic_HW=semantic_HW)
     return ImageSample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
 

@@ -56,7 +56,7 @@ def classes_in(item: LabelledImage, kind: LabelKind) -> frozenset[str] | None:
 
     Difficult objects don't count: a model doesn't learn from them.
     """
-    if kind in ("semantic", "change"):
+    if kind in ("semantic", "change", "panoptic"):
         return None
     if kind == "scene":
         return frozenset() if item.scene is None else frozenset({item.scene})

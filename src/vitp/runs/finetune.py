@@ -44,7 +44,15 @@ from vitp.runs.finetune_settings import FinetuneDataSettings as FinetuneDataSett
 from vitp.runs.finetune_settings import FinetuneTrainSettings as FinetuneTrainSettings
 from vitp.runs.folder import as_begun, claimed
 from vitp.runs.micro_batch import chosen_batch, chosen_before
-from vitp.tasks.base import STAGGERED_OVERLAP, InputSize, LabelKind, TaskBatch, TaskModel, TestSettings
+from vitp.tasks.base import (
+    STAGGERED_OVERLAP,
+    InputSize,
+    LabelKind,
+    TaskBatch,
+    TaskModel,
+    TestSettings,
+    check_whole,
+)
 from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import (
@@ -171,6 +179,10 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     channels, lines = tower_channels(config.backbone, labelled, config.augment.band_dropout)
     config = config.model_copy(update={"backbone": config.backbone.model_copy(update={"channels": channels})})
     notes = [*said, *lines, *left_out_notes(splits, labelled.findings), *label_notes(splits, kind, classes)]
+    if kind == "panoptic":
+        check_whole(config.test)
+        head = {"things": [name for name in classes if name in labelled.object_classes], **config.head}
+        config = config.model_copy(update={"head": head})
     backbone = open_backbone(config.backbone, config.seed)
     notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
     own = config.augment

@@ -38,6 +38,7 @@ from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.trackers import check_trackers, tracked
 from vitp.evaluation.online import OnlineProbes
 from vitp.models.backbone import Backbone
+from vitp.models.float8 import float8_line
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
 from vitp.objectives.packed_records import SequenceSettings
@@ -234,6 +235,7 @@ def run_pretraining(
             started = _run_phase(phase, started, run_dir / phase.folder, console)
         run, probe = build(started), config.probe
         say(_frozen_kernel(run), console)
+        say(_float8(run), console)
         probes: list[OnlineProbes] = []
         if probe.data is not None:
             probes.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
@@ -256,6 +258,11 @@ def _frozen_kernel(run: PretrainRun) -> list[str]:
     tower, model = run.objective.vision_tower, run.config.model
     vision = model.vision if model.scratch is None else model.scratch.vision
     return frozen_kernel_notes(tower, model.init, vision) if isinstance(tower, Backbone) else []
+
+
+def _float8(run: PretrainRun) -> list[str]:
+    line = float8_line(run.objective.vlm) if isinstance(run.objective, ViTPObjective) else None
+    return [] if line is None else [line]
 
 
 ImagePretrainConfig = PretrainConfig

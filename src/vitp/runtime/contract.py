@@ -14,7 +14,7 @@ from vitp.core.errors import CheckpointError
 
 GRAPH_FORMAT = "vitp-task-graph-1"
 METADATA_KEY = "vitp"
-_YOUNGER = ("mask_patch",)
+_YOUNGER = ("mask_patch", "things", "least_share")
 """Fields that graphs of earlier versions lack."""
 
 
@@ -23,7 +23,7 @@ class GraphContract:
     """All that it takes to use a graph.
 
     Attributes:
-        task: "classification", "segmentation", "change", "detection", "instance" or "oriented".
+        task: "classification", "segmentation", "change", "detection", "instance", "oriented" or "panoptic".
         classes: Names, in the order of the outputs.
         size: Height and width of the images that the graph takes.
         batch: Images that it takes at once; None: any number.
@@ -39,6 +39,8 @@ class GraphContract:
         shown_score: Objects with a lower score aren't written to files.
         mask_patch: Objects come as masks of the whole window, each once, without boxes; the masks reach as far as
             whole patches of this side do. 0: they don't.
+        things: Of panoptic: classes whose segments are single objects.
+        least_share: Of panoptic: share of a mask that surer ones must leave to it.
     """
 
     task: str
@@ -56,6 +58,8 @@ class GraphContract:
     most_objects: int = 0
     shown_score: float = 0.3
     mask_patch: int = 0
+    things: tuple[str, ...] = ()
+    least_share: float = 0.0
 
     @property
     def pairs(self) -> bool:
@@ -87,7 +91,7 @@ class GraphContract:
                 )
             known = {field.name: values[field.name] for field in fields(cls) if field.name not in _YOUNGER}
             known |= {name: values[name] for name in _YOUNGER if name in values}
-            for name in ("classes", "size", "mean", "std", "channels"):
+            for name in ("classes", "size", "mean", "std", "channels", *({"things"} & known.keys())):
                 known[name] = known[name] if known[name] is None else tuple(known[name])
             return cls(**known)
         except (KeyError, TypeError) as error:

@@ -17,6 +17,7 @@ from vitp.core.extras import need
 from vitp.runtime.contract import GraphContract, contract_of
 from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_masks, objects_of_table
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes
+from vitp.runtime.segments import segments_of_graph
 from vitp.runtime.views import SeenWindow, seen_size, window_layout, window_weights
 
 IGNORED = 255
@@ -99,6 +100,10 @@ class GraphModel:
             return GraphPrediction(probabilities_K=found["probabilities"])
         if self.contract.task in ("segmentation", "change"):
             return GraphPrediction(classes_HW=_class_map(outputs, views, size))
+        if self.contract.task == "panoptic":
+            (found,), (view,) = outputs, views
+            parts = (found["classes"], found["masks"])
+            return GraphPrediction(objects=segments_of_graph(self.contract, *parts, view.size, size))
         objects_of = objects_of_masks if self.contract.mask_patch else objects_of_table
         found_objects = [
             objects_of(self.contract, one, view.window, view.size)
@@ -135,6 +140,14 @@ class GraphModel:
             # A class is one of the whole image.
             fits = seen[0] <= contract.size[0] and seen[1] <= contract.size[1]
             return [_View((0, 0, size[1], size[0]), seen if fits else contract.size)]
+        if contract.task == "panoptic":
+            if seen[0] > contract.size[0] or seen[1] > contract.size[1]:
+                what = f"is seen at {seen[1]}×{seen[0]} px, and the graph at most at {contract.size[1]}×{contract.size[0]}"
+                fix = (
+                    "make it smaller, or export a larger graph (--size): segments aren't merged over windows"
+                )
+                raise DataError(what, where="the image", fix=fix)
+            return [_View((0, 0, size[1], size[0]), seen)]
         layout = window_layout(size, seen, contract.size, contract.overlap)
         return [_View(window, of_window) for window, of_window in layout]
 

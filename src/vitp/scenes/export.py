@@ -4,6 +4,7 @@
 |---|---|
 | `masks` | `SPLIT/images/*.png`, `SPLIT/masks/*.png` (8-bit class index), `classes.txt` |
 | `coco` | `SPLIT/images/*.png`, `annotations/instances_SPLIT.json` |
+| `panoptic` | `SPLIT/images/*.png`, `annotations/panoptic_SPLIT.json`, `annotations/panoptic_SPLIT/*.png` (ids) |
 | `yolo` | `SPLIT/images/*.png`, `SPLIT/labels/*.txt` (oriented, nine columns, where quads are known), `data.yaml` |
 | `dota` | `SPLIT/images/*.png`, `SPLIT/labelTxt/*.txt` |
 | `voc` | `JPEGImages/*.png`, `Annotations/*.xml`, `ImageSets/Main/SPLIT.txt` |
@@ -27,7 +28,7 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.core.files import atomic_dir
 from vitp.records.geometry import area, as_points
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 from vitp.records.rle import encode
 from vitp.scenes.address import load_scene
@@ -113,6 +114,40 @@ def _coco(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> Non
             content["annotations"].append(ids | _coco_annotation(label, item))
     for split, content in files.items():
         _save_text(json.dumps(content), out / "annotations" / f"instances_{split}.json")
+
+
+@entered(LAYOUT_WRITERS)
+def _panoptic(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) -> None:
+    names = labels.semantic_classes
+    categories = [
+        {"id": number, "name": name, "isthing": int(name in labels.object_classes)}
+        for number, name in enumerate(names, 1)
+    ]
+    files: dict[str, dict[str, list[Any]]] = {}
+    for number, item in enumerate(items, 1):
+        _save_image(item, out / item.split / "images")
+        content = files.setdefault(item.split, {"images": [], "annotations": [], "categories": categories})
+        image = {"id": number, "file_name": f"{item.id}.png", "width": item.width, "height": item.height}
+        content["images"].append(image)
+        scene = load_scene(item.image)
+        # Objects follow the classes of stuff; what shows too little is of none.
+        ids_HW = np.where(scene.instance_HW > 0, len(names) + scene.instance_HW, scene.semantic_HW + 1)
+        ids_HW = np.where(scene.semantic_HW == IGNORE, 0, ids_HW).astype(np.uint32)
+        segments = []
+        for ident in np.unique(ids_HW[ids_HW > 0]).tolist():
+            mask_HW = ids_HW == ident
+            rows, columns = np.flatnonzero(mask_HW.any(1)), np.flatnonzero(mask_HW.any(0))
+            box = [columns[0], rows[0], columns[-1] + 1 - columns[0], rows[-1] + 1 - rows[0]]
+            category = int(scene.semantic_HW[mask_HW][0]) + 1
+            area_of = {"area": int(mask_HW.sum()), "bbox": [int(value) for value in box]}
+            segments.append({"id": ident, "category_id": category, "iscrowd": 0, **area_of})
+        content["annotations"].append(
+            {"image_id": number, "file_name": f"{item.id}.png", "segments_info": segments}
+        )
+        pixels_HWC = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16], -1).astype(np.uint8)
+        _save(pixels_HWC, out / "annotations" / f"panoptic_{item.split}" / f"{item.id}.png")
+    for split, content in files.items():
+        _save_text(json.dumps(content), out / "annotations" / f"panoptic_{split}.json")
 
 
 def _yolo_line(label: ObjectLabel, item: LabelledImage, number: int) -> str:

@@ -31,7 +31,7 @@ from vitp.serving.answers import COG, GEOJSON, PNG, Answer, drawn_png, json_valu
 from vitp.serving.models import ServedModel
 from vitp.serving.refusal import Refusal, refusal_of
 from vitp.serving.store import ImageStore, StoredImage
-from vitp.tasks.base import TaskModel
+from vitp.tasks.base import READ_BY_WINDOWS, TaskModel, WholeImageModel
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.merging import ViewObjects
 from vitp.tasks.predict import predict_images
@@ -188,6 +188,8 @@ class Predictor:
         task, settings = present(model.task), model.settings
         if not is_map(first, model.channels):
             return read_picture(task, (first, *later), settings)
+        if isinstance(task, WholeImageModel):
+            raise Refusal(422, f"{model.name} {READ_BY_WINDOWS}; send a picture")
         mpp = seen_mpp(task, MapOptions())
         missing = settings.missing_bands
         (source,) = sources_of([first], later or None, task.name, model.channels, missing, mpp)

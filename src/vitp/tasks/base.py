@@ -126,9 +126,9 @@ class InputSize(SettingsModel):
         return sides
 
 
-LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "change"]
+LabelKind = Literal["scene", "presence", "objects", "instances", "oriented", "semantic", "panoptic", "change"]
 """What a task learns from: the class of the image, which object classes are in it, boxes, boxes with masks, quads,
-the class of each pixel, or what changed between two dates."""
+the class of each pixel, both of these last two, or what changed between two dates."""
 
 
 class TestSettings(SettingsModel):
@@ -178,7 +178,7 @@ class TaskModel(Objective):
     between the backbone and the head in an attribute called `pyramid` or `neck`.
 
     Attributes:
-        name: "classification", "segmentation", "detection", "instance", "oriented" or "change".
+        name: "classification", "segmentation", "panoptic", "detection", "instance", "oriented" or "change".
         kind: What it learns from.
         head_settings: Class of the head's settings.
         needs: What its head reads: the `backbone` itself, the `maps` of a pyramid, or `levels` of several strides.
@@ -318,3 +318,51 @@ class TaskModel(Objective):
             save_adapt(folder, self.backbone)
         head = {"format": TASK_FORMAT, "task": self.name, "classes": list(self.classes)}
         write_json(folder / CONFIG, json.loads(json.dumps({**head, **self.description})))
+
+
+class WholeImageModel(TaskModel):
+    """A model that sees images as a whole, and once: what it says of windows can't be merged."""
+
+    @abstractmethod
+    def segments(self, images_BCHW: Tensor, sizes: Sequence[tuple[int, int]]) -> list[Prediction]:
+        """Return segments that share no pixel, in pixels of another size of each image.
+
+        Args:
+            images_BCHW: uint8, as the model sees them.
+            sizes: Height and width that the masks of each get.
+        """
+
+
+def check_windows(model: TaskModel) -> None:
+    """Do nothing where what a model says of windows can be merged.
+
+    Raises:
+        ConfigError: It can't.
+    """
+    if isinstance(model, WholeImageModel):
+        raise ConfigError(
+            f"{model.name} {READ_BY_WINDOWS}", where="task", fix="cut it, and save the parts as pictures"
+        )
+
+
+READ_BY_WINDOWS = "sees images as a whole, and rasters, volumes and slides are read by windows"
+
+
+def check_whole(settings: TestSettings) -> None:
+    """Do nothing where images are seen as a whole, and once.
+
+    Raises:
+        ConfigError: They aren't.
+    """
+    several = {
+        "window": settings.window is not None,
+        "scales": len(settings.scales) > 1,
+        "flip": settings.flip,
+        "tta": settings.tta != "none",
+    }
+    if asked := [name for name, value in several.items() if value]:
+        raise ConfigError(
+            "segments of panoptic segmentation aren't merged over several looks at an image",
+            where=", ".join(f"test.{name}" for name in asked),
+            fix="leave it out; test.resize (data.resize in training) makes large images smaller",
+        )

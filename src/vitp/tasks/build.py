@@ -32,6 +32,7 @@ from vitp.tasks.detr import DETRDetection, OrientedDETR
 from vitp.tasks.eomt import QueryInstances, QuerySegmentation
 from vitp.tasks.instance import InstanceModel
 from vitp.tasks.oriented import OrientedRCNN
+from vitp.tasks.panoptic import QueryPanoptic
 from vitp.tasks.semantic import SegmentationModel
 
 TIMM_PREFIX = "timm:"
@@ -222,7 +223,7 @@ TASK_MODELS: dict[str, type[TaskModel]] = {
     model.name: model
     for model in (
         *(ClassificationModel, SegmentationModel, ChangeModel),
-        *(DetectionModel, InstanceModel, OrientedRCNN),
+        *(DetectionModel, InstanceModel, OrientedRCNN, QueryPanoptic),
     )
 }
 """Name → model of the task, which knows what it learns from and how it is scored."""

@@ -187,7 +187,7 @@ class ClassificationModel(TaskModel):
         sizes_B2 = torch.tensor([images_BCHW.shape[-2:]] * len(images_BCHW))
         logits_BK = self.logits(images_BCHW.to(self.device), sizes_B2).float()
         probability_BK = logits_BK.sigmoid() if self.settings.multi_label else logits_BK.softmax(1)
-        return [Prediction(probabilities_C=probability_K.cpu()) for probability_K in probability_BK]
+        return [Prediction(probabilities_C=probability_K.clone()) for probability_K in probability_BK.cpu()]
 
     def evaluate(self, labelled: LabelledSet, settings: TestSettings) -> Scores:
         """Return accuracy and macro-F1, or mAP and macro-F1 at probability ½; see `TaskModel.evaluate`.

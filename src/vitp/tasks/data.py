@@ -73,8 +73,11 @@ def classes_of(labelled: LabelledSet, kind: LabelKind) -> tuple[str, ...]:
     """
     if kind == "change":
         return CHANGE_CLASSES
+    if kind == "panoptic" and labelled.semantic_classes and labelled.object_classes:
+        own = labelled.semantic_classes
+        return (*own, *(name for name in labelled.object_classes if name not in own))
     by_kind = {"scene": labelled.scene_classes, "semantic": labelled.semantic_classes}
-    classes = by_kind.get(kind, labelled.object_classes)
+    classes = () if kind == "panoptic" else by_kind.get(kind, labelled.object_classes)
     if kind == "presence":
         classes = classes or labelled.scene_classes
     if not classes:
@@ -95,6 +98,7 @@ _LABEL_NAMES: dict[str, str] = {
     "instances": "objects with outlines",
     "oriented": "objects",
     "semantic": "masks",
+    "panoptic": "objects with outlines beside masks of classes",
     "change": "pairs with change masks",
 }
 
@@ -105,6 +109,8 @@ def is_labelled(item: LabelledImage, kind: LabelKind) -> bool:
         return item.scene is not None
     if kind == "semantic":
         return item.semantic is not None
+    if kind == "panoptic":
+        return item.semantic is not None and item.objects is not None
     if kind == "change":
         return item.second_image is not None and item.change is not None
     return item.objects is not None or (kind == "presence" and item.tags is not None)
@@ -203,7 +209,7 @@ class LabelReader:
                     or "evaluate on the classes it was trained for",
                 )
         table_V = np.full(256, IGNORE, np.uint8)
-        if self.kind in ("semantic", "change"):
+        if self.kind in ("semantic", "change", "panoptic"):
             table_V[: len(own)] = [self.classes.index(name) for name in own]
         object.__setattr__(self, "_semantic_V", table_V)
 
@@ -232,9 +238,11 @@ class LabelReader:
                 fix="compile the labels again",
             )
         sample = ImageSample(torch.from_numpy(image_CHW))
-        if self.kind == "semantic":
+        if self.kind in ("semantic", "panoptic"):
             mask_HW = self._semantic_V[read_mask(item, self.labelled, size)]
-            return replace(sample, semantic_HW=torch.from_numpy(mask_HW))
+            sample = replace(sample, semantic_HW=torch.from_numpy(mask_HW))
+        if self.kind == "semantic":
+            return sample
         if self.kind == "change":
             return self._pair(sample, item)
         if self.kind == "scene":
@@ -289,7 +297,7 @@ class LabelReader:
                 where=f"image {item.id}",
                 fix="mend the label or compile the set again",
             )
-        if self.kind == "instances" and not label.polygons and not label.difficult:
+        if self.kind in ("instances", "panoptic") and not label.polygons and not label.difficult:
             raise DataError(
                 f"a {label.category} has no outline, only a box",
                 where=f"image {item.id}",
@@ -320,9 +328,12 @@ class LabelReader:
         )
         if self.kind == "oriented":
             return replace(target, quads_N8=_quads(labels), ignored_M8=_quads(ignored))
-        if self.kind == "instances":
+        if self.kind in ("instances", "panoptic"):
             return replace(
-                target, masks_NHW=_masks(labels, sample.size), ignored_MHW=_masks(ignored, sample.size)
+                target,
+                masks_NHW=_masks(labels, sample.size),
+                ignored_MHW=_masks(ignored, sample.size),
+                semantic_HW=sample.semantic_HW,
             )
         return target
 

@@ -22,6 +22,7 @@ from vitp.models.heads.cascade import Found
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.rcnn import RCNN, DetectorSettings
 from vitp.models.heads.rpn import ImageTruth
+from vitp.models.heads.sampling import true_rows
 from vitp.models.pyramid import Pyramid
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
@@ -71,10 +72,7 @@ class DetectionModel(TaskModel):
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
-        truths = [
-            image_truth(target, size, with_masks=self.with_masks)
-            for target, size in zip(batch.targets, batch.sizes, strict=True)
-        ]
+        truths = image_truths(batch.targets, batch.sizes, with_masks=self.with_masks)
         losses: dict[str, Tensor] = self.head(self.levels(batch.images_BCHW), truths)
         return losses
 
@@ -192,26 +190,33 @@ def learnable(target: Target, *, with_masks: bool) -> Tensor:
     return learn_N
 
 
-def image_truth(target: Target, size: tuple[int, int], *, with_masks: bool) -> ImageTruth:
-    """Return what the head learns from one image.
+def image_truths(
+    targets: Sequence[Target], sizes: Sequence[tuple[int, int]], *, with_masks: bool
+) -> list[ImageTruth]:
+    """Return what the head learns from each image; the device is asked once for all.
 
     Args:
-        target: Boxes or quads, labels and, if asked for, masks.
-        size: Height and width without padding.
+        targets: Boxes or quads, labels and, if asked for, masks.
+        sizes: Height and width without padding.
         with_masks: Whether masks are learned.
 
     Raises:
         ConfigError: Boxes, labels or masks are missing.
     """
-    boxes_N4, learn_N = target_boxes(target), learnable(target, with_masks=with_masks)
-    assert target.labels_N is not None
-    ignored = [boxes_N4[~learn_N]]  # an object that isn't learned is no background, either
-    if target.ignored_M4 is not None:
-        ignored.append(target.ignored_M4)
-    return ImageTruth(
-        boxes_N4=boxes_N4[learn_N],
-        labels_N=target.labels_N[learn_N] + 1,
-        ignored_M4=torch.cat(ignored),
-        size=size,
-        masks_NHW=target.masks_NHW[learn_N] if with_masks and target.masks_NHW is not None else None,
-    )
+    boxes = [target_boxes(target) for target in targets]
+    learn = [learnable(target, with_masks=with_masks) for target in targets]
+    rows = true_rows([*learn, *(~learn_N for learn_N in learn)])
+    parts = zip(targets, sizes, boxes, rows[: len(targets)], rows[len(targets) :], strict=True)
+    return [
+        ImageTruth(
+            boxes_N4=boxes_N4[learned],
+            labels_N=present(target.labels_N)[learned] + 1,
+            # An object that isn't learned is no background, either.
+            ignored_M4=torch.cat(
+                [boxes_N4[others], *([] if target.ignored_M4 is None else [target.ignored_M4])]
+            ),
+            size=size,
+            masks_NHW=target.masks_NHW[learned] if with_masks and target.masks_NHW is not None else None,
+        )
+        for target, size, boxes_N4, learned, others in parts
+    ]

@@ -21,8 +21,8 @@ from vitp.models.heads.oriented_roi import OrientedFound
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind, TaskBatch, TaskModel, TestSettings
-from vitp.tasks.detection import evaluate_objects, image_truth
-from vitp.tasks.oriented import evaluate_oriented, oriented_truth, prediction_of
+from vitp.tasks.detection import evaluate_objects, image_truths
+from vitp.tasks.oriented import evaluate_oriented, oriented_truths, prediction_of
 
 
 class DETRModel(TaskModel):
@@ -61,12 +61,12 @@ class DETRModel(TaskModel):
 
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
-        truths = [self.truth(target, size) for target, size in zip(batch.targets, batch.sizes, strict=True)]
+        truths = self.truths(batch.targets, batch.sizes)
         return detr_losses(self.head, self.levels(batch.images_BCHW), truths)
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:
         """Return name → number of objects that are learned."""
-        truths = [self.truth(target, size) for target, size in zip(batch.targets, batch.sizes, strict=True)]
+        truths = self.truths(batch.targets, batch.sizes)
         objects = [len(truth.labels_N) for truth in truths]
         counts = dict.fromkeys(self.loss_weights, float(sum(objects)))
         return counts | {"class": float(sum(max(count, 1) for count in objects))}
@@ -81,8 +81,8 @@ class DETRModel(TaskModel):
         ]
 
     @abstractmethod
-    def truth(self, target: Target, size: tuple[int, int]) -> Truth:
-        """Return what is learned of one image."""
+    def truths(self, targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> Sequence[Truth]:
+        """Return what is learned of each image."""
 
     @abstractmethod
     def _prediction(self, boxes_QK: Tensor, scores_QC: Tensor, size: tuple[int, int]) -> Prediction:
@@ -96,9 +96,9 @@ class DETRDetection(DETRModel):
     kind: ClassVar[LabelKind] = "objects"
     geometry: ClassVar[type[QueryBoxes]] = UprightBoxes
 
-    def truth(self, target: Target, size: tuple[int, int]) -> Truth:
-        """See `image_truth`."""
-        return image_truth(target, size, with_masks=False)
+    def truths(self, targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> Sequence[Truth]:
+        """See `image_truths`."""
+        return image_truths(targets, sizes, with_masks=False)
 
     def _prediction(self, boxes_QK: Tensor, scores_QC: Tensor, size: tuple[int, int]) -> Prediction:
         limits_4 = torch.tensor([size[1], size[0]] * 2, device=boxes_QK.device)
@@ -118,9 +118,9 @@ class OrientedDETR(DETRModel):
     kind: ClassVar[LabelKind] = "oriented"
     geometry: ClassVar[type[QueryBoxes]] = OrientedBoxes
 
-    def truth(self, target: Target, size: tuple[int, int]) -> Truth:
-        """See `oriented_truth`."""
-        return oriented_truth(target, size)
+    def truths(self, targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> Sequence[Truth]:
+        """See `oriented_truths`."""
+        return oriented_truths(targets, sizes)
 
     def _prediction(self, boxes_QK: Tensor, scores_QC: Tensor, size: tuple[int, int]) -> Prediction:
         return prediction_of(OrientedFound(*self.head.kept(boxes_QK, scores_QC, boxes_QK[:, 2:4])))

@@ -6,7 +6,7 @@
 | segmentation, change | `probabilities` (B, K, H, W): softmax |
 | detection | `detections` (B, 4 + C, R): centre x and y, width, height, scores |
 | instance | `detections` (B, 4 + C, M), and `masks` (B, M, P, P) of their classes on 0..1 |
-| instance, head eomt | `classes` (B, Q, C): softmax, and `masks` (B, Q, h, w): logits, of whole patches |
+| instance, head eomt; panoptic | `classes` (B, Q, C): softmax, and `masks` (B, Q, h, w): logits, of whole patches |
 | oriented | `detections` (B, 4 + C + 1, N): centre x and y, longer and shorter side, scores, angle |
 
 A detection transformer has the tables of detection or oriented, with a row for each query and nothing to suppress.
@@ -36,6 +36,7 @@ from vitp.tasks.detection import DetectionModel
 from vitp.tasks.detr import DETRModel
 from vitp.tasks.eomt import QueryInstances
 from vitp.tasks.oriented import OrientedRCNN
+from vitp.tasks.panoptic import QueryPanoptic
 
 
 class TaskGraph(nn.Module):
@@ -70,7 +71,7 @@ class TaskGraph(nn.Module):
                 heads = self.model.proposals, self.model.boxes
                 self.table = StaticOriented(*heads, self.model.levels(blank_1CHW), size, proposals)
         self.outputs: tuple[str, ...] = ("probabilities",)
-        if isinstance(self.model, QueryInstances):
+        if isinstance(self.model, QueryInstances | QueryPanoptic):
             self.outputs = ("classes", "masks")
         elif isinstance(self.model, DETRModel):
             self.outputs = ("detections",)
@@ -94,7 +95,7 @@ class TaskGraph(nn.Module):
         if isinstance(model, DenseModel):
             dates = image.chunk(2, dim=1) if self.pairs else (image, None)
             return (model.shares(dates[0], dates[1]),)
-        if isinstance(model, QueryInstances):
+        if isinstance(model, QueryInstances | QueryPanoptic):
             found = model.outputs(image)[-1]
             return found.class_BQC.softmax(2)[..., :-1], found.mask_BQhw
         if isinstance(model, DETRModel):

@@ -29,7 +29,7 @@ _HOLDERS = {"semantic": "a labelled pixel", "change": "a changed pixel", "scene"
 
 def _are_slices(part: LabelledSet, kind: LabelKind) -> bool:
     """Return whether objects are learned or scored on slices of volumes; the first image tells."""
-    if kind not in ("objects", "instances", "oriented"):
+    if kind not in ("objects", "instances", "oriented", "panoptic"):
         return False
     return any(split_address(item.image)[1].slice is not None for item in part.items[:1])
 
@@ -88,6 +88,11 @@ def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) ->
         return Counter(item.scene for item in part.items if item.scene is not None), True
     if kind == "presence" and any(item.tags is not None for item in part.items):
         return Counter(name for item in part.items for name in item.tags or ()), True
+    if kind == "panoptic":  # what is stuff stands in masks alone
+        things, all_things = _classes_held(part, "instances", classes)
+        pixels, all_pixels = _classes_held(part, "semantic", classes)
+        stuff = {name: count for name, count in pixels.items() if name not in part.object_classes}
+        return things + Counter(stuff), all_things and all_pixels
     if kind not in ("semantic", "change"):
         labels = (label for item in part.items for label in item.objects or ())
         return Counter(label.category for label in labels if not label.difficult), True

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
+from vitp.core.tensors import present
 from vitp.metrics.oriented import found_oriented, oriented_scores, true_oriented
 from vitp.metrics.results import Prediction, Scores, Target
 from vitp.models.heads.fpn import DetectionNeck
 from vitp.models.heads.oriented_roi import OrientedBoxHead, OrientedBoxSettings, OrientedFound
 from vitp.models.heads.oriented_rpn import OrientedProposalNetwork, OrientedProposalSettings
 from vitp.models.heads.oriented_targets import OrientedTruth
+from vitp.models.heads.sampling import true_rows
 from vitp.models.pyramid import Pyramid, pad_to_multiple
 from vitp.models.rotated.boxes import boxes_of_hulls, boxes_of_quads, hulls_of, quads_of
 from vitp.records.labels import LabelledSet
@@ -78,7 +80,7 @@ class OrientedRCNN(TaskModel):
     def forward(self, batch: TaskBatch) -> dict[str, Tensor]:
         """Return name → summed loss. See `TaskModel.forward`."""
         sizes = batch.sizes
-        truths = [oriented_truth(target, size) for target, size in zip(batch.targets, sizes, strict=True)]
+        truths = oriented_truths(batch.targets, sizes)
         maps = self.levels(batch.images_BCHW)
         proposals, losses = self.proposals(maps, sizes, truths)
         return {**losses, **self.boxes(maps, proposals, truths)}
@@ -140,24 +142,34 @@ def oriented_boxes(target: Target) -> Tensor:
     return boxes_of_hulls(target.boxes_N4.float())
 
 
-def oriented_truth(target: Target, size: tuple[int, int]) -> OrientedTruth:
-    """Return what the heads learn from one image; difficult and tiny objects and ignored places are looked away from.
+def oriented_truths(targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> list[OrientedTruth]:
+    """Return what the heads learn from each image; difficult and tiny objects and ignored places are looked away from.
+
+    The device is asked once for all images.
 
     Args:
-        target: Quads or boxes, and labels.
-        size: Height and width without padding.
+        targets: Quads or boxes, and labels.
+        sizes: Height and width without padding.
 
     Raises:
         ConfigError: Boxes or labels are missing.
     """
-    boxes_N5 = oriented_boxes(target)
-    assert target.labels_N is not None
-    learn_N = (boxes_N5[:, 2:4] >= SHORTEST_SIDE).all(1)
-    if target.difficult_N is not None:
-        learn_N = learn_N & ~target.difficult_N
-    ignored = [boxes_N5[~learn_N]]
-    if target.ignored_M8 is not None:
-        ignored.append(boxes_of_quads(target.ignored_M8.float()))
-    elif target.ignored_M4 is not None:
-        ignored.append(boxes_of_hulls(target.ignored_M4.float()))
-    return OrientedTruth(boxes_N5[learn_N], target.labels_N[learn_N] + 1, torch.cat(ignored), size)
+    boxes = [oriented_boxes(target) for target in targets]
+    learn = [(boxes_N5[:, 2:4] >= SHORTEST_SIDE).all(1) for boxes_N5 in boxes]
+    learn = [
+        learn_N if target.difficult_N is None else learn_N & ~target.difficult_N
+        for learn_N, target in zip(learn, targets, strict=True)
+    ]
+    rows = true_rows([*learn, *(~learn_N for learn_N in learn)])
+    truths = []
+    for target, size, boxes_N5, learned, others in zip(
+        targets, sizes, boxes, rows[: len(targets)], rows[len(targets) :], strict=True
+    ):
+        ignored = [boxes_N5[others]]
+        if target.ignored_M8 is not None:
+            ignored.append(boxes_of_quads(target.ignored_M8.float()))
+        elif target.ignored_M4 is not None:
+            ignored.append(boxes_of_hulls(target.ignored_M4.float()))
+        labels_N = present(target.labels_N)[learned] + 1
+        truths.append(OrientedTruth(boxes_N5[learned], labels_N, torch.cat(ignored), size))
+    return truths

@@ -21,9 +21,10 @@ from vitp.data.image_sample import ImageSample
 from vitp.io.ground import may_be_placed
 from vitp.io.open_pixels import open_pixels
 from vitp.metrics.results import Prediction
+from vitp.models.backbone import frozen
 from vitp.models.rotated.boxes import hulls_of_quads
 from vitp.records.labels import LabelledImage
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel, check_whole
 from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import Ground, RasterGround
@@ -61,6 +62,8 @@ def predict_images(
     resize = settings.resize or model.input_size
     if model.name == "classification":
         settings = settings.model_copy(update={"window": None})
+    if isinstance(model, WholeImageModel):
+        check_whole(settings)
     patch = model.patch(settings)
     views = [
         views_of(image.shape[-2], image.shape[-1], settings, resize, origin=origin, patch=patch)
@@ -68,6 +71,8 @@ def predict_images(
     ]
     if isinstance(model, DenseModel):
         return _class_maps(model, images, later, views, settings.batch_size, certainty=certainty)
+    if isinstance(model, WholeImageModel):
+        return _segments(model, images, views)
     looks = [(index, view) for index, of_image in enumerate(views) for view in of_image]
     found: list[list[tuple[Prediction, View]]] = [[] for _ in images]
     for start in range(0, len(looks), settings.batch_size):
@@ -127,6 +132,17 @@ def _class_maps(
             for index, probability_Khw in zip(part, model.probabilities(seen, second), strict=True):
                 found[index] = _map_at(probability_Khw, images[index].shape[-2:], certainty=certainty)
     return [found[index] for index in range(len(images))]
+
+
+def _segments(
+    model: WholeImageModel, images: Sequence[Tensor], views: Sequence[Sequence[View]]
+) -> list[Prediction]:
+    """Return the segments of each image, which is seen as a whole."""
+    found = []
+    for image, of_image in zip(images, views, strict=True):
+        with frozen(model):
+            found += model.segments(of_image[0].of(image)[None], [(image.shape[-2], image.shape[-1])])
+    return found
 
 
 def _map_at(probability_Khw: Tensor, size: Sequence[int], *, certainty: bool) -> Prediction:
@@ -243,5 +259,8 @@ def predictions_of(
         later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
         predict = model.stand_in or partial(predict_images, model)
         found = predict([sample.image_CHW for sample in samples], settings, later or None)
-        seen_at = (_somewhere(each, item, reader) for each, item in zip(found, part, strict=True))
+        whole = isinstance(model, WholeImageModel)  # stuff may lie around what isn't known
+        seen_at = (
+            each if whole else _somewhere(each, item, reader) for each, item in zip(found, part, strict=True)
+        )
         yield from zip(part, samples, seen_at, strict=True)

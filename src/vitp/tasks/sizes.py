@@ -143,6 +143,8 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: 
         said = f"images: resized to {side}×{side}, the backbone's size (data.resize)"
         return FittedSizes(square, None, None, None, side, (said,))
     facts = size_facts(labelled)
+    if kind == "panoptic":
+        return _seen_whole(facts, side)
     longest, shortest = float(facts.long_N.max()), float(facts.long_N.min())
     objects = len(facts.object_short_M) > 0 and kind in _OBJECT_KINDS
     small = float(np.percentile(facts.object_short_M, 10)) if objects else 0.0
@@ -171,6 +173,18 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: 
         tuple(_said(facts, resize, cut, anchors if regions else None, scale, small, large)),
         facts.fullest,
     )
+
+
+def _seen_whole(facts: SizeFacts, side: int) -> FittedSizes:
+    """Return the sizes of images that aren't cut, as segments aren't merged over windows."""
+    longest = int(facts.long_N.max())
+    small = longest <= side
+    seen = side if small else min(longest, max(side, _USUAL_WINDOW))
+    resize = InputSize(mode="long", size=seen)
+    if small and bool((facts.long_N == facts.short_N).all()):
+        resize = InputSize(mode="fixed", size=side)
+    said = _said(facts, resize, None, None, 1.0, 0.0, 0.0)
+    return FittedSizes(resize, None, None, None, seen, tuple(said), facts.fullest)
 
 
 def _window(side: int, large: float) -> int:
@@ -241,11 +255,11 @@ def fitted_head(
         objects: Of the fullest training image.
     """
     found: dict[str, Any] = dict(head)
-    if task not in _DETECTORS:
+    if task not in (*_DETECTORS, "panoptic"):
         return found
     if found.get("kind") == "detr":
         return _fitted_queries(found, width, anchors, objects)
-    if found.get("kind") == "eomt":
+    if task == "panoptic" or found.get("kind") == "eomt":
         return {"queries": max(PUBLISHED_QUERIES, math.ceil(QUERIES_PER_OBJECT * objects)), **found}
     if (share := width / PUBLISHED_TOWER) < 1:
         found = {"width": _multiple(256 * share), **found}

@@ -52,6 +52,7 @@ from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.panoptic import read_panoptic
 from vitp.data.formats.parquet import read_parquet
 from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.qupath import read_qupath
@@ -68,6 +69,7 @@ __all__ = ["LABEL_FORMATS", "ReadOptions", "detect", "detect_format", "option_na
 
 LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "coco": read_coco,
+    "panoptic": read_panoptic,
     "label-studio": read_label_studio,
     "cvat": read_cvat,
     "voc": read_voc,
@@ -89,6 +91,9 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "vitp": read_compiled,
 }
 """Format → reader. All take the folder first; "scenes" takes the name of a domain instead."""
+
+_FILES = ("coco", "panoptic", "captions", "classes", "label-studio", "cvat", "parquet")
+"""Formats that read single files, too."""
 
 _COMMON = tuple(field.name for field in fields(ReadOptions))
 
@@ -135,7 +140,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     root = Path(root)
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
-    if not root.is_dir() and fmt not in ("coco", "captions", "classes", "label-studio", "cvat", "parquet"):
+    if not root.is_dir() and fmt not in _FILES:
         raise DataError("is not a folder", where=str(root), fix="name the folder of the set")
     seen = {name: options.pop(name) for name in CHANNEL_OPTIONS if name in options}
     sizes = {name: options.pop(name) for name in SLIDE_OPTIONS if name in options}

@@ -33,7 +33,7 @@ from vitp.records.labels import LabelledSet
 
 
 @dataclass
-class _Image:
+class CocoImage:
     """What the files of one set say of one image: `objects_from` is None while only captions are known."""
 
     path: Path
@@ -42,6 +42,7 @@ class _Image:
     where: str
     objects_from: Path | None = None
     captions: list[str] = field(default_factory=list)
+    others: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -55,7 +56,7 @@ class _Entry:
 
     name: str
     where: str
-    image: _Image | None = None
+    image: CocoImage | None = None
     first: _Entry | None = None
     said: list[str] | None = None
 
@@ -104,9 +105,10 @@ def read_coco(
         fix = "name the folder of the images with -o images=FOLDER"
         raise DataError("is no folder", where=str(folder), fix=fix)
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
+    _refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
-    reading = _Reading(builder, files, comma_list(classes), crowds=crowds)
+    reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     if reading.crowds:
         builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
@@ -120,6 +122,12 @@ def read_coco(
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
     )
+
+
+def _refuse_panoptic(files: Sequence[CocoFile]) -> None:
+    if panoptic := next((file for file in files if file.is_panoptic), None):
+        fix = "read it with --format panoptic, or move it away"
+        raise DataError("labels segments, whose masks lie in PNGs", where=str(panoptic.path), fix=fix)
 
 
 def read_coco_files(
@@ -142,7 +150,7 @@ def read_coco_files(
         replace(load_coco_file(path, builder.root), split=split, images=folder)
         for path, split, folder in entries
     ]
-    reading = _Reading(builder, files, on_missing=on_missing)
+    reading = CocoReading(builder, files, on_missing=on_missing)
     reading.add_images()
     return reading.names
 
@@ -181,7 +189,7 @@ def _first_category(content: dict[str, Any]) -> Any:
     return next((key for key in rows if key is not None), None)
 
 
-class _Reading:
+class CocoReading:
     """The files of one set while they are read.
 
     Args:
@@ -204,7 +212,7 @@ class _Reading:
         self.builder, self.known, self.on_missing = builder, known, on_missing
         self.crowds_are, self.masks = crowds, 0
         self.categories, self.names = _categories(files)
-        self.images: dict[Path, _Image] = {}
+        self.images: dict[Path, CocoImage] = {}
         self.crowds = 0
         for file in files:
             self._read_file(file)
@@ -218,7 +226,9 @@ class _Reading:
         for image in self.images.values():
             split, captions = image.split, tuple(image.captions)
             if image.objects_from is not None:
-                self.builder.add_labelled(image.path, image.found, split=split, captions=captions)
+                self.builder.add_labelled(
+                    image.path, image.found, split=split, captions=captions, **image.others
+                )
             elif captions or self.on_missing is not None:
                 self.builder.add(image.path, image.found.size, split=split, captions=captions)
             else:
@@ -244,7 +254,7 @@ class _Reading:
             if entry.said is not None:
                 entry.said.append(str(sorted((k, v) for k, v in row.items() if k not in ("id", "image_id"))))
             if entry.image is not None:
-                self._read_annotation(row, where, entry.image)
+                self.read_annotation(row, where, entry.image)
         for entry in again:
             _check_same(builder, entry)
         if not lost:
@@ -301,7 +311,7 @@ class _Reading:
             again.append(entry)
         return entries, again
 
-    def _image(self, file: CocoFile, row: dict[str, Any], path: Path, where: str) -> _Image | None:
+    def _image(self, file: CocoFile, row: dict[str, Any], path: Path, where: str) -> CocoImage | None:
         """Return what is known of an image, or None with a finding when it isn't what the row says.
 
         Raises:
@@ -318,7 +328,7 @@ class _Reading:
             if not builder.agree(where, told, size):
                 return None
             found = builder.labels_of(size, builder.place(file.path))
-            known = self.images[path] = _Image(path, split, found, where)
+            known = self.images[path] = CocoImage(path, split, found, where)
         elif split and known.split and split != known.split:
             what = f"{path.name} is in {known.split} ({known.where}) and in {split} ({where})"
             raise DataError(what, where=str(file.path), fix="keep it in one of them")
@@ -334,7 +344,8 @@ class _Reading:
             known.found.source = builder.place(file.path)
         return known
 
-    def _read_annotation(self, row: dict[str, Any], where: str, image: _Image) -> None:
+    def read_annotation(self, row: dict[str, Any], where: str, image: CocoImage) -> None:
+        """Read a row of `annotations` that belongs to an image."""
         found = image.found
         if str(row.get("caption") or "").strip():
             image.captions.append(" ".join(str(row["caption"]).split()))

@@ -49,6 +49,12 @@ class CocoFile:
             isinstance(row, dict) and "category_id" in row for row in rows
         )
 
+    @property
+    def is_panoptic(self) -> bool:
+        """Whether the annotations are segments, whose masks lie in PNGs."""
+        rows = self.content["annotations"][:100]
+        return any(isinstance(row, dict) and "segments_info" in row for row in rows)
+
 
 def annotation_files(root: Path) -> list[Path]:
     """Return the JSON files that may be COCO annotations: of annotations/, else of the folder, else of the splits'."""
@@ -68,6 +74,22 @@ def is_coco_file(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
+def panoptic_files(root: Path) -> list[Path]:
+    """Return the panoptic files among the annotation files, unless there are files of instances, which go first."""
+    paths = annotation_files(root)
+    if any(path.name.startswith("instances") for path in paths):
+        return []
+    return [path for path in paths if is_panoptic_file(path)]
+
+
+def is_panoptic_file(path: Path) -> bool:
+    """Return whether a file is COCO JSON of segments."""
+    try:
+        return '"segments_info"' in read_text(path) and is_coco_file(path)
+    except (OSError, ValueError):
+        return False
 
 
 def without_doubles(builder: SetBuilder, paths: list[Path]) -> list[Path]:

@@ -21,7 +21,7 @@ from vitp.data.formats.class_tables import (
     guessed_columns,
     is_box_table,
 )
-from vitp.data.formats.coco_files import annotation_files, is_coco_file
+from vitp.data.formats.coco_files import annotation_files, is_coco_file, is_panoptic_file, panoptic_files
 from vitp.data.formats.cvat import cvat_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
@@ -101,7 +101,7 @@ def _of_file(path: Path) -> str:
     if suffix == ".parquet":
         return "parquet"
     if suffix == ".json" and is_coco_file(path):
-        return "coco"
+        return "panoptic" if is_panoptic_file(path) else "coco"
     if suffix in (".json", ".xml") and (label_studio_files(path) or cvat_files(path)):
         return "label-studio" if suffix == ".json" else "cvat"
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
@@ -133,7 +133,8 @@ def _also(root: Path, found: str) -> list[str]:
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
             or (name, found) == ("geo", "qupath")
-            or (name == "captions" and found == "coco")
+            or (name == "captions" and found in ("coco", "panoptic"))
+            or (name in ("coco", "masks") and found == "panoptic")
             or (name in ("captions", "classes") and found == "label-studio")
         ):
             continue
@@ -328,6 +329,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "label-studio": (label_studio_files, "JSON with tasks and annotations, or with annotation_id"),
     "cvat": (cvat_files, "XML with <annotations> in the folder or in annotations/"),
     "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),
+    "panoptic": (panoptic_files, "JSON with segments_info, and a folder of PNGs beside it"),
     "coco": (
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),
         "JSON with images and annotations, in annotations/ or the split's folder",

@@ -61,7 +61,7 @@ def numbered_objects(
     objects: list[ObjectLabel] = []
     ignored: list[ObjectLabel] = []
     void = values_HW.dtype == np.uint8 and not (values_HW == IGNORE - 1).any()
-    for value, mask_HW, corner in _each_value(values_HW):
+    for value, mask_HW, corner in each_value(values_HW):
         label = object_of(mask_HW, name, corner)
         if label is None or (value == IGNORE and _has_palette(path)):
             continue
@@ -90,7 +90,7 @@ def objects_of_classes(
     labels: list[ObjectLabel] = []
     ignored: list[ObjectLabel] = []
     border = IGNORE if _has_palette(path) else None
-    for value, mask_HW, (x, y) in _each_value(values_HW):
+    for value, mask_HW, (x, y) in each_value(values_HW):
         if value == border:
             continue
         part_HW = semantic_HW[y : y + mask_HW.shape[0], x : x + mask_HW.shape[1]]
@@ -111,7 +111,7 @@ def _has_palette(path: Path) -> bool:
         return image.mode == "P"
 
 
-def _each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
+def each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:
     """Yield each value but 0 with its mask, cut to its box, and the box's corner x, y."""
     y_K, x_K = np.nonzero(values_HW)
     values_K = values_HW[y_K, x_K]

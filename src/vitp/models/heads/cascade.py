@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler, BoxCoder, Matcher
+from torchvision.models.detection._utils import BoxCoder, Matcher
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
-from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, remove_small_boxes
+from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
 from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.fpn import RegionPool
-from vitp.models.heads.rpn import MIN_SIDE, ImageTruth, counts_of, near, real_boxes
+from vitp.models.heads.rpn import ImageTruth, near, real_boxes
+from vitp.models.heads.sampling import BatchSampler, counts_of, true_rows
 
 
 class StageSettings(SettingsModel):
@@ -90,18 +92,21 @@ class Samples:
         labels: (N,) 0 background, 1 … C.
         matched: (N,) index of the object in the image's truth; means nothing for background.
         is_truth: (N,) bool: the region is an object's own box, which was added to the proposals.
+        with_object: Rows whose label is not the background, rising.
     """
 
     boxes: list[Tensor]
     labels: list[Tensor]
     matched: list[Tensor]
     is_truth: list[Tensor]
+    with_object: list[Tensor]
 
     def positives(self) -> tuple[list[Tensor], list[Tensor]]:
         """Return boxes and `matched` of the regions that hold an object."""
-        kept = [labels_N > 0 for labels_N in self.labels]
-        boxes = [boxes_N4[keep_N] for boxes_N4, keep_N in zip(self.boxes, kept, strict=True)]
-        matched = [matched_N[keep_N] for matched_N, keep_N in zip(self.matched, kept, strict=True)]
+        boxes, matched = (
+            [table[rows] for table, rows in zip(tables, self.with_object, strict=True)]
+            for tables in (self.boxes, self.matched)
+        )
         return boxes, matched
 
 
@@ -147,7 +152,7 @@ class BoxStage(nn.Module):
         nn.init.zeros_(self.move.bias)
         self.coder = BoxCoder(stage.box_weights)
         self.matcher = Matcher(stage.iou, stage.iou)
-        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+        self.sampler = BatchSampler(settings.samples, settings.positive_share)
 
     def forward(self, regions_RDPP: Tensor) -> tuple[Tensor, Tensor]:
         """Return logits (R, K) and moves (R, 4) or (R, K, 4), in float32: boxes are decoded from them."""
@@ -165,13 +170,14 @@ class BoxStage(nn.Module):
             labels.append(labels_N)
             matched.append(matched_N)
             is_truth.append(torch.arange(len(boxes[-1]), device=labels_N.device) >= len(proposals_N4))
-        chosen = [torch.where((p | n).bool())[0] for p, n in zip(*self.sampler(labels), strict=True)]
-        return Samples(
-            *(
-                [of[c] for of, c in zip(part, chosen, strict=True)]
-                for part in (boxes, labels, matched, is_truth)
-            )
-        )
+        drawn = self.sampler.draw(labels)
+
+        def taken(tables: list[Tensor]) -> list[Tensor]:
+            return [table[rows] for table, rows in zip(tables, drawn.rows, strict=True)]
+
+        both = zip(drawn.rows, drawn.positives, strict=True)
+        with_object = [torch.searchsorted(rows, positives) for rows, positives in both]
+        return Samples(taken(boxes), taken(labels), taken(matched), taken(is_truth), with_object)
 
     def _match(self, boxes_N4: Tensor, truth: ImageTruth) -> tuple[Tensor, Tensor]:
         """Return (N,) labels, -1 where a box counts for nothing, and (N,) indices of objects."""
@@ -181,8 +187,8 @@ class BoxStage(nn.Module):
             found_N = self.matcher(box_iou(truth.boxes_N4.to(boxes_N4.dtype), boxes_N4))
             matched_N = found_N.clamp(min=0)
             labels_N = torch.where(found_N >= 0, truth.labels_N[matched_N], labels_N)
-        labels_N[(labels_N == 0) & near(boxes_N4, truth.ignored_M4, self.iou)] = -1
-        return labels_N, matched_N
+        nothing_N = (labels_N == 0) & near(boxes_N4, truth.ignored_M4, self.iou)
+        return labels_N.masked_fill(nothing_N, -1), matched_N
 
     def losses(
         self, logits_RK: Tensor, moves: Tensor, samples: Samples, truths: Sequence[ImageTruth]
@@ -196,7 +202,8 @@ class BoxStage(nn.Module):
         )
         labels_R = torch.cat(samples.labels)
         class_loss = (F.cross_entropy(logits_RK, labels_R, reduction="none") * weight_R).sum()
-        kept_R = labels_R > 0
+        starts = accumulate([0, *(len(labels_N) for labels_N in samples.labels[:-1])])
+        kept = torch.cat([rows + start for rows, start in zip(samples.with_object, starts, strict=True)])
         boxes, matched = samples.positives()
         wanted_R4 = torch.cat(
             [
@@ -204,9 +211,9 @@ class BoxStage(nn.Module):
                 for truth, boxes_N4, matched_N in zip(truths, boxes, matched, strict=True)
             ]
         )
-        moves_R4 = moves[kept_R] if self.class_agnostic else moves[kept_R, labels_R[kept_R]]
+        moves_R4 = moves[kept] if self.class_agnostic else moves[kept, labels_R[kept]]
         box_loss_R4 = F.smooth_l1_loss(moves_R4, wanted_R4, beta=self.beta, reduction="none")
-        return class_loss, (box_loss_R4.sum(1) * weight_R[kept_R]).sum()
+        return class_loss, (box_loss_R4.sum(1) * weight_R[kept]).sum()
 
     def moved(self, moves: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[Tensor]:
         """Return the moved boxes of each image, clipped to it: (N, 4), or (N, K, 4) where classes differ."""
@@ -274,10 +281,9 @@ class CascadeHead(nn.Module):
             if number + 1 < len(self.stages):
                 moved = stage.moved(moves.detach(), samples.boxes, [truth.size for truth in truths])
                 # The objects' own boxes are added anew: moved, they would be far too easy.
-                boxes = [
-                    _real(boxes_N4[~truth_N])
-                    for boxes_N4, truth_N in zip(moved, samples.is_truth, strict=True)
-                ]
+                pairs = zip(moved, samples.is_truth, strict=True)
+                kept = true_rows([real_boxes(boxes_N4) & ~truth_N for boxes_N4, truth_N in pairs])
+                boxes = [boxes_N4[rows] for boxes_N4, rows in zip(moved, kept, strict=True)]
         return losses, samples
 
     def detect(
@@ -313,7 +319,3 @@ class CascadeHead(nn.Module):
             kept = kept[: self.settings.detections]
             found.append(Found(boxes_N4[kept], scores_N[kept], labels_N[kept]))
         return found
-
-
-def _real(boxes_N4: Tensor) -> Tensor:
-    return boxes_N4[remove_small_boxes(boxes_N4, MIN_SIDE)]

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from vitp.models.heads.sampling import true_rows
+
 CANONICAL_LEVEL = 4
 """log2 of the stride that a region of the canonical size is read from (FPN paper, equation 1)."""
 
@@ -90,8 +92,8 @@ class RegionPool(nn.Module):
         levels_R = self.levels(rois_R5[:, 1:])
         channels = maps_BChw[0].shape[1]
         regions_RCPP = maps_BChw[0].new_zeros((len(rois_R5), channels, self.size, self.size))
-        for level, stride in enumerate(self.strides):
-            here = torch.where(levels_R == level)[0]
+        rows = true_rows([levels_R == level for level in range(len(self.strides))])
+        for level, (stride, here) in enumerate(zip(self.strides, rows, strict=True)):
             read = roi_align(
                 maps_BChw[level],
                 rois_R5[here],

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from vitp.core.config import Positive, SettingsModel
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.heads.rpn import MIN_SIDE
+from vitp.models.heads.sampling import BatchSampler
 from vitp.models.rotated.coders import EdgeSwapCoder
 from vitp.models.rotated.nms import rotated_nms
 from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
@@ -95,7 +95,7 @@ class OrientedBoxHead(nn.Module):
         nn.init.zeros_(self.score.bias)
         nn.init.zeros_(self.move.bias)
         self.coder = EdgeSwapCoder(settings.scales)
-        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+        self.sampler = BatchSampler(settings.samples, settings.positive_share)
 
     def forward(
         self, maps: Sequence[Tensor], proposals: Sequence[Tensor], truths: Sequence[OrientedTruth]
@@ -110,27 +110,27 @@ class OrientedBoxHead(nn.Module):
             truths: What to learn.
         """
         samples = [self._match(boxes_N5, truth) for boxes_N5, truth in zip(proposals, truths, strict=True)]
-        chosen = [(p | n).bool() for p, n in zip(*self.sampler([s[1] for s in samples]), strict=True)]
-        boxes = [boxes_N5[take] for (boxes_N5, _, _), take in zip(samples, chosen, strict=True)]
-        labels = [labels_N[take] for (_, labels_N, _), take in zip(samples, chosen, strict=True)]
-        weight_R = torch.cat(
-            [F.normalize(labels_N.new_ones(len(labels_N)).float(), p=1, dim=0) for labels_N in labels]
-        )
+        drawn = self.sampler.draw([labels_N for _, labels_N, _ in samples])
+        boxes = [boxes_N5[rows] for (boxes_N5, _, _), rows in zip(samples, drawn.rows, strict=True)]
+        labels = [labels_N[rows] for (_, labels_N, _), rows in zip(samples, drawn.rows, strict=True)]
+        weight_R, positive_weights = drawn.weights()
         logits_RK, moves_R5 = self._outputs(maps, boxes)
-        labels_R = torch.cat(labels)
-        class_loss = (F.cross_entropy(logits_RK, labels_R, reduction="none") * weight_R).sum()
-        wanted = [moves_R5.new_zeros(0, 5)]
-        for boxes_N5, labels_N, (_, _, matched_N), take, truth in zip(
-            boxes, labels, samples, chosen, truths, strict=True
+        class_loss = (F.cross_entropy(logits_RK, torch.cat(labels), reduction="none") * weight_R).sum()
+        wanted, kept, start = [moves_R5.new_zeros(0, 5)], [], 0
+        for (boxes_N5, _, matched_N), rows, own, truth in zip(
+            samples, drawn.rows, drawn.positives, truths, strict=True
         ):
             if len(truth.boxes_N5):
-                objects_N5 = truth.boxes_N5[matched_N[take][labels_N > 0]]
-                wanted.append(self.coder.encode(boxes_N5[labels_N > 0], objects_N5))
-        kept_R = labels_R > 0
+                wanted.append(self.coder.encode(boxes_N5[own], truth.boxes_N5[matched_N[own]]))
+            kept.append(start + torch.searchsorted(rows, own))
+            start += len(rows)
         box_R5 = F.smooth_l1_loss(
-            moves_R5[kept_R], torch.cat(wanted), beta=self.settings.smooth_l1_beta, reduction="none"
+            moves_R5[torch.cat(kept)],
+            torch.cat(wanted),
+            beta=self.settings.smooth_l1_beta,
+            reduction="none",
         )
-        return {"class": class_loss, "box": (box_R5.sum(1) * weight_R[kept_R]).sum()}
+        return {"class": class_loss, "box": (box_R5.sum(1) * positive_weights).sum()}
 
     def _match(self, proposals_N5: Tensor, truth: OrientedTruth) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes to learn from (proposals and the objects' own), their labels and their objects' indices."""

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
-from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import batched_nms
 
@@ -22,11 +21,11 @@ from vitp.models.heads.rpn import (
     MIN_SIDE,
     ProposalSettings,
     StrideAnchors,
-    counts_of,
     near,
     outside,
     sampled_losses,
 )
+from vitp.models.heads.sampling import BatchSampler, counts_of
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
 
@@ -66,7 +65,7 @@ class OrientedProposalNetwork(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         self.coder = MidpointOffsetCoder()
-        self.sampler = BalancedPositiveNegativeSampler(settings.samples, settings.positive_share)
+        self.sampler = BatchSampler(settings.samples, settings.positive_share)
 
     def forward(
         self,
@@ -141,18 +140,12 @@ class OrientedProposalNetwork(nn.Module):
     def _losses(
         self, logit_BA: Tensor, move_BA6: Tensor, anchors_A4: Tensor, truths: Sequence[OrientedTruth]
     ) -> dict[str, Tensor]:
-        kinds, wanted = [], [move_BA6.new_zeros(0, 6)]
-        for truth in truths:
-            kind_A, matched_A = self._match(anchors_A4, truth)
-            kinds.append(kind_A)
+        kinds, matched = zip(*(self._match(anchors_A4, truth) for truth in truths), strict=True)
+        drawn, wanted = self.sampler.draw(kinds), [move_BA6.new_zeros(0, 6)]
+        for truth, matched_A, own in zip(truths, matched, drawn.positives, strict=True):
             if len(truth.boxes_N5):
-                own = kind_A == 1
                 wanted.append(self.coder.encode(anchors_A4[own], truth.boxes_N5[matched_A[own]]))
-        positive_BA, negative_BA = (torch.stack(chosen).bool() for chosen in self.sampler(kinds))
-        kind_BA = torch.stack(kinds)
-        # Targets were made for all of the objects' anchors; the sampler took some of them.
-        wanted_R6 = torch.cat(wanted)[positive_BA[kind_BA == 1]]
-        objectness, box = sampled_losses(logit_BA, kind_BA, move_BA6, wanted_R6, positive_BA, negative_BA)
+        objectness, box = sampled_losses(logit_BA, torch.stack(kinds), move_BA6, torch.cat(wanted), drawn)
         return {"objectness": objectness, "proposal_box": box}
 
     def _match(self, anchors_A4: Tensor, truth: OrientedTruth) -> tuple[Tensor, Tensor]:
@@ -168,8 +161,7 @@ class OrientedProposalNetwork(nn.Module):
         if len(truth.ignored_M5):
             ignored_M4 = hulls_of(truth.ignored_M5)
             skip_A = skip_A | near(anchors_A4, ignored_M4, settings.negative_iou, truth.size)
-        kind_A[skip_A & (kind_A == 0)] = -1
-        return kind_A, matched_A
+        return kind_A.masked_fill(skip_A & (kind_A == 0), -1), matched_A
 
 
 def _inside(boxes_BN5: Tensor, size_B2: Tensor) -> Tensor:

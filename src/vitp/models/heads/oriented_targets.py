@@ -83,5 +83,5 @@ def match_proposals(proposals_A5: Tensor, truth: OrientedTruth, iou: float) -> t
     if len(truth.ignored_M5) and len(proposals_A5):
         hidden_A = rotated_iou(proposals_A5, truth.ignored_M5).amax(1) >= iou
         hidden_A |= rotated_iou(proposals_A5, truth.ignored_M5, "iof").amax(1) >= INSIDE
-        labels_A[(labels_A == 0) & hidden_A] = -1
+        labels_A = labels_A.masked_fill((labels_A == 0) & hidden_A, -1)
     return labels_A, matched_A

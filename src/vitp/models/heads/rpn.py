@@ -20,6 +20,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import batched_nms, box_area, box_iou, clip_boxes_to_image
 
 from vitp.core.config import Count, Positive, SettingsModel
+from vitp.models.heads.sampling import BatchMatcher, BatchSampler, DrawnRows, counts_of
 
 SMOOTH_L1_BETA = 1 / 9
 """Of the losses of proposed boxes."""
@@ -130,6 +131,10 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
             dict(zip(("training", "testing"), settings.keep, strict=True)),
             settings.nms_iou,
         )
+        self.proposal_matcher = BatchMatcher(
+            settings.positive_iou, settings.negative_iou, allow_low_quality_matches=True
+        )
+        self.fg_bg_sampler = BatchSampler(settings.samples, settings.positive_share)
 
     def propose(
         self,
@@ -149,15 +154,14 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
         levels = OrderedDict((str(level), map_BChw) for level, map_BChw in enumerate(maps_BChw))
         images = ImageList(maps_BChw[0], list(sizes))
         targets: Any = truths and [
-            {"boxes": truth.boxes_N4, "ignored": truth.ignored_M4, "size": torch.tensor(truth.size)}
-            for truth in truths
+            {"boxes": truth.boxes_N4, "ignored": truth.ignored_M4, "size": truth.size} for truth in truths
         ]
         boxes, losses = self(images, levels, targets)
         names = {"loss_objectness": "objectness", "loss_rpn_box_reg": "proposal_box"}
         return boxes, {names[name]: loss for name, loss in losses.items()}
 
     def assign_targets_to_anchors(
-        self, anchors: list[Tensor], targets: list[dict[str, Tensor]]
+        self, anchors: list[Tensor], targets: list[dict[str, Any]]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Return each anchor's label (1 object, 0 background, -1 neither) and the box that it is matched to."""
         labels, matched = super().assign_targets_to_anchors(anchors, targets)
@@ -165,7 +169,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
             skip_A = outside(anchors_A4, target["size"]) | near(
                 anchors_A4, target["ignored"], self.proposal_matcher.low_threshold, target["size"]
             )
-            label_A[skip_A & (label_A == 0)] = -1.0
+            label_A.masked_fill_(skip_A & (label_A == 0), -1.0)
         return labels, matched
 
     def filter_proposals(
@@ -208,15 +212,13 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
     ) -> tuple[Tensor, Tensor]:
         """Return sums over images of the mean losses over each image's sampled anchors."""
         label_BA = torch.stack(labels)
-        picked = self.fg_bg_sampler(labels)
-        positive_BA = torch.stack(picked[0]).bool()
+        drawn = self.fg_bg_sampler.draw(labels)
         return sampled_losses(
             objectness.view(label_BA.shape),
             label_BA,
             pred_bbox_deltas.view(*label_BA.shape, 4),
-            torch.stack(list(regression_targets))[positive_BA],
-            positive_BA,
-            torch.stack(picked[1]).bool(),
+            torch.cat([of[rows] for of, rows in zip(regression_targets, drawn.positives, strict=True)]),
+            drawn,
         )
 
 
@@ -225,25 +227,8 @@ def real_boxes(boxes: Tensor, side: float = MIN_SIDE) -> Tensor:
     return ((boxes[..., 2:] - boxes[..., :2]) >= side).all(-1)
 
 
-def counts_of(rows: Tensor, lengths: Sequence[int]) -> list[int]:
-    """Return how many of some rows lie in each of several tables that follow one another.
-
-    Args:
-        rows: Their numbers, rising.
-        lengths: Rows of each table.
-    """
-    ends = torch.tensor(lengths).cumsum(0).to(rows.device, non_blocking=True)
-    reached: list[int] = torch.searchsorted(rows, ends).tolist()
-    return [end - start for start, end in zip([0, *reached], reached, strict=False)]
-
-
 def sampled_losses(
-    logit_BA: Tensor,
-    label_BA: Tensor,
-    move_BAK: Tensor,
-    wanted_RK: Tensor,
-    positive_BA: Tensor,
-    negative_BA: Tensor,
+    logit_BA: Tensor, label_BA: Tensor, move_BAK: Tensor, wanted_RK: Tensor, drawn: DrawnRows
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of objectness and of boxes: sums over images of the mean over the image's sampled anchors.
 
@@ -252,20 +237,23 @@ def sampled_losses(
         label_BA: 1 for an object, 0 for background.
         move_BAK: Coded boxes, K numbers each.
         wanted_RK: Their targets at the R sampled anchors that are objects.
-        positive_BA, negative_BA: Bool: the sampled anchors.
+        drawn: The sampled anchors.
     """
-    chosen_BA = positive_BA | negative_BA
-    weight_BA = chosen_BA / chosen_BA.sum(1, keepdim=True).clamp(min=1)
-    objectness = F.binary_cross_entropy_with_logits(
-        logit_BA[chosen_BA], label_BA[chosen_BA].float(), weight_BA[chosen_BA], reduction="sum"
+    anchors = logit_BA.shape[1]
+    chosen, positive = (
+        torch.cat([rows + image * anchors for image, rows in enumerate(part)])
+        for part in (drawn.rows, drawn.positives)
     )
-    box_RK = F.smooth_l1_loss(move_BAK[positive_BA], wanted_RK, beta=SMOOTH_L1_BETA, reduction="none")
-    return objectness, (box_RK.sum(1) * weight_BA[positive_BA]).sum()
+    weights, positive_weights = drawn.weights()
+    objectness = F.binary_cross_entropy_with_logits(
+        logit_BA.flatten()[chosen], label_BA.flatten()[chosen].float(), weights, reduction="sum"
+    )
+    move_RK = move_BAK.flatten(0, 1)[positive]
+    box_RK = F.smooth_l1_loss(move_RK, wanted_RK, beta=SMOOTH_L1_BETA, reduction="none")
+    return objectness, (box_RK.sum(1) * positive_weights).sum()
 
 
-def near(
-    boxes_A4: Tensor, ignored_M4: Tensor, iou: float, size: Tensor | tuple[int, int] | None = None
-) -> Tensor:
+def near(boxes_A4: Tensor, ignored_M4: Tensor, iou: float, size: tuple[int, int] | None = None) -> Tensor:
     """Return (A,) bool: which boxes an ignored place keeps from being background.
 
     Those that overlap it by `iou`, as they would an object, and those that lie in it by half of their own area: a crowd
@@ -282,7 +270,7 @@ def near(
     ignored_M4 = ignored_M4.to(boxes_A4.dtype)
     seen_A4 = boxes_A4
     if size is not None:
-        seen_A4 = clip_boxes_to_image(boxes_A4, (int(size[0]), int(size[1])))
+        seen_A4 = clip_boxes_to_image(boxes_A4, size)
     step = max(1, OVERLAPS // len(ignored_M4))
     return torch.cat(
         [
@@ -302,7 +290,7 @@ def shares_inside(boxes_A4: Tensor, places_M4: Tensor) -> Tensor:
     return shares_AM
 
 
-def outside(boxes_A4: Tensor, size: Tensor | tuple[int, int]) -> Tensor:
+def outside(boxes_A4: Tensor, size: tuple[int, int]) -> Tensor:
     """Return (A,) bool: which boxes have their centre in the padding."""
     centre_x, centre_y = (boxes_A4[:, 0] + boxes_A4[:, 2]) / 2, (boxes_A4[:, 1] + boxes_A4[:, 3]) / 2
-    return (centre_y >= int(size[0])) | (centre_x >= int(size[1]))
+    return (centre_y >= size[0]) | (centre_x >= size[1])

@@ -45,7 +45,7 @@ export function setUpImages(app) {
     parts.slots.hidden = !two;
     parts.slots.replaceChildren(...["First date", "Second date"].map((title, number) => {
       const button = make("button", { type: "button", role: "radio", "aria-checked": String(slot === number), tabIndex: slot === number ? 0 : -1 },
-        title, make("span", { class: "ellipsis", textContent: app.images[number]?.name ?? "not chosen" }));
+        title, make("span", { title: app.images[number]?.name ?? "", textContent: app.images[number]?.name ?? "not chosen" }));
       button.addEventListener("click", () => { slot = number; app.slotsChanged(); parts.slots.children[number].focus(); });
       return button;
     }));

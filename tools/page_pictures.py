@@ -1,0 +1,113 @@
+"""Pictures of the page of `vitp serve` for the documentation: a detector and a model of change, on a desk and a phone.
+
+`python -m tools.page_pictures OUT [TASK…]` serves the models that `tools/task_pictures.py OUT detection change` has trained, on
+test images that they have not seen, drives the page in a headless Chromium as the tests do, and writes
+`docs/pictures/page/NAME.webp`. A minute of one CPU core.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+from tests.e2e.browser import PATIENCE, WIDTHS, Page, chromium
+from tools.task_pictures import JOBS, ROOT
+
+PICTURES = ROOT / "docs" / "pictures" / "page"
+TALL = {"desk": 900, "phone": 1500}
+
+
+def samples(work: Path) -> Path:
+    """Return a folder with two test images of the detector, and two dates of a place."""
+    out = work / "samples"
+    for task, names in (("detection", ("cells-1", "cells-2")), ("change", ("place",))):
+        job = JOBS[task]
+        for name, paths in zip(names, job.images(job.data(work)), strict=False):
+            for number, path in enumerate(paths):
+                (out / task).mkdir(parents=True, exist_ok=True)
+                date = f"-{number + 1}" if len(paths) > 1 else ""
+                shutil.copy(path, out / task / f"{name}{date}{path.suffix}")
+    return out
+
+
+def detection(page: Page) -> None:
+    """Boxes over the image, and one of them chosen in the list."""
+    predicted(page, "detection", "cells-1")
+    page.slide("threshold", 50)
+    page.click("#objects button")
+
+
+def change(page: Page) -> None:
+    """What changed, and the divider between the dates."""
+    predicted(page, "change", "place-1", "place-2")
+    page.slide("swipe", 50)
+
+
+def predicted(page: Page, model: str, *names: str) -> None:
+    """Choose images and a model, and let it predict."""
+    page.pick("#predict-model", model)
+    shown = [
+        one.get_property("title") for one in page.driver.find_elements("css selector", "#samples button")
+    ]
+    for name in names:
+        page.sample(next(one for one in shown if name in str(one)))
+    page.click("#predict-run")
+    page.wait(lambda: page.shown("#predict-result"))
+    page.wait(lambda: page.find("#predict-run").is_enabled())
+
+
+def take(page: Page, name: str) -> None:
+    """Write what is seen, of a phone the whole page down to some height."""
+    width, low, density, touched = WIDTHS[page.size]
+    page.js("scrollTo(0, 0)")
+    whole = int(page.js("return document.documentElement.scrollHeight"))
+    height = max(low, min(whole, TALL[page.size]))
+    metrics = {"width": width, "height": height, "deviceScaleFactor": density, "mobile": touched}
+    page.devtools("Emulation.setDeviceMetricsOverride", **metrics)
+    time.sleep(1.0)
+    raw = page.downloads / f"{name}-{page.size}.png"
+    page.driver.save_screenshot(str(raw))
+    target = PICTURES / f"{name}{'-phone' if page.size == 'phone' else ''}.webp"
+    with Image.open(raw) as image:
+        image.convert("RGB").save(target, quality=82, method=6)
+    print(f"{target}: {target.stat().st_size // 1000} kB")
+
+
+STEPS: dict[str, Callable[[Page], None]] = {"detection": detection, "change": change}
+
+
+def main(work: Path, tasks: Sequence[str]) -> None:
+    """Serve, drive and write."""
+    models = [f"{task}={work / f'{task}-run'}" for task in tasks]
+    command = [sys.executable, "-m", "vitp", "serve", *models, "--root", str(samples(work)), "--port", "0"]
+    log = work / "served.txt"
+    with log.open("w") as said:
+        process = subprocess.Popen(command, stdout=said, stderr=said)
+        try:
+            address, until = None, time.monotonic() + 2 * PATIENCE
+            while not (address := re.search(r"http://127\.0\.0\.1:\d+", log.read_text())):
+                if process.poll() is not None or time.monotonic() > until:
+                    raise SystemExit(log.read_text())
+                time.sleep(0.2)
+            with chromium(work / "browser") as driver:
+                for size in WIDTHS:
+                    for task in tasks:
+                        page = Page(driver, address[0] + "/", size, work)
+                        page.open()
+                        page.wait(lambda page=page: page.texts("#predict-model option"))
+                        page.wait(lambda page=page: page.texts("#samples button"))
+                        STEPS[task](page)
+                        take(page, task)
+        finally:
+            process.terminate()
+            process.wait(60)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or list(STEPS))
