@@ -102,7 +102,7 @@ def read_coco(
     builder = SetBuilder(base, options, point_size=point_size)
     folder = None if images is None else base / images
     if folder is not None and not folder.is_dir():
-        raise DataError("is no folder", where=str(folder), fix="name the images' folder with -o images=FOLDER")
+        raise DataError("is no folder", where=str(folder), fix="name one with -o images=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
     _refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
