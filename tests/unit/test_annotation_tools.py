@@ -31,6 +31,7 @@ from vitp.records.tool_shapes import (
     decode_cvat_mask,
     ellipse_ring,
     encode_brush,
+    rectangle_in_view,
     rectangle_of,
 )
 
@@ -489,6 +490,141 @@ def test_names_find_their_images_or_are_refused(tmp_path: Path) -> None:
     assert len(read_labels("auto", tmp_path, image="other", val=0, test=0).items) == 1
 
 
+def tasks_of(tmp_path: Path, *rows: Any, **options: Any) -> LabelledSet:
+    """Read tasks as they are, of the images i0.png and i1.png."""
+    for number in range(2):
+        if not (tmp_path / f"i{number}.png").exists():
+            picture(tmp_path / f"i{number}.png", (200, 100), number)
+    (tmp_path / "p.json").write_text(json.dumps(rows))
+    return read_labels("auto", tmp_path, val=0, test=0, **options)
+
+
+def done(*results: Any, image: str = "i0.png", **more: Any) -> dict[str, Any]:
+    return {"id": 1, "data": {"image": image}, "annotations": [{"result": list(results), **more}]}
+
+
+def test_tasks_of_one_image_count_once_or_are_refused(tmp_path: Path) -> None:
+    other = done(box(), image="/data/upload/3/0a1b2c3d-i1.png")
+    for again in (done(box()), done(box(), image="/data/upload/1/0a1b2c3d-i0.png") | {"id": 7}):
+        read = tasks_of(tmp_path, done(box()), other, again)
+        assert [len(item.objects or ()) for item in read.items] == [
+            1,
+            1,
+        ] and "objects: ship 2" in read.understood
+        assert "p.json:3: is of the same image as p.json:1; counted once" in read.findings
+    for differing in (done(), done(box(x=50))):
+        with pytest.raises(
+            DataError, match=r"of somebody in p\.json:1 and somebody in p\.json:2.*-o several"
+        ):
+            tasks_of(tmp_path, done(box()), differing)
+    (item,) = tasks_of(tmp_path, done(box()), done(box(x=50), ground_truth=True)).items
+    assert item.objects is not None and item.objects[0].box[0] == 100
+    for waiting in (done(was_cancelled=True), {**done(), "annotations": []}, {"data": {"image": "i0.png"}}):
+        for rows in ((done(box()), waiting), (waiting, done(box()))):
+            (item,) = tasks_of(tmp_path, *rows).items
+            assert len(item.objects or ()) == 1
+
+
+def test_a_list_of_tasks_is_told_by_all_of_them(tmp_path: Path) -> None:
+    for bare in ({"data": {"image": "i1.png"}}, {"data": {"image": "i1.png"}, "annotations": None}):
+        for rows in ((done(box()), bare), (bare, done(box()))):
+            read = tasks_of(tmp_path, *rows)
+            assert [item.id for item in read.items] == ["i0"]
+            assert f"p.json:{rows.index(bare) + 1}: has no annotations; unlabelled" in read.findings
+    for odd in (3, "task", None, [], {"id": 2}, {"data": "i1.png", "annotations": []}):
+        with pytest.raises(DataError, match=r"p\.json:2: is no task.*remove it, or export"):
+            tasks_of(tmp_path, done(box()), odd)
+    with pytest.raises(DataError, match=r"p\.json:2: names no image: its data holds nothing; add the"):
+        tasks_of(tmp_path, done(box()), {**done(box()), "data": {}})
+    with pytest.raises(DataError, match='names no image under "pic": its data holds "image"; add'):
+        tasks_of(tmp_path, done(box()), image="pic")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({"x": 1, "y": 1, "height": 5}, "it has no width"),
+        (
+            {"x": 1, "y": 1, "width": 5, "height": float("inf")},
+            "its height is inf, which is no finite number",
+        ),
+        ({"x": "left", "y": 1, "width": 5, "height": 5}, "its x is left, which is no finite number"),
+        ({"x": 1, "y": 1, "width": 5, "height": 5, "rotation": []}, "its rotation is [], which is"),
+        ({"x": 1, "y": 1, "radiusX": 5}, "it has no radiusY"),
+        ({"points": [[1, 1], [2], 3]}, "its points aren't three or more of x,y"),
+        ({"points": [[1, 1], [2, float("nan")], [3, 3]]}, "y of a point is nan"),
+        ({"rle": [1, [2]], "format": "rle"}, "a brush is a list of bytes"),
+    ],
+)
+def test_what_a_region_lacks_is_said_in_words(tmp_path: Path, value: dict[str, Any], said: str) -> None:
+    broken = {"type": "labels", "value": {**value, "labels": ["ship"]}}
+    read = tasks_of(tmp_path, done(box()), done(broken, image="i1.png"))
+    assert [item.id for item in read.items] == ["i0"]
+    assert any(f"p.json:2: result 1: ship can't be understood: {said}" in line for line in read.findings)
+    assert not any("Error" in line for line in read.findings)
+
+
+STRANGE = '"Drache" isn\'t among the classes that the tasks were made with ({}): a typing error?'
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_class_that_the_tasks_do_not_know_is_said(tmp_path: Path, tool: str) -> None:
+    made = written(tmp_path / "set", tool, "oriented", 1)
+    (path,) = (*made.root.glob("*.json"), *made.root.glob("*.xml"))
+    text = path.read_text(encoding="utf-8")
+    assert not any("typing error" in line for line in read_labels("auto", made.root).understood)
+    if tool == "label-studio":
+        rows = json.loads(text)
+        rows[0]["annotations"][0]["result"][0]["value"]["rectanglelabels"] = ["Drache"]
+        text = json.dumps(rows)
+    elif tool == "cvat":
+        text = text.replace('box label="ship"', 'box label="Drache"')
+    else:
+        content = json.loads(text)
+        content["categories"].append({"id": 9, "name": "Drache"})
+        content["annotations"][0]["category_id"] = 9
+        text = json.dumps(content)
+    path.write_text(text, encoding="utf-8")
+    read = read_labels("auto", made.root, val=0, test=0)
+    assert STRANGE.format(", ".join(CLASSES)) in read.understood and "Drache" in read.object_classes
+    if (
+        tool == "label-studio"
+    ):  # older tasks don't list the classes: labels.xml does, and else what was predicted
+        for row in rows:
+            del row["data"]["vitp_classes"]
+        path.write_text(json.dumps(rows))
+        assert any(
+            "Drache" in line and "typing error" in line for line in read_labels("auto", made.root).understood
+        )
+        (made.root / "labels.xml").write_bytes((tmp_path / "out" / "labels.xml").read_bytes())
+        assert STRANGE.format(", ".join(CLASSES)) in read_labels("auto", made.root).understood
+
+
+def test_turned_boxes_far_outside_are_cut_or_left_out(tmp_path: Path) -> None:
+    near = centred_corners(-5, 20, 25, 40, 30)  # reaches over the edge: stays
+    far = centred_corners(-400, 30, 420, 50, 5)
+    centre = centred_corners(-60, 30, 40, 50, 20)  # its centre is outside
+    gone = centred_corners(-80, 10, -30, 30, 45)
+    for quad in (far, centre):
+        cut = as_points(rectangle_in_view(quad, 100, 80) or ())
+        assert 0 <= cut.mean(0)[0] <= 100 and 0 <= cut.mean(0)[1] <= 80 and np.abs(cut).max() < 160
+        own, turned = rectangle_of(quad), rectangle_of(cut.reshape(-1).tolist())
+        assert turned[4] == pytest.approx(own[4]) and turned[2] < own[2] and turned[3] <= own[3] + 1e-6
+    image = picture(tmp_path / "i.png", (100, 80), 1)
+    quads = torch.tensor([near, far, centre, gone], dtype=torch.float32)
+    found = Prediction(None, quads, torch.rand(4), torch.zeros(4, dtype=torch.long))
+    looked = LookedAt(Named("i", str(image), (80, 100), found), (str(image),), 0.5)
+    for tool in TOOLS:
+        writer = TaskWriter(tool, "oriented", CLASSES, False, "", "v")  # type: ignore[arg-type]
+        assert "1 objects that lie outside of their image are left out" in writer.write(
+            tmp_path / tool, [looked]
+        )
+    (task,) = json.loads((tmp_path / "label-studio" / "tasks.json").read_text())
+    values = [one["value"] for one in task["predictions"][0]["result"]]
+    assert len(values) == 3 and all(-60 < value[key] < 160 for value in values for key in "xy")
+    assert rectangle_in_view(near, 100, 80) == pytest.approx(near)
+
+
 @pytest.mark.parametrize(
     "stream", [[], [0, 0, 0, 8], encode_brush(np.ones((3, 3), bool)), [1.5], [300] * 9, "text", None]
 )
@@ -560,7 +696,16 @@ def test_shapes_of_cvat(tmp_path: Path) -> None:
         ),
         ('<mask label="ship" rle="0, 6" left="199" top="6" width="3" height="2"/>', "isn't in the image"),
         ('<box label="ship" xtl="nan" ytl="1" xbr="3" ybr="4"/>', "xtl is nan"),
-        ('<box label="ship" ytl="1" xbr="3" ybr="4"/>', "KeyError: 'xtl'"),
+        ('<box label="ship" ytl="1" xbr="3" ybr="4"/>', "ship can't be understood: it has no xtl"),
+        (
+            '<box label="ship" xtl="one" ytl="1" xbr="3" ybr="4"/>',
+            "its xtl is one, which is no finite number",
+        ),
+        ('<polygon label="ship" points="1,1;2,a;3,3"/>', "y of a point is a, which is no finite number"),
+        (
+            '<mask label="ship" rle="0, x" left="5" top="6" width="3" height="2"/>',
+            "runs aren't whole numbers",
+        ),
         ('<polygon label="ship" points="1,1;2"/>', "points aren't three or more"),
     ],
 )
@@ -568,6 +713,28 @@ def test_shapes_that_cannot_be_used_leave_the_image_unlabelled(tmp_path: Path, s
     read = cvat(tmp_path, SHIP, shape, SHIP)
     assert [item.id for item in read.items] == ["images/i0", "images/i2"]
     assert any(said in line for line in read.findings)
+
+
+def test_images_of_cvat_that_come_twice(tmp_path: Path) -> None:
+    def twice(first: str, second: str, name: str = "i0.png", **options: Any) -> LabelledSet:
+        more = f'{first}</image><image id="7" name="{name}" width="200" height="100">{second}'
+        return cvat(tmp_path, more, SHIP, **options)
+
+    noted = SHIP.replace("<box ", '<box source="auto" z_order="2" ')
+    for second in (SHIP, noted):
+        read = twice(SHIP, second)
+        assert [len(item.objects or ()) for item in read.items] == [
+            1,
+            1,
+        ] and "objects: ship 2" in read.understood
+        said = "annotations.xml:image 7: is of the same image as annotations.xml:image 0; counted once"
+        assert said in read.findings
+    said = r"image 7: says something else of i0\.png than annotations\.xml:image 0; keep one"
+    for second, options in ((SHIP.replace("20", "30"), {}), ("", {}), ("", {"empty": "nothing"})):
+        with pytest.raises(DataError, match=said):
+            twice(SHIP, second, **options)
+    for pair in ((SHIP, ""), ("", SHIP)):
+        assert [len(item.objects or ()) for item in twice(*pair, empty="unlabelled").items] == [1, 1]
 
 
 def test_tracks_other_sizes_and_subsets(tmp_path: Path) -> None:
@@ -630,6 +797,58 @@ def test_masks_of_cvats_coco_are_objects_and_crowds_of_others_are_not(tmp_path: 
     assert [label.difficult for label in coco(tmp_path, [row], crowds="objects").items[0].objects or ()] == [
         False
     ]
+
+
+def test_images_of_coco_that_come_twice_and_broken_places(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", (200, 100), 1)
+    row = {"category_id": 1, "bbox": [20, 20, 60, 40], "iscrowd": 0}
+    images = [{"id": n, "file_name": "a.png", "width": 200, "height": 100} for n in (1, 2)]
+
+    def read(*rows: dict[str, Any], entries: Any = images) -> LabelledSet:
+        content = {"images": entries, "categories": [{"id": 1, "name": "ship"}]}
+        content["annotations"] = [{"id": n, **one} for n, one in enumerate(rows)]
+        (tmp_path / "r.json").write_text(json.dumps(content))
+        return read_labels("auto", tmp_path, val=0, test=0)
+
+    both = read(*({**row, "image_id": n} for n in (2, 1)))
+    assert [len(item.objects or ()) for item in both.items] == [1]
+    said = "r.json:images[1]: a.png is listed under two ids, before in r.json:images[0], with the same annotations"
+    assert f"{said}; counted once" in both.findings
+    for rows in (
+        [row | {"image_id": 1}],
+        [row | {"image_id": 1}, row | {"image_id": 2, "bbox": [1, 1, 9, 9]}],
+    ):
+        with pytest.raises(
+            DataError, match=r"images\[1\]: a.png is listed under two ids, before in .*other ann"
+        ):
+            read(*rows)
+    once = read(row | {"image_id": 1}, entries=[images[0], images[0]])
+    assert (
+        "r.json:images[1]: a.png is listed twice, before in r.json:images[0]; counted once" in once.findings
+    )
+    picture(tmp_path / "b.png", (200, 100), 2)
+    entries = [images[0], {**images[1], "file_name": "b.png"}]
+    for broken, why in (
+        ({"bbox": None, "segmentation": {"size": [100, 200]}}, "a mask has size [height, width] and counts"),
+        ({"bbox": None, "segmentation": {"size": [100, 200], "counts": ["a"]}}, "no list of whole numbers"),
+        ({"bbox": None, "segmentation": [["a", 1, 2, 3, 4, 5]]}, "an outline is a list of numbers"),
+        ({"bbox": None, "segmentation": [[1, 2, 3, 4, 5]]}, "an outline has x without y"),
+        ({"attributes": {"rotation": "much"}}, "its rotation is no finite number"),
+        ({"bbox": [1, 2, 3, float("inf")]}, "bbox has a coordinate that is not a number"),
+    ):
+        found = read(row | {"image_id": 1}, row | {"image_id": 2} | broken, entries=entries)
+        assert [item.id for item in found.items] == ["a"] and any(why in line for line in found.findings), why
+
+
+def test_rows_of_yolo_twice_and_with_words(tmp_path: Path) -> None:
+    label_studio_yolo(tmp_path, "1 0.5 0.5 0.2 0.4\n1 0.5 0.5 0.2 0.4\n")
+    read = read_labels("auto", tmp_path, val=0, test=0)
+    assert len(read.items[0].objects or ()) == 1 and any(
+        "stands there twice" in line for line in read.findings
+    )
+    (tmp_path / "labels" / "0a1b2c3d-a.txt").write_text("1 0.5 left 0.2 0.4\n")
+    with pytest.raises(DataError, match='"left" is no number'):
+        read_labels("yolo", tmp_path, val=0, test=0)
 
 
 def label_studio_yolo(root: Path, rows: str) -> None:

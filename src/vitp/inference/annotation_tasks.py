@@ -25,12 +25,13 @@ import numpy as np
 from vitp.core.errors import ConfigError
 from vitp.core.files import to_json, write_json, write_text
 from vitp.inference.annotation_order import MEASURES, annotation_order
-from vitp.inference.outputs import Named
+from vitp.inference.outputs import Named, quads_in_view
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.images import load_label_pixels
 from vitp.records.labels import BACKGROUND
 from vitp.records.rle import encode
 from vitp.records.tool_shapes import (
+    CLASSES_KEY,
     NOTHING_HERE,
     SEVERAL_CLASSES,
     TASK_KEY,
@@ -158,7 +159,9 @@ class TaskWriter:
             lines.append(
                 f"Label Studio finds the images with LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={folder}"
             )
-        elif self.tool == "cvat":
+        if outside := sum(quads_in_view(one.named).count(None) for one in found):
+            lines.append(f"{outside:,} objects that lie outside of their image are left out")
+        if self.tool == "cvat":
             lines.append(f"images of the task, in order: {folder}, as images.txt names them")
         return lines
 
@@ -198,7 +201,7 @@ class TaskWriter:
         data |= {"uncertainty": round(image.looked.doubt, 6), "uncertainty_is": MEASURES[self._measure]}
         if image.duplicate_of:
             data["duplicate_of"] = image.duplicate_of
-        data[TASK_KEY] = self._told
+        data |= {TASK_KEY: self._told, CLASSES_KEY: list(self._named)}
         height, width = image.looked.named.size
         common = {
             "to_name": keys[-1],
@@ -349,7 +352,12 @@ class TaskWriter:
                     "category_id": numbers[shape.name],
                 }
                 annotations.append({**annotation, "iscrowd": 0, **_coco_place(shape)})
-        info = {TASK_KEY: self._told, "model": self.version, "uncertainty": MEASURES[self._measure]}
+        info = {
+            TASK_KEY: self._told,
+            CLASSES_KEY: list(self._named),
+            "model": self.version,
+            "uncertainty": MEASURES[self._measure],
+        }
         categories = [{"id": number, "name": name} for name, number in numbers.items()]
         content = {"info": info, "images": rows, "annotations": annotations, "categories": categories}
         write_json(out / "annotations.json", content)
@@ -378,6 +386,7 @@ class TaskWriter:
                     yield _Shape(name, None, mask_HW=mask_HW)
             return
         assert prediction.scores_N is not None and prediction.labels_N is not None
+        quads = quads_in_view(looked.named)
         for index, (score, label) in enumerate(
             zip(prediction.scores_N.tolist(), prediction.labels_N.tolist(), strict=True)
         ):
@@ -387,7 +396,8 @@ class TaskWriter:
                 if mask_HW.any():
                     yield _Shape(name, score, mask_HW=mask_HW)
             elif prediction.quads_N8 is not None:
-                yield _Shape(name, score, quad=tuple(prediction.quads_N8[index].double().tolist()))
+                if quads[index] is not None:
+                    yield _Shape(name, score, quad=quads[index])
             elif prediction.boxes_N4 is not None:
                 x1, y1, x2, y2 = prediction.boxes_N4[index].double().tolist()
                 yield _Shape(name, score, box=(x1, y1, x2, y2))

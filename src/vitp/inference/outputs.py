@@ -41,6 +41,7 @@ from vitp.records.geometry import area
 from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
 from vitp.records.rle import encode
+from vitp.records.tool_shapes import rectangle_in_view
 
 PIXEL_SUFFIX = ".pixels.geojson"
 """Of GeoJSON whose coordinates are pixels: programs that know longitude and latitude alone aren't to take it."""
@@ -404,3 +405,10 @@ def _map_of_classes(supervision: Any, semantic_HW: np.ndarray, classes: Sequence
     return supervision.Detections(
         xyxy=boxes, mask=masks, class_id=np.array(found, dtype=int), data={"class_name": names}
     )
+
+
+def quads_in_view(named: Named) -> list[tuple[float, ...] | None]:
+    """Return oriented boxes for a tool, None where one is outside; upright ones are cut at the edges when found."""
+    quads_N8, (height, width) = named.prediction.quads_N8, named.size
+    found = [] if quads_N8 is None else quads_N8.double().tolist()
+    return [rectangle_in_view(quad, width, height) for quad in found]

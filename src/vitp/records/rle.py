@@ -42,7 +42,13 @@ def decode(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: The runs don't fill the image exactly.
     """
-    runs = np.asarray(decode_counts(counts) if isinstance(counts, str) else counts, dtype=np.int64)
+    numbers = decode_counts(counts) if isinstance(counts, str) else counts
+    try:
+        runs = np.asarray(numbers, dtype=np.int64)
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("the runs are no list of whole numbers") from None
+    if runs.ndim != 1:
+        raise ValueError("the runs are no list of whole numbers")
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(f"the runs cover {int(runs.sum())} pixels of {height * width}")
     values = np.arange(len(runs)) % 2 == 1

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vitp.records.geometry import area, as_flat, as_points, clockwise, min_area_quad
+from vitp.records.geometry import area, as_flat, as_points, clip_polygon, clockwise, min_area_quad
 
 NOTHING_HERE = "nothing here"
 """CVAT's tag of an image in which somebody looked and found nothing; CVAT can't say it otherwise."""
 
 TASK_KEY = "vitp_task"
 """Name of what says, in the files of a tool, which task its labels are for."""
+
+CLASSES_KEY = "vitp_classes"
+"""Name of what lists, in the files of a tool, the classes that its tasks were made with."""
 
 SEVERAL_CLASSES = "several classes"
 """Value of `TASK_KEY` where an image may have several classes, beside the names of the tasks."""
@@ -84,6 +87,26 @@ def unturned_box(quad: Sequence[float]) -> tuple[float, float, float, float, flo
     return centre_x - half_x, centre_y - half_y, centre_x + half_x, centre_y + half_y, degrees
 
 
+def rectangle_in_view(quad: Sequence[float], width: int, height: int) -> tuple[float, ...] | None:
+    """Return a rectangle's corners such that it can be taken hold of in an image, or None where nothing is in view.
+
+    One whose centre is in the image, and no corner farther from it than half of its side, stays as it is. Of others the
+    smallest rectangle of the same angle around what is in the image is taken.
+    """
+    points_42, size = as_points(quad), np.array([width, height])
+    inside_N2 = clip_polygon(points_42, (0.0, 0.0, float(width), float(height)))
+    if len(inside_N2) < 3 or area(inside_N2) <= 0:
+        return None
+    centre, far = points_42.mean(0), np.abs(points_42 - size / 2) > size
+    if (centre >= 0).all() and (centre <= size).all() and not far.any():
+        return tuple(quad)
+    turn = np.radians(rectangle_of(quad)[4])
+    axes_22 = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    along_N2 = inside_N2 @ axes_22.T
+    (u1, v1), (u2, v2) = along_N2.min(0), along_N2.max(0)
+    return as_flat(np.array([[u1, v1], [u2, v1], [u2, v2], [u1, v2]]) @ axes_22)
+
+
 def ellipse_ring(x: float, y: float, radius_x: float, radius_y: float, degrees: float) -> tuple[float, ...]:
     """Return an ellipse as an outline of 72 corners that has its area."""
     step = 2 * np.pi / 72
@@ -130,7 +153,10 @@ def decode_brush(values: Sequence[int], height: int, width: int) -> np.ndarray:
     Raises:
         ValueError: The stream is none, ends early, or is of another image.
     """
-    stream = np.asarray(values)
+    try:
+        stream = np.asarray(values)
+    except (ValueError, OverflowError):
+        raise ValueError("a brush is a list of bytes") from None
     if stream.ndim != 1 or stream.dtype.kind not in "iu" or ((stream < 0) | (stream > 255)).any():
         raise ValueError("a brush is a list of bytes")
     data, at = stream.astype(np.uint8).tobytes(), 0
@@ -202,7 +228,10 @@ def decode_cvat_mask(runs: str, place: tuple[int, int, int, int], height: int, w
         raise ValueError(
             f"the mask at {left}, {top} of {columns}×{rows} isn't in the image of {width}×{height}"
         )
-    lengths = np.array([int(word) for word in runs.split(",")], np.int64)
+    try:
+        lengths = np.array([int(word) for word in runs.split(",")], np.int64)
+    except (ValueError, OverflowError):
+        raise ValueError("the runs aren't whole numbers between commas") from None
     if (lengths < 0).any() or lengths.sum() != rows * columns or rows * columns > LARGEST_MASK:
         raise ValueError(f"the runs cover {int(lengths.sum())} pixels of {rows * columns}")
     mask_HW = np.zeros((height, width), bool)

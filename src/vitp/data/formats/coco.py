@@ -22,10 +22,12 @@ from vitp.data.formats.coco_files import (
     load_coco_file,
     says_segmentation,
     split_of_image,
+    told_classes,
     without_doubles,
 )
 from vitp.data.formats.drawn_masks import with_drawn_masks
 from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.tool_labels import tell_strange
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
 
@@ -43,12 +45,20 @@ class CocoImage:
     others: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Entry:
-    """One row of `images`: its file name, and the image where it can be used."""
+    """One row of `images`: its file name and place, and the image where it can be used.
+
+    Attributes:
+        first: The row before it that is of the same file; `said` holds the annotations of both.
+        said: None: no other row is of the file.
+    """
 
     name: str
-    image: CocoImage | None
+    where: str
+    image: CocoImage | None = None
+    first: _Entry | None = None
+    said: list[str] | None = None
 
 
 def read_coco(
@@ -92,8 +102,7 @@ def read_coco(
     builder = SetBuilder(base, options, point_size=point_size)
     folder = None if images is None else base / images
     if folder is not None and not folder.is_dir():
-        fix = "name the folder of the images with -o images=FOLDER"
-        raise DataError("is no folder", where=str(folder), fix=fix)
+        raise DataError("is no folder", where=str(folder), fix="name one with -o images=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
     _refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
@@ -105,6 +114,7 @@ def read_coco(
     if reading.masks:
         text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
         builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
     instances = any(file.labels_objects for file in files)
@@ -206,6 +216,10 @@ class CocoReading:
         for file in files:
             self._read_file(file)
 
+    def drawn(self) -> set[str]:
+        """Return the classes of which there is an object."""
+        return {label.category for image in self.images.values() for label in image.found.objects}
+
     def add_images(self) -> None:
         """Give the builder all images that were read."""
         for image in self.images.values():
@@ -221,7 +235,7 @@ class CocoReading:
 
     def _read_file(self, file: CocoFile) -> None:
         builder, source = self.builder, self.builder.place(file.path)
-        entries = self._read_images(file)
+        entries, again = self._read_images(file)
         if not file.content["annotations"] and file.labels_objects:
             builder.note(source, "has no annotation at all; its images count as unlabelled")
             return
@@ -235,8 +249,13 @@ class CocoReading:
                 builder.note(where, "belongs to no image of the file; left out")
                 if not (isinstance(row, dict) and row.get("caption")):
                     builder.tally.lose(source, "", f"{where}: belongs to no image of the file")
-            elif entry.image is not None:
+                continue
+            if entry.said is not None:
+                entry.said.append(str(sorted((k, v) for k, v in row.items() if k not in ("id", "image_id"))))
+            if entry.image is not None:
                 self.read_annotation(row, where, entry.image)
+        for entry in again:
+            _check_same(builder, entry)
         if not lost:
             return
         # Annotations that name no image may be those of the images without a label: these are unlabelled.
@@ -248,16 +267,17 @@ class CocoReading:
             text = f"{len(empty):,} images without a label may own annotations that name no image"
             builder.note(source, text)
 
-    def _read_images(self, file: CocoFile) -> Ids[_Entry]:
-        """Return the images of a file by id.
+    def _read_images(self, file: CocoFile) -> tuple[Ids[_Entry], list[_Entry]]:
+        """Return the images of a file by id, and the rows that are of a file of another id.
 
         Raises:
-            DataError: A row isn't understood, two images have one id, or an image is listed twice.
+            DataError: A row isn't understood, or two images have one id.
         """
         builder = self.builder
         folders = coco_image_folders(builder, file)
         entries: Ids[_Entry] = Ids()
-        listed: dict[Path, str] = {}
+        listed: dict[Path, _Entry] = {}
+        again: list[_Entry] = []
         own_number = "give each image its own number"
         for number, row in enumerate(file.content["images"]):
             where = builder.place(file.path, f"images[{number}]")
@@ -272,7 +292,7 @@ class CocoReading:
             if before is not None:
                 if before.name != name:
                     raise DataError(f"id {key} is {before.name} and {name}", where=where, fix=own_number)
-                builder.note(where, f"{name} is listed twice; counted once")
+                builder.note(where, f"{name} is listed twice, before in {before.where}; counted once")
                 continue
             path = find_coco_image(file, name, folders, builder.root, where)
             if path is None:
@@ -280,11 +300,15 @@ class CocoReading:
                     self.on_missing(folders[0] / name)
                 else:
                     builder.lose(where, f"{name} is missing; image left out", absent=True)
-            elif (other := listed.setdefault(path, where)) != where:
-                fix = "keep one of the entries, with the annotations of both"
-                raise DataError(f"{name} is listed under two ids, before in {other}", where=where, fix=fix)
-            entries.add(key, _Entry(name, self._image(file, row, path, where) if path else None))
-        return entries
+            entry = entries.add(key, _Entry(name, where))
+            if path is None:
+                continue
+            if (first := listed.setdefault(path, entry)) is entry:
+                entry.image = self._image(file, row, path, where)
+                continue
+            first.said, entry.first, entry.said = first.said or [], first, []
+            again.append(entry)
+        return entries, again
 
     def _image(self, file: CocoFile, row: dict[str, Any], path: Path, where: str) -> CocoImage | None:
         """Return what is known of an image, or None with a finding when it isn't what the row says.
@@ -344,6 +368,20 @@ class CocoReading:
         difficult = crowd or is_set(row.get("ignore"))
         label = found.add(where, name, shape, known=self.known, difficult=difficult)
         self.crowds += crowd and label is not None
+
+
+def _check_same(builder: SetBuilder, entry: _Entry) -> None:
+    """Note that a row of `images` repeats another one.
+
+    Raises:
+        DataError: Their annotations differ.
+    """
+    assert entry.first is not None
+    before = f"{entry.name} is listed under two ids, before in {entry.first.where}"
+    if sorted(entry.said or ()) != sorted(entry.first.said or ()):
+        fix = "keep one of the entries, with the annotations of both"
+        raise DataError(f"{before}, with other annotations", where=entry.where, fix=fix)
+    builder.note(entry.where, f"{before}, with the same annotations; counted once")
 
 
 def _pixels(value: Any, own: int) -> Any:

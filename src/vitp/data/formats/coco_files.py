@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -19,7 +20,7 @@ from vitp.data.formats.walk import images_below, parse_label_json, read_label_te
 from vitp.records.geometry import Box, area, as_flat, as_points
 from vitp.records.regions import Rings, outline
 from vitp.records.rle import decode
-from vitp.records.tool_shapes import TASK_KEY, centred_corners
+from vitp.records.tool_shapes import CLASSES_KEY, TASK_KEY, centred_corners
 
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 
@@ -272,12 +273,27 @@ def says_segmentation(file: CocoFile) -> bool:
     return isinstance(info, dict) and info.get(TASK_KEY) == "segmentation"
 
 
+def told_classes(files: Sequence[CocoFile]) -> tuple[str, ...]:
+    """Return the classes that `vitp predict` made the files with, where all say it."""
+    told = [
+        info.get(CLASSES_KEY) if isinstance(info := file.content.get("info"), dict) else () for file in files
+    ]
+    names = [str(name) for each in told for name in (each if isinstance(each, list) else ())]
+    return tuple(dict.fromkeys(names)) if all(told) else ()
+
+
 def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape | None, str]:
     """Return where the object of an annotation lies, and what had to be mended or why it has no place."""
     box, wrong = _box(row.get("bbox"))
-    turn = _attributes(row).get("rotation")
-    if box is not None and not row.get("segmentation") and isinstance(turn, int | float) and turn % 360:
-        return LabelShape(quad=centred_corners(*box, turn)), ""
+    if box is not None and not row.get("segmentation"):
+        try:
+            turn = float(_attributes(row).get("rotation") or 0)
+        except (TypeError, ValueError, OverflowError):
+            turn = math.nan
+        if not math.isfinite(turn):
+            return None, "its rotation is no finite number"
+        if turn % 360:
+            return LabelShape(quad=centred_corners(*box, turn)), ""
     rings: Rings = ()
     holes: Rings = ()
     broken = ""
@@ -322,17 +338,32 @@ def polygons_of(segmentation: Any, size: tuple[int, int]) -> tuple[Rings, Rings]
     holes: tuple[np.ndarray, ...] = ()
     try:
         if isinstance(segmentation, dict):
-            height, width = (int(value) for value in segmentation["size"])
+            try:
+                (height, width), counts = map(int, segmentation["size"]), segmentation["counts"]
+            except (KeyError, TypeError, ValueError, OverflowError):
+                raise ValueError("a mask has size [height, width] and counts") from None
             if (width, height) != size:
                 raise ValueError(f"the mask is {width}×{height}, the image {size[0]}×{size[1]}")
-            found = outline(decode(segmentation["counts"], height, width))
+            found = outline(decode(counts, height, width))
             rings, holes = found.rings, found.holes
         else:
-            rings = tuple(as_points([float(value) for value in ring]) for ring in segmentation)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+            rings = tuple(map(_ring, segmentation if isinstance(segmentation, list) else [None]))
+            if not any(np.isfinite(ring).all() for ring in rings):
+                raise ValueError("a coordinate is no finite number")
+    except ValueError as error:
         raise DataError(
             f"segmentation can't be understood ({error})",
             fix="write polygons [[x1, y1, …], …] or a run-length mask {size, counts}",
         ) from error
     used = (ring for ring in rings if np.isfinite(ring).all() and area(ring) > 0)
     return tuple(as_flat(ring) for ring in used), tuple(as_flat(hole) for hole in holes)
+
+
+def _ring(values: Any) -> np.ndarray:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError, OverflowError):
+        raise ValueError("an outline is a list of numbers") from None
+    if len(numbers) % 2:
+        raise ValueError("an outline has x without y")
+    return as_points(numbers)

@@ -6,8 +6,8 @@ then such images are unlabelled; else `-o empty=…` must.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
@@ -15,7 +15,7 @@ from xml.etree import ElementTree
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import LabelShape
-from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names
+from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names, number_in, ring_of
 from vitp.data.formats.walk import comma_list, read_label_xml, split_of
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
@@ -24,6 +24,7 @@ from vitp.records.tool_shapes import NOTHING_HERE, TASK_KEY, centred_corners, de
 
 _HEAD = 1 << 12
 _TRUE = ("1", "true", "True")
+_MASK = ("left", "top", "width", "height")
 _Size = tuple[int, int]
 
 
@@ -77,7 +78,7 @@ def read_cvat(
     known = comma_list(classes)
     tools = ToolSet(builder, empty=empty)
     images, names, seen = NamedImages(base), dict[str, None](), set[str]()
-    count = 0
+    nodes: list[tuple[Path, ElementTree.Element]] = []
     for path in paths:
         tree = read_label_xml(path)
         if tree.find("track") is not None:
@@ -88,22 +89,30 @@ def read_cvat(
             )
         tools.task = tools.task or _task_of(tree)
         names |= dict.fromkeys(_declared(tree))
-        for node in tree.iter("image"):
-            count += 1
-            image = _image(builder, images, node, path, known)
-            if image is not None:
-                tools.images.append(image)
-                seen |= {label.category for label in image.found.objects}
+        tools.made_with |= dict.fromkeys(_declared(tree, TASK_KEY) or _declared(tree))
+        nodes += ((path, node) for node in tree.iter("image"))
+    for one in _once(builder, images, nodes, empty):
+        image = _image(builder, one, known)
+        if image is not None:
+            tools.images.append(image)
+            seen |= {label.category for label in image.found.objects}
     builder.understand(
-        f"CVAT: {count:,} images" + (f"; labels for {tools.task}, as the file says" if tools.task else "")
+        f"CVAT: {len(nodes):,} images"
+        + (f"; labels for {tools.task}, as the file says" if tools.task else "")
     )
+    if known:
+        tools.made_with.clear()
     order = [name for name in names if name in seen]
     return tools.build(known or [*order, *sorted(seen - set(order))], semantic, class_names(known))
 
 
-def _declared(tree: ElementTree.Element) -> list[str]:
-    """Return the names of the labels of a task, or of all tasks of a project, in order."""
-    return [" ".join((node.findtext("name") or "").split()) for node in tree.iterfind("meta//labels/label")]
+def _declared(tree: ElementTree.Element, attribute: str = "") -> list[str]:
+    """Return the names of the labels of a task, or of all tasks of a project, in order; those with an attribute."""
+    return [
+        " ".join((node.findtext("name") or "").split())
+        for node in tree.iterfind("meta//labels/label")
+        if not attribute or attribute in (one.text for one in node.iterfind("attributes/attribute/name"))
+    ]
 
 
 def _task_of(tree: ElementTree.Element) -> str:
@@ -116,20 +125,67 @@ def _task_of(tree: ElementTree.Element) -> str:
     return found.pop() if len(found) == 1 else ""
 
 
-def _image(
+@dataclass(frozen=True)
+class _Node:
+    """An `image` of a file, where it stands, and the image that it means."""
+
+    node: ElementTree.Element
+    path: Path
+    where: str
+    image: Path
+
+    def said(self) -> list[str]:
+        """Return what it says of the image, without what CVAT notes beside it."""
+        beside = {"source", "z_order", "occluded", "group_id"}
+        rows = (
+            (node.tag, sorted(item for item in node.items() if item[0] not in beside)) for node in self.node
+        )
+        return sorted(map(str, rows))
+
+
+def _once(
     builder: SetBuilder,
     images: NamedImages,
-    node: ElementTree.Element,
-    path: Path,
-    known: tuple[str, ...] | None,
-) -> ToolImage | None:
-    """Return what a file says of one image, or None with a finding where it isn't there or isn't the same."""
-    name = node.get("name", "")
-    where = builder.place(path, f"image {node.get('id', '?')}")
-    found_at = images.find(name, where)
-    if found_at is None:
-        builder.lose(where, f"{name or 'an image without a name'} is missing; image left out", absent=True)
-        return None
+    nodes: Iterable[tuple[Path, ElementTree.Element]],
+    empty: str,
+) -> Iterator[_Node]:
+    """Yield what the files say of each image that is there; what is told twice counts once, with a finding.
+
+    Raises:
+        DataError: Two say different things of an image, and none of them is unlabelled.
+    """
+    found: dict[Path, _Node] = {}
+    again: list[_Node] = []
+    marked = False
+    for path, node in nodes:
+        name, where = node.get("name", ""), builder.place(path, f"image {node.get('id', '?')}")
+        marked = marked or any(tag.get("label") == NOTHING_HERE for tag in node.iterfind("tag"))
+        image = images.find(name, where)
+        if image is None:
+            told = name or "an image without a name"
+            builder.lose(where, f"{told} is missing; image left out", absent=True)
+            continue
+        one = _Node(node, path, where, image)
+        if found.setdefault(image, one) is not one:
+            again.append(one)
+    for one in again:
+        first = found[one.image]
+        if (marked or empty == "unlabelled") and not (one.said() and first.said()):  # nobody came to one
+            found[one.image] = first if first.said() else one
+        elif one.said() != first.said() or one.node.get("subset") != first.node.get("subset"):
+            raise DataError(
+                f"says something else of {one.node.get('name')} than {first.where}",
+                where=one.where,
+                fix="keep one of the two"
+                + ("" if one.said() and first.said() else "; -o empty=unlabelled takes the one with shapes"),
+            )
+        builder.note(one.where, f"is of the same image as {first.where}; counted once")
+    yield from found.values()
+
+
+def _image(builder: SetBuilder, one: _Node, known: tuple[str, ...] | None) -> ToolImage | None:
+    """Return what a file says of one image, or None with a finding where it isn't the same."""
+    node, path, where, found_at = one.node, one.path, one.where, one.image
     size = builder.size_of(found_at, where)
     if size is None:
         return None
@@ -168,8 +224,8 @@ def _take(
         return
     try:
         shape = _SHAPES[node.tag](node, found.size)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        found.lose(where, f"{named} can't be understood ({type(error).__name__}: {error})", label)
+    except ValueError as error:
+        found.lose(where, f"{named} can't be understood: {error}", label)
         return
     if not label:
         found.ignore(where, "a shape without a label", "unknown", shape)
@@ -179,41 +235,28 @@ def _take(
         found.add(where, label, shape, known=known)
 
 
-def _number(node: ElementTree.Element, key: str, default: str | None = None) -> float:
-    text = node.get(key, default)
-    if text is None:
-        raise KeyError(key)
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{key} is {text}")
-    return value
-
-
 def _box(node: ElementTree.Element, size: _Size) -> LabelShape:
-    x1, y1, x2, y2 = (_number(node, key) for key in ("xtl", "ytl", "xbr", "ybr"))
-    degrees = _number(node, "rotation", "0") % 360
+    x1, y1, x2, y2 = (number_in(node.attrib, key) for key in ("xtl", "ytl", "xbr", "ybr"))
+    degrees = number_in(node.attrib, "rotation", 0) % 360
     if degrees == 0:
         return LabelShape(box=(x1, y1, x2, y2))
     return LabelShape(quad=centred_corners(x1, y1, x2, y2, degrees))
 
 
 def _polygon(node: ElementTree.Element, size: _Size) -> LabelShape:
-    points = [
-        [float(word) for word in point.split(",")] for point in node.attrib["points"].split(";") if point
-    ]
-    if len(points) < 3 or any(len(point) != 2 for point in points):
-        raise ValueError("points aren't three or more of x,y")
+    points = ring_of([point.split(",") for point in node.get("points", "").split(";") if point])
     return LabelShape(polygons=(tuple(value for point in points for value in point),))
 
 
 def _ellipse(node: ElementTree.Element, size: _Size) -> LabelShape:
-    x, y, across, down = (_number(node, key) for key in ("cx", "cy", "rx", "ry"))
-    return LabelShape(polygons=(ellipse_ring(x, y, across, down, _number(node, "rotation", "0")),))
+    x, y, across, down = (number_in(node.attrib, key) for key in ("cx", "cy", "rx", "ry"))
+    turn = number_in(node.attrib, "rotation", 0)
+    return LabelShape(polygons=(ellipse_ring(x, y, across, down, turn),))
 
 
 def _mask(node: ElementTree.Element, size: _Size) -> LabelShape:
-    left, top, width, height = (int(node.attrib[key]) for key in ("left", "top", "width", "height"))
-    mask_HW = decode_cvat_mask(node.attrib["rle"], (left, top, width, height), size[1], size[0])
+    left, top, width, height = (int(number_in(node.attrib, key)) for key in _MASK)
+    mask_HW = decode_cvat_mask(node.get("rle", ""), (left, top, width, height), size[1], size[0])
     found = outline(mask_HW)
     return LabelShape(polygons=tuple(map(as_flat, found.rings)), holes=tuple(map(as_flat, found.holes)))
 

@@ -6,21 +6,19 @@ annotation that was submitted without a region says that there is nothing. Shape
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.image_labels import ImageLabels, LabelShape
-from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names
-from vitp.data.formats.walk import comma_list, parse_label_json, read_label_text
+from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names, percent_shape
+from vitp.data.formats.walk import comma_list, parse_label_json, read_label_text, read_label_xml
 from vitp.io.images import IMAGE_SUFFIXES
-from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
-from vitp.records.regions import outline
-from vitp.records.tool_shapes import TASK_KEY, decode_brush, ellipse_ring, rectangle_corners
+from vitp.records.tool_shapes import CLASSES_KEY, TASK_KEY
 
 _REGIONS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels", "keypointlabels", "labels")
 """Keys of a value that name the class of a region."""
@@ -45,33 +43,34 @@ def _is_export(path: Path) -> bool:
         content = parse_label_json(read_label_text(path), path)
     except DataError:
         return False
-    rows = content if isinstance(content, list) else []
-    return bool(rows) and all(
-        isinstance(row, dict)
-        and ("annotation_id" in row or (isinstance(row.get("data"), dict) and "annotations" in row))
-        for row in rows
+    # One task without annotations, or one that is none, doesn't make the others something else.
+    return isinstance(content, list) and any(
+        isinstance(row, dict) and ("annotation_id" in row or ("annotations" in row and "data" in row))
+        for row in content
     )
 
 
 @dataclass(frozen=True)
 class _Annotation:
-    """One annotation of a task: its results, each with `type`, `value` and the like, and who made it."""
+    """One annotation of a task: results with `type`, `value` and the like, who made them, and where they stand."""
 
     results: tuple[dict[str, Any], ...]
     by: str = ""
     cancelled: bool = False
     truth: bool = False
     updated: str = ""
+    where: str = ""
 
 
 @dataclass
 class _Task:
-    """A task of a file: what it is about, its annotations, and the results of its predictions."""
+    """A task of a file: what it is about, its annotations, and the classes that its predictions name."""
 
     where: str
     data: dict[str, Any]
     annotations: list[_Annotation] = field(default_factory=list)
     waiting: str = "without an annotation"
+    predicted: tuple[str, ...] = ()
 
 
 def read_label_studio(
@@ -123,8 +122,9 @@ def read_label_studio(
     if tools.task == "change":
         before, after = before or "before", after or "after"
     reading = _Reading(tools, NamedImages(base), known, several, annotator, choices, image, (before, after))
-    for task in tasks:
-        reading.take(task)
+    tools.made_with = {} if known else _made_with(base, tasks)
+    for paths, task in reading.one_an_image(tasks):
+        reading.take(paths, task)
     counted = f"Label Studio: {len(tasks):,} tasks, {len(reading.tools.images):,} annotated"
     builder.understand(counted + (f"; labels for {task_name}, as the files say" if task_name else ""))
     return tools.build(known or sorted(reading.seen), semantic, class_names(known))
@@ -139,20 +139,26 @@ def _tasks(builder: SetBuilder, path: Path) -> Iterator[_Task]:
     minimal: dict[str, _Task] = {}
     for number, row in enumerate(parse_label_json(read_label_text(path), path), 1):
         where = builder.place(path, number)
-        if "annotations" not in row:
+        if isinstance(row, dict) and "annotation_id" in row:
             task = _minimal(row, where)
-            key = f"{row.get('id', number)}"
-            if key in minimal:
-                minimal[key].annotations += task.annotations
-                continue
-            minimal[key] = task
+            first = minimal.setdefault(f"{row.get('id', where)} {task.data}", task)
+            if first is not task:
+                first.annotations += [replace(one, where=first.where) for one in task.annotations]
             continue
-        rows = row["annotations"]
+        if not isinstance(row, dict) or not isinstance(row.get("data"), dict):
+            what = f"is no task: {'its data names no image' if isinstance(row, dict) else repr(row)[:40]}"
+            raise DataError(what, where=where, fix="remove it, or export the project again")
+        rows = row.get("annotations")
+        if rows is None:
+            builder.note(where, "has no annotations; unlabelled")
+            rows = []
         if not isinstance(rows, list) or not all(isinstance(each, dict) for each in rows):
             raise DataError(
                 '"annotations" is no list of annotations', where=where, fix="export the project again"
             )
-        task = _Task(where, row["data"], [_annotation(each, where) for each in rows])
+        task = _Task(
+            where, row["data"], [_annotation(each, where) for each in rows], predicted=_predicted(row)
+        )
         if not rows and row.get("drafts"):
             task.waiting = "with a draft that wasn't submitted"
         yield task
@@ -171,7 +177,29 @@ def _annotation(row: dict[str, Any], where: str) -> _Annotation:
         bool(row.get("was_cancelled")),
         bool(row.get("ground_truth")),
         str(row.get("updated_at") or row.get("created_at") or ""),
+        where,
     )
+
+
+def _predicted(row: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of what the predictions of a task found."""
+    made = row.get("predictions")
+    results = [one for each in (made if isinstance(made, list) else ()) if isinstance(each, dict)
+               for one in (each.get("result") or ())]  # fmt: skip
+    values = [one["value"] for one in results if isinstance(one, dict) and isinstance(one.get("value"), dict)]
+    names = [name for value in values for key in (*_REGIONS, "choices") for name in value.get(key) or ()]
+    return tuple(dict.fromkeys(name for name in names if isinstance(name, str)))
+
+
+def _made_with(base: Path, tasks: Sequence[_Task]) -> dict[str, None]:
+    """Return the classes that tasks of `vitp predict` were made with: of themselves, labels.xml, or predictions."""
+    own = [task for task in tasks if TASK_KEY in task.data]
+    told = [name for task in own for name in task.data.get(CLASSES_KEY) or () if isinstance(name, str)]
+    config = base / "labels.xml"
+    if own and not told and config.is_file():
+        nodes = read_label_xml(config).iter()
+        told = [node.get("value", "") for node in nodes if node.tag in ("Label", "Choice")]
+    return dict.fromkeys(told or [name for task in own for name in task.predicted])
 
 
 def _minimal(row: dict[str, Any], where: str) -> _Task:
@@ -196,7 +224,9 @@ def _minimal(row: dict[str, Any], where: str) -> _Task:
             results.append(result)
     data = {key: row[key] for key in (keys[: begin - 1] if begin else keys) if key not in _AFTER}
     by = str(row.get("annotator", ""))
-    return _Task(where, data, [_Annotation(tuple(results), by, updated=str(row.get("updated_at", "")))])
+    return _Task(
+        where, data, [_Annotation(tuple(results), by, updated=str(row.get("updated_at", "")), where=where)]
+    )
 
 
 @dataclass
@@ -214,46 +244,64 @@ class _Reading:
     seen: set[str] = field(default_factory=set)
     controls: set[str] = field(default_factory=set)
 
-    def take(self, task: _Task) -> None:
+    def one_an_image(self, tasks: Sequence[_Task]) -> Iterable[tuple[tuple[Path, ...], _Task]]:
+        """Return the annotated tasks with their images; annotations of one image are those of one task."""
+        found: dict[tuple[Path, ...], _Task] = {}
+        for task in tasks:
+            if state := self._state(task):
+                self.tools.states[state] += 1
+                continue
+            names = self._references(task)
+            paths = {name: self.images.find(name, task.where) for name in names}
+            if gone := [name for name, path in paths.items() if path is None]:
+                self.tools.builder.lose(task.where, f"{gone[0]} is missing; image left out", absent=True)
+                continue
+            first = found.setdefault(tuple(path for name in names if (path := paths[name])), task)
+            if first is not task:
+                first.annotations += task.annotations
+                self.tools.builder.note(task.where, f"is of the same image as {first.where}; counted once")
+        return found.items()
+
+    def take(self, paths: Sequence[Path], task: _Task) -> None:
         """Add the image of a task with what its annotation says."""
         builder, tools = self.tools.builder, self.tools
         chosen = self._chosen(task)
-        if isinstance(chosen, str):
-            tools.states[chosen] += 1
-            return
-        first, *later = self._references(task)
-        paths = [self.images.find(reference, task.where) for reference in (first, *later)]
-        if None in paths:
-            name = (first, *later)[paths.index(None)]
-            builder.lose(task.where, f"{name} is missing; image left out", absent=True)
-            return
-        path = paths[0]
-        assert path is not None
+        path, *later = paths
         size = builder.size_of(path, task.where)
         if size is None:
             return
-        image = ToolImage(path, task.where, builder.labels_of(size, task.where.rpartition(":")[0]))
-        image.later = paths[1] if later else None
+        image = ToolImage(path, task.where, builder.labels_of(size, chosen.where.rpartition(":")[0]))
+        image.later = later[0] if later else None
         results = _joined(chosen.results)
         regions = {str(one.get("id")) for one in results if _kind(one) in _SHAPES}
         for number, result in enumerate(results, 1):
-            self._take_result(image, result, f"{task.where}: result {number}", regions)
+            self._take_result(image, result, f"{chosen.where}: result {number}", regions)
         tools.images.append(image)
 
-    def _chosen(self, task: _Task) -> _Annotation | str:
-        """Return the annotation that counts, or what the task is instead.
+    def _done(self, task: _Task) -> list[_Annotation]:
+        wanted = [one for one in task.annotations if self.annotator in ("", one.by)]
+        return [one for one in wanted if not one.cancelled]
+
+    def _state(self, task: _Task) -> str:
+        """Return what a task is that has no annotation to read; "": it has one."""
+        if self._done(task):
+            return ""
+        own = any(self.annotator in ("", one.by) for one in task.annotations)
+        return "skipped" if own else task.waiting if not task.annotations else "of other annotators"
+
+    def _chosen(self, task: _Task) -> _Annotation:
+        """Return the annotation that counts.
 
         Raises:
             DataError: Two that differ may be meant.
         """
-        own = [one for one in task.annotations if not self.annotator or one.by == self.annotator]
-        done = [one for one in own if not one.cancelled]
-        if not done:
-            return "skipped" if own else task.waiting if not task.annotations else "of other annotators"
+        done = self._done(task)
         done = [one for one in done if one.truth] or done
         if len(done) > 1 and any(_said(one) != _said(done[0]) for one in done):
             if not self.several:
-                names = " and ".join(dict.fromkeys(one.by or "somebody" for one in done))
+                several = len({one.where for one in done}) > 1
+                told = [f"{one.by or 'somebody'}{f' in {one.where}' if several else ''}" for one in done]
+                names = " and ".join(dict.fromkeys(told))
                 raise DataError(
                     f"has {len(done)} different annotations, of {names}",
                     where=task.where,
@@ -279,9 +327,14 @@ class _Reading:
         if not self.image and not keys and isinstance(task.data.get("image"), str):
             keys = ["image"]
         if len(keys) != 1 or not isinstance(task.data.get(keys[0]), str):
-            listed = " and ".join(f'"{key}"' for key in keys) or "none"
+            listed = " and ".join(f'"{key}"' for key in keys)
             fix = "-o image=KEY names the one that is labelled; -o before=KEY -o after=KEY those of two dates"
-            raise DataError(f"has images under {listed}", where=task.where, fix=fix)
+            what = f"has images under {listed}"
+            if len(keys) < 2:
+                held = ", ".join(f'"{key}"' for key in task.data) or "nothing"
+                what = f"names no image{f' under {listed}' if keys else ''}: its data holds {held}"
+                fix = "add the image's name to its data, remove the task, or name its key with -o image=KEY"
+            raise DataError(what, where=task.where, fix=fix)
         return [str(task.data[keys[0]])]
 
     def _take_result(self, image: ToolImage, result: dict[str, Any], where: str, regions: set[str]) -> None:
@@ -339,9 +392,9 @@ class _Reading:
             )
             return
         try:
-            shape = _shape(value, found.size)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            found.lose(where, f"{named} can't be understood ({type(error).__name__}: {error})")
+            shape = percent_shape(value, found.size)
+        except ValueError as error:
+            found.lose(where, f"{named} can't be understood: {error}")
             return
         if shape is None:
             return
@@ -383,33 +436,3 @@ def _joined(results: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for one in results
         if _kind(one) not in _SHAPES[:5] or str(one.get("id")) not in labelled or "id" not in one
     ]
-
-
-def _shape(value: dict[str, Any], size: tuple[int, int]) -> LabelShape | None:
-    """Return a region in pixels; None: a brush that painted nothing.
-
-    Raises:
-        KeyError, TypeError, ValueError: It is none.
-    """
-    width, height = size
-    if "rle" in value:
-        found = outline(decode_brush(value["rle"], height, width))
-        if not found.rings:
-            return None
-        return LabelShape(polygons=tuple(map(as_flat, found.rings)), holes=tuple(map(as_flat, found.holes)))
-    if "points" in value:
-        ring = [(float(x) * width / 100, float(y) * height / 100) for x, y in value["points"]]
-        if value.get("closed") is False or len(ring) < 3:
-            raise ValueError("its outline isn't closed")
-        return LabelShape(polygons=(tuple(number for point in ring for number in point),))
-    x, y = float(value["x"]) * width / 100, float(value["y"]) * height / 100
-    turn = float(value.get("rotation") or 0)
-    if "radiusX" in value:
-        radii = float(value["radiusX"]) * width / 100, float(value["radiusY"]) * height / 100
-        return LabelShape(polygons=(ellipse_ring(x, y, *radii, turn),))
-    if "height" not in value:
-        raise ValueError("a point has no area")
-    across, down = float(value["width"]) * width / 100, float(value["height"]) * height / 100
-    if turn % 360 == 0:
-        return LabelShape(box=(x, y, x + across, y + down))
-    return LabelShape(quad=rectangle_corners(x, y, across, down, turn))

@@ -6,9 +6,10 @@ was done and found nothing, or somebody was done and drew something. Only the la
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from urllib.parse import parse_qs, unquote, urlsplit
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, object_parts, with_drawn_masks
-from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.walk import images_below, split_in, within
+from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
-from vitp.records.tool_shapes import SEVERAL_CLASSES
+from vitp.records.regions import outline
+from vitp.records.tool_shapes import SEVERAL_CLASSES, decode_brush, ellipse_ring, rectangle_corners
 
 _UPLOADED = re.compile(r"[0-9a-f]{8}-(?=.)")
 """What Label Studio puts before the name of a file that is uploaded."""
@@ -125,6 +128,7 @@ class ToolSet:
         images: What was read.
         states: What became of the images that nobody was done with, and how many are of each kind.
         empty: What an image without shapes is where the tool can't say it: "nothing", "unlabelled" or "".
+        made_with: The classes that the tasks were made with, where the files say it.
     """
 
     builder: SetBuilder
@@ -132,6 +136,7 @@ class ToolSet:
     images: list[ToolImage] = field(default_factory=list)
     states: Counter[str] = field(default_factory=Counter)
     empty: str = ""
+    made_with: dict[str, None] = field(default_factory=dict)
 
     def build(
         self, classes: Sequence[str], semantic: bool | str | None, fixed: Callable[[str], str]
@@ -173,6 +178,8 @@ class ToolSet:
                 self.states["without a label"] += 1
         self._tell()
         scenes = sorted({name for image in self.images for name in map(fixed, image.classes) if name})
+        drawn = {label.category for image in self.images for label in image.found.objects}
+        tell_strange(self.builder, drawn.union(scenes), tuple(self.made_with))
         pairs = self.task == "change"
         built = self.builder.build(object_classes=() if pairs else classes, scene_classes=scenes)
         if semantic is None and self.task == "segmentation":
@@ -227,6 +234,78 @@ class ToolSet:
         parts = [f"{count:,} {state}" for state, count in self.states.items() if count]
         if parts:
             self.builder.understand(f"left out as unlabelled, not as empty: {', '.join(parts)}")
+
+
+def tell_strange(builder: SetBuilder, drawn: Collection[str], made_with: Sequence[str]) -> None:
+    """Say which classes aren't among those that the tasks were made with, where these are known."""
+    for name in sorted(set(drawn).difference(made_with)) if made_with else ():
+        builder.understand(
+            f'"{name}" isn\'t among the classes that the tasks were made with ({", ".join(made_with)}): a typing error?'
+        )
+
+
+def number_in(values: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    """Return a number of a shape.
+
+    Raises:
+        ValueError: It isn't there, or is no finite number.
+    """
+    value = values.get(key, default)
+    if value is None:
+        raise ValueError(f"it has no {key}")
+    return _finite(value, f"its {key}")
+
+
+def _finite(value: Any, what: str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{what} is {str(value)[:40]}, which is no finite number")
+    return number
+
+
+def ring_of(points: Any) -> list[tuple[float, float]]:
+    """Return the corners of an outline.
+
+    Raises:
+        ValueError: They aren't three or more pairs of finite numbers.
+    """
+    pairs = points if isinstance(points, list) else []
+    if len(pairs) < 3 or not all(isinstance(one, list) and len(one) == 2 for one in pairs):
+        raise ValueError("its points aren't three or more of x,y")
+    return [(_finite(x, "x of a point"), _finite(y, "y of a point")) for x, y in pairs]
+
+
+def percent_shape(value: dict[str, Any], size: tuple[int, int]) -> LabelShape | None:
+    """Return a region of Label Studio, in percent of its image, in pixels; None: a brush that painted nothing.
+
+    Raises:
+        ValueError: It is none.
+    """
+    width, height = size
+    if "rle" in value:
+        found = outline(decode_brush(value["rle"], height, width))
+        if not found.rings:
+            return None
+        return LabelShape(polygons=tuple(map(as_flat, found.rings)), holes=tuple(map(as_flat, found.holes)))
+    if "points" in value:
+        if value.get("closed") is False:
+            raise ValueError("its outline isn't closed")
+        ring = [(x * width / 100, y * height / 100) for x, y in ring_of(value["points"])]
+        return LabelShape(polygons=(tuple(number for point in ring for number in point),))
+    x, y = number_in(value, "x") * width / 100, number_in(value, "y") * height / 100
+    turn = 0.0 if value.get("rotation") is None else number_in(value, "rotation")
+    if "radiusX" in value or "radiusY" in value:
+        radii = number_in(value, "radiusX") * width / 100, number_in(value, "radiusY") * height / 100
+        return LabelShape(polygons=(ellipse_ring(x, y, *radii, turn),))
+    if "height" not in value and ("width" not in value or "keypointlabels" in value):
+        raise ValueError("a point has no area")
+    across, down = number_in(value, "width") * width / 100, number_in(value, "height") * height / 100
+    if turn % 360 == 0:
+        return LabelShape(box=(x, y, x + across, y + down))
+    return LabelShape(quad=rectangle_corners(x, y, across, down, turn))
 
 
 def class_names(classes: tuple[str, ...] | None) -> Callable[[str], str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.dota import are_numbers
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.label_files import label_rows
 
@@ -146,6 +147,8 @@ def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[in
             )
         if count != 5 and not _fits(count, form):
             raise ValueError(f"{count} columns")
+        if odd := [word for word in words if not are_numbers([word])]:
+            raise ValueError(f'"{odd[0][:40]}" is no number')
         number = float(words[0])  # some tools write "0.0"
         if not number.is_integer():
             raise ValueError(f"class {words[0][:40]} is not a whole number")
