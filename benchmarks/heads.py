@@ -221,7 +221,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as Markdown: mean ± sample standard deviation over seeds, seconds as ratios to the first arm."""
     lines = [
         "| set, task: score | head | score | seeds | parameters | GFLOPs | step, ratio | prediction, ratio |",
-        "|---|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     first: dict[tuple[str, str], dict[str, float]] = {}
     for arm in ARMS:
