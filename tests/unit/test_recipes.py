@@ -165,6 +165,8 @@ def test_a_pretraining_recipe_holds_the_papers_values(name: str) -> None:
     published = PRETRAINING[name].make("mixture.json", as_published=True)
     assert (published.objective.vrl.probability, published.data.sequence.pack) == (0.25, False)
     assert PRETRAINING[name].make("m.json", gpus=1).train.micro_batches == 32
+    assert (config.train.batch, config.compute.compile) == ("auto", "vision")
+    assert (published.train.batch, published.compute.compile) == ("fixed", "none")
     with pytest.raises(ConfigError, match="can't be shared by 3 GPUs"):
         PRETRAINING[name].make("m.json", gpus=3)
     assert f"vitp recipes run {name} --data" in PRETRAINING[name].page

@@ -19,6 +19,7 @@ from vitp.core.config import make_config
 from vitp.data.splits import subset
 from vitp.engine.config import LogSettings
 from vitp.metrics.results import Scores
+from vitp.models.compute import ComputeSettings
 from vitp.models.language import micro_qwen2
 from vitp.models.vision import VisionSettings
 from vitp.models.vlm import VLMSettings
@@ -69,6 +70,7 @@ def small_pretraining(config: PretrainConfig) -> PretrainConfig:
         update={
             "model": model,
             "data": data,
+            "compute": ComputeSettings(),
             "train": _small(config.train),
             "optim": _brief(config.optim),
             "log": LogSettings(trackers=()),
@@ -128,6 +130,7 @@ def _small(train: Any) -> Any:
         update={
             "steps": _STEPS,
             "micro_batches": 1,
+            "batch": "fixed",
             "num_workers": 0,
             "log_every": 1,
             "save_every": None,

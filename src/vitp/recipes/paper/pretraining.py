@@ -8,6 +8,7 @@ from typing import Any
 
 from vitp.core.errors import ConfigError
 from vitp.engine.config import OptimSettings, TrainSettings
+from vitp.models.compute import ComputeSettings
 from vitp.models.vrl import VRLSettings
 from vitp.objectives.packed_records import SequenceSettings
 from vitp.objectives.settings import DataSettings, ModelSettings
@@ -42,7 +43,10 @@ def remote_sensing(
     - published: one choice of tokens for a whole batch; here one a sample.
     - published: records are padded to the longest of a batch; here they are packed.
     - published: weights in bf16 under DeepSpeed ZeRO-1; here fp32 weights under bf16 autocast.
-    - `--as-published` sets the first and the third as the authors' code has them (dropped tokens still cost nothing).
+    - published: four records a GPU at once, all activations computed again, nothing compiled; here micro-batches and
+      recomputation are chosen for the GPU's memory, and the ViT's blocks are compiled. The batch of a step stays.
+    - `--as-published` sets the first, the third and the last as the authors' code has them (dropped tokens still cost
+      nothing).
     - sizes and rates of some sets: `vitp recipes show remote_sensing`.
     """
     return _pretraining(mixture, init=init, gpus=gpus, as_published=as_published)
@@ -76,9 +80,9 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
     Args:
         mixture: File that `mixture_table` describes.
         init: The general vision-language model to start from.
-        gpus: How many share a batch; each takes four records at once, as published.
+        gpus: How many share a batch; each takes four records at once, as published, or what its memory holds.
         as_published: What the authors' code does where it differs from the paper: tokens are dropped in a quarter of
-            the steps, and nothing is packed.
+            the steps, and nothing is packed. Every activation is computed again, and nothing is compiled.
 
     Raises:
         ConfigError: The batch can't be shared evenly.
@@ -104,6 +108,8 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
                 max_length=facts.max_length, max_tiles=facts.max_tiles, pack=not as_published
             ),
         ),
+        # How fast it is computed, not what: on a GPU `auto` chooses other micro-batches, and what is recomputed.
+        compute=ComputeSettings(compile="none" if as_published else "vision"),
         optim=OptimSettings(
             lr=facts.lr,
             weight_decay=facts.weight_decay,
@@ -113,6 +119,7 @@ def _pretraining(mixture: str, *, init: str, gpus: int, as_published: bool) -> P
         train=TrainSettings(
             steps=facts.steps,
             micro_batches=facts.global_batch // (gpus * facts.batch_per_gpu),
+            batch="fixed" if as_published else "auto",
             save_every=500,
             num_workers=8,
             must_train=("vision tower", "projector", "language model"),
