@@ -94,7 +94,7 @@ def test_there_is_an_old_configuration_of_everything() -> None:
     older = set(SETTINGS) - {"joint", "droppos", "distil"}
     assert {f"run-pretrain-{name}" for name in older} <= files
     assert {f"written-pretrain-{name}" for name in older} <= files
-    assert {f"run-finetune-{task}" for task in TASK_MODELS} <= files
+    assert {f"run-finetune-{task}" for task in set(TASK_MODELS) - {"panoptic"}} <= files
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_empty_training_images_are_limited(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
     def sizes(labelled: LabelledSet, **data: Any) -> dict[str, int]:
-        monkeypatch.setattr("vitp.runs.finetune.open_labelled", lambda *_, **__: labelled)
+        monkeypatch.setattr("vitp.runs.finetune.open_configured", lambda *_, **__: labelled)
         return {
             name: len(part) for name, part in build_run(config(task="detection", data=data)).splits.items()
         }
