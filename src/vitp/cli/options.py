@@ -39,7 +39,7 @@ TestOverride: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--set", "-s", help="Change a setting of the test, such as window=512. Repeatable."),
 ]
-# Those of `vitp.data.formats.LABEL_FORMATS`, whose import is too slow for a help text.
+# Names whose tables (`LAYOUT_WRITERS`, `TASK_MODELS`, `LABEL_FORMATS`) are too slow to import for a help text.
 LAYOUT_WORDS = "masks, coco, panoptic, yolo, dota, voc, folders or pairs."
 TASK_WORDS = "classification, segmentation, panoptic, change, detection, instance or oriented."
 FORMAT_NAMES = "coco, panoptic, label-studio, cvat, voc, yolo, dota, masks, volumes, folders, pairs, geo, qupath, xview, xbd, captions, classes, parquet, images, scenes, vitp or auto"
