@@ -187,9 +187,16 @@ class Page:
             )
         )
 
+    def painted(self, figure: str = "#view-a") -> list[int]:
+        """Return colours of a viewer once what was done before is painted, which takes a frame."""
+        wait = "requestAnimationFrame(() => requestAnimationFrame(arguments[0]))"
+        self.driver.execute_async_script(wait)
+        return self.pixels(figure)
+
     def changes(self, act: Callable[[], None], figure: str = "#view-a") -> None:
         """Do something that changes what a viewer shows; fails when it doesn't."""
-        before = self.pixels(figure)
+        # Without the wait, the frame of a step before could still come, and count as this one's, or undo it.
+        before = self.painted(figure)
         act()
         self.wait(lambda: self.pixels(figure) != before)
 
