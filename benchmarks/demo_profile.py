@@ -87,7 +87,7 @@ def watched() -> Clock:
         (Trainer, "_finish", "end"),
         (SegmentationModel, "evaluate", "test: rest"),
         (DecodedModel, "shares", "test: forward"),
-        (probes, "probe_data", "images and features"),
+        (demo, "probe_data", "images and features"),
         (probes, "_fit", "heads"),
     ]
     for owner, name, part in parts:

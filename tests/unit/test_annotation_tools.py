@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -327,6 +328,30 @@ def test_skipped_tasks_are_unlabelled_and_submitted_empty_ones_are_empty(tmp_pat
     assert "left out as unlabelled, not as empty: 1 skipped, 1 without an annotation" in read.understood
     assert read.items[0].objects is not None and read.items[0].objects[0].box == (20, 20, 80, 60)
     assert read.object_classes == ("ship",)
+
+
+def test_a_set_of_which_nothing_is_annotated_is_refused_and_says_why(tmp_path: Path) -> None:
+    skipped = {"result": [box()], "was_cancelled": True}
+    with pytest.raises(DataError, match="no image is labelled: 2 without an annotation, 1 skipped"):
+        label_studio(tmp_path / "exported", [], [], [skipped])
+    picture(tmp_path / "images" / "a.png", (200, 100), 1)
+    rows = [{"data": {"image": "images/a.png"}, "predictions": [{"result": [box()]}]}]
+    tasks = tmp_path / "tasks.json"
+    tasks.write_text(json.dumps(rows), encoding="utf-8")
+    for kind, path in (
+        ("auto", tmp_path),
+        ("auto", tasks),
+        ("label-studio", tmp_path),
+        ("label-studio", tasks),
+    ):
+        with pytest.raises(DataError, match=r"tasks\.json: holds tasks .* of which none is annotated"):
+            read_labels(kind, path)
+    # Beside labels of another form such a file is no obstacle.
+    for split in ("train", "test"):
+        for name in "ab":
+            picture(tmp_path / "set" / split / name / "i.png", (20, 10), ord(name) + len(split))
+    shutil.copy(tasks, tmp_path / "set" / "tasks.json")
+    assert read_labels("auto", tmp_path / "set").scene_classes == ("a", "b")
 
 
 def test_two_annotators_who_differ_are_refused_and_named(tmp_path: Path) -> None:
@@ -750,6 +775,11 @@ def test_tracks_other_sizes_and_subsets(tmp_path: Path) -> None:
     read = read_labels("cvat", tmp_path)
     assert {item.id: item.split for item in read.items} == {"images/i0": "train", "images/i2": "val"}
     assert any("says 201×100 but the image has 200×100" in line for line in read.findings)
+
+
+def test_a_set_of_cvat_of_which_nothing_is_labelled_is_refused_and_says_why(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no image is labelled: 2 without a label"):
+        cvat(tmp_path, "", "", empty="unlabelled")
 
 
 def test_tags_of_cvat_are_classes(tmp_path: Path) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.recipes import demo_page
 from vitp.recipes.demo_page import SHOWN, DemoResults, committed_results, write_results
+from vitp.recipes.demo_starts import SegmentedScenes, richest
 from vitp.recipes.micro import FINETUNE, RANDOM, STARTER, VITP, Budget, DemoPlan, continued_from_starter
+from vitp.records.labels import IGNORE
+from vitp.report.page import HtmlPage, Section
 
 
 def table(*keys: tuple[str, str], first: float) -> ProbeTable:
@@ -61,3 +66,56 @@ def test_the_run_says_what_the_budget_says() -> None:
         "starter",
     )
     assert config.data.mixture == ["a", "b"] and config.data.rates == [1.0, 2.0]
+
+
+def test_the_scenes_with_the_most_classes_are_shown_and_slivers_do_not_count() -> None:
+    truth_VSS = torch.zeros(4, 20, 20, dtype=torch.uint8)
+    truth_VSS[0, 0, 0], truth_VSS[0, 0, 1] = 1, 2  # three classes, two of a quarter of a per cent
+    truth_VSS[1, :5], truth_VSS[1, 5:10] = 1, IGNORE
+    truth_VSS[2, :5], truth_VSS[2, 5:10] = 1, 2
+    truth_VSS[3, :5] = 3
+    assert richest(truth_VSS, 3).tolist() == [2, 1, 3]
+
+
+@pytest.fixture
+def scenes() -> SegmentedScenes:
+    truth_NSS = np.zeros((2, 12, 12), np.uint8)
+    truth_NSS[0, :6], truth_NSS[1, :3] = 1, IGNORE
+    random_NSS, starter_NSS = np.zeros_like(truth_NSS), truth_NSS.copy()
+    starter_NSS[1, :3], starter_NSS[0, 0] = 2, 0
+    images = [f"scene:port/7/{number}?size=96&split=test" for number in (1, 2)]
+    found = {RANDOM: random_NSS, STARTER: starter_NSS, VITP: truth_NSS % IGNORE}
+    return SegmentedScenes(["basin", "quay", "crane<"], images, truth_NSS, found)
+
+
+def test_segmented_scenes_come_back_from_their_file(scenes: SegmentedScenes, tmp_path) -> None:
+    scenes.save(tmp_path / "scenes.npz")
+    back = SegmentedScenes.load(tmp_path / "scenes.npz")
+    assert (back.classes, back.images, list(back.found)) == (
+        scenes.classes,
+        scenes.images,
+        list(scenes.found),
+    )
+    assert all(np.array_equal(back.found[name], scenes.found[name]) for name in scenes.found)
+    assert np.array_equal(back.truth_NSS, scenes.truth_NSS)
+
+
+def test_each_scene_is_a_row_of_pictures_with_legend_scores_and_words(scenes: SegmentedScenes) -> None:
+    first, second = scenes.grids()
+    captions = [figure.caption for figure in first.figures]
+    assert captions[:2] == ["test scene", "truth"]
+    assert captions[2:] == [f"{name}: {right} % of pixels right" for name, right in
+                            ((RANDOM, 50), (STARTER, 92), (VITP, 100))]  # fmt: skip
+    # Pixels that nobody labelled are neither right nor wrong.
+    assert second.figures[3].caption == f"{STARTER}: 100 % of pixels right"
+    assert [name for name, _ in first.legend] == [
+        "basin",
+        "quay",
+        "crane<",
+        "not labelled",
+    ] and not second.legend
+    assert len({colour for _, colour in first.legend}) == 4
+    assert first.figures[1].alt == "True classes of scene 1. Largest classes: quay 50 %, basin 50 %"
+    html = HtmlPage("page", [Section("scenes", [first, second])]).html()
+    assert 'alt="True classes of scene 2. Largest classes: basin 75 %, not labelled 25 %"' in html
+    assert "crane&lt;</span>" in html and html.count("data:image/png") == 8

@@ -133,6 +133,18 @@ class FittedProbes:
         """
         return table_of(self.outcomes(features, grouped=False), self.note)
 
+    def class_maps(self, features: Features, views: Tensor) -> Tensor:
+        """Return (V, S, S) uint8: the class of each pixel of some views, by the first draw's probe of patches.
+
+        Raises:
+            ConfigError: Patches weren't fitted, or the images have no masks.
+        """
+        classifier = self.classifiers[0].get("patches linear")
+        if classifier is None or features.pixel_labels_VSS is None:
+            raise ConfigError("needs masks and a probe of patches", where="class maps", fix="give both")
+        logits_VhwC = classifier(features.patches_VhwD[views].to(self.device))
+        return _on_pixels(logits_VhwC, features.pixel_labels_VSS).argmax(1).to(torch.uint8).cpu()
+
     def outcomes(self, features: Features, *, grouped: bool = True) -> list[Outcomes]:
         """Return what each group of the images adds to the scores, for each seed.
 
@@ -190,14 +202,15 @@ class FittedProbes:
             _add_counts(patch_GCC, logits_UhwC.argmax(-1), patch_target, group_V[part])
             if features.pixel_labels_VSS is not None and pixel_GCC is not None:
                 target_USS = features.pixel_labels_VSS[part].to(self.device)
-                logits_UCSS = F.interpolate(
-                    logits_UhwC.permute(0, 3, 1, 2),
-                    target_USS.shape[-2:],
-                    mode="bilinear",
-                    align_corners=False,
-                )
-                _add_counts(pixel_GCC, logits_UCSS.argmax(1), target_USS, group_V[part])
+                predicted_USS = _on_pixels(logits_UhwC, target_USS).argmax(1)
+                _add_counts(pixel_GCC, predicted_USS, target_USS, group_V[part])
         return patch_GCC, pixel_GCC
+
+
+def _on_pixels(logits_UhwC: Tensor, like_USS: Tensor) -> Tensor:
+    """Return (U, C, S, S) logits: those of patches, bilinearly enlarged to the size of the pixels' labels."""
+    size = (like_USS.shape[-2], like_USS.shape[-1])
+    return F.interpolate(logits_UhwC.permute(0, 3, 1, 2), size, mode="bilinear", align_corners=False)
 
 
 def _prompted(prompt: PointPrompt, features: Features, group_N: Tensor) -> Counted:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
@@ -17,6 +17,7 @@ from vitp.data.chat import ChatTokenizer
 from vitp.data.seen import PixelImage, SeenBands, lone_image, seen_again
 from vitp.data.synthesis.answers import parse_boxes, parse_geochat, parse_quads
 from vitp.data.tiling import cut_tiles
+from vitp.inference.plates import LabelPlates
 from vitp.io.images import load_image
 from vitp.models.vlm import VisionLanguageModel
 from vitp.records.channels import Channels
@@ -202,15 +203,14 @@ def draw_answer(image: ImageLike, answer: str, channels: Channels | None = None)
     }
     draw = ImageDraw.Draw(canvas)
     width = max(1, round(max(canvas.size) / 300))
-    font = ImageFont.load_default(size=max(10, max(canvas.size) / 50))
     scale = (canvas.width / COORDINATE_RANGE, canvas.height / COORDINATE_RANGE)
     outlines = [(label, [(x * scale[0], y * scale[1]) for x, y in corners]) for label, corners in shapes]
     for label, corners in outlines:
         draw.line([*corners, corners[0]], fill=colours[label], width=width, joint="curve")
     # Labels come last, so that no outline crosses them.
+    plates = LabelPlates(draw, canvas.size)
     for label, corners in outlines:
-        x, y = min(c[0] for c in corners), min(c[1] for c in corners)
-        _write_label(draw, label, (x, y), font, colours[label], canvas.size)
+        plates.beside(label, corners, colours[label])
     return canvas
 
 
@@ -228,20 +228,3 @@ def answer_outlines(answer: str) -> list[tuple[str, list[tuple[float, float]]]]:
         sides = ((-right, -down), (right, -down), (right, down), (-right, down))
         found.append((label, [(x + cos * dx - sin * dy, y + sin * dx + cos * dy) for dx, dy in sides]))
     return found
-
-
-def _write_label(
-    draw: ImageDraw.ImageDraw,
-    label: str,
-    corner: tuple[float, float],
-    font: ImageFont.ImageFont | ImageFont.FreeTypeFont,
-    colour: str,
-    size: tuple[int, int],
-) -> None:
-    """Write above the corner, or below where the image ends; always inside of it."""
-    left, top, right, bottom = draw.textbbox((0, 0), label, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = min(max(corner[0], 0), max(0, size[0] - width))
-    y = corner[1] - height if corner[1] >= height else min(corner[1], max(0, size[1] - height))
-    draw.rectangle([x, y, x + width, y + height], fill=colour)
-    draw.text((x + 2 - left, y + 2 - top), label, fill="white", font=font)

@@ -33,6 +33,7 @@ from vitp.core.errors import ConfigError
 from vitp.core.extras import need
 from vitp.core.files import atomic_path, to_json, write_json, write_text
 from vitp.core.tensors import present
+from vitp.inference.plates import LabelPlates
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
 from vitp.metrics.oriented_files import write_dota_submission
@@ -259,27 +260,48 @@ def picture(image: Image.Image, prediction: Prediction, classes: Sequence[str]) 
     pen = ImageDraw.Draw(drawn)
     width = max(1, round(max(drawn.size) / 400))
     if prediction.things_N is not None:
-        _draw_segments(pen, prediction, classes, width)
+        _draw_segments(pen, prediction, classes, width, drawn.size)
     elif prediction.scores_N is not None:
-        scores_N, labels_N = _scored(prediction)
-        for ring, score, label in zip(_quads(prediction), scores_N.tolist(), labels_N.tolist(), strict=True):
-            points = [(float(x), float(y)) for x, y in ring]
-            pen.line([*points, points[0]], fill=class_colour(label), width=width)
-            pen.text(points[0], f"{classes[label]} {score:.2f}", fill=class_colour(label))
+        _draw_objects(pen, prediction, classes, width, drawn.size)
     if prediction.probabilities_C is not None:
         best = int(prediction.probabilities_C.argmax())
-        pen.text((2, 2), f"{classes[best]} {prediction.probabilities_C[best]:.2f}", fill=class_colour(best))
+        text = f"{classes[best]} {prediction.probabilities_C[best]:.2f}"
+        LabelPlates(pen, drawn.size).beside(text, [(2.0, 2.0)], class_colour(best))
     return drawn
 
 
-def _draw_segments(
-    pen: ImageDraw.ImageDraw, prediction: Prediction, classes: Sequence[str], width: int
+def _draw_objects(
+    pen: ImageDraw.ImageDraw,
+    prediction: Prediction,
+    classes: Sequence[str],
+    width: int,
+    size: tuple[int, int],
 ) -> None:
-    """Draw the outlines of segments in white, and the name of each within it."""
+    """Draw the outlines of objects in the colours of their classes, and their names beside them, the surest first."""
     scores_N, labels_N = _scored(prediction)
-    for mask_HW, score, label in zip(
-        present(prediction.masks_NHW).numpy(), scores_N.tolist(), labels_N.tolist(), strict=True
-    ):
+    rings = [[(float(x), float(y)) for x, y in ring] for ring in _quads(prediction)]
+    for ring, label in zip(rings, labels_N.tolist(), strict=True):
+        pen.line([*ring, ring[0]], fill=class_colour(label), width=width)
+    plates = LabelPlates(pen, size)
+    for number in scores_N.argsort(descending=True, stable=True).tolist():
+        label = int(labels_N[number])
+        plates.beside(f"{classes[label]} {scores_N[number]:.2f}", rings[number], class_colour(label))
+
+
+def _draw_segments(
+    pen: ImageDraw.ImageDraw,
+    prediction: Prediction,
+    classes: Sequence[str],
+    width: int,
+    size: tuple[int, int],
+) -> None:
+    """Draw the outlines of segments in white, and the name of each within it, those of large ones first."""
+    scores_N, labels_N = _scored(prediction)
+    masks_NHW = present(prediction.masks_NHW).numpy()
+    order = (-masks_NHW.reshape(len(masks_NHW), -1).sum(1)).argsort(kind="stable").tolist()
+    named: list[tuple[str, tuple[float, float], int]] = []
+    for number in order:
+        mask_HW, label = masks_NHW[number], int(labels_N[number])
         rings = [ring for part in regions(mask_HW, smallest=1) for ring in part]
         for ring in rings:
             points = [(float(x), float(y)) for x, y in ring]
@@ -288,11 +310,11 @@ def _draw_segments(
             # The pixel that lies deepest in the segment.
             depth_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 3)
             row, column = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
-            text, x, y = f"{classes[label]} {score:.2f}", float(column) - 0.5, float(row) - 0.5
-            left, _, right, _ = pen.textbbox((x, y), text, anchor="mm")
-            # Text stays in the image, if it fits.
-            x += max(-left, 0) or -min(max(right - mask_HW.shape[1], 0), left)
-            pen.text((x, y), text, fill="white", anchor="mm", stroke_width=1, stroke_fill="black")
+            place = (float(column) - 0.5, float(row) - 0.5)
+            named.append((f"{classes[label]} {scores_N[number]:.2f}", place, label))
+    plates = LabelPlates(pen, size)
+    for text, place, label in named:
+        plates.within(text, place, class_colour(label))
 
 
 def _tint(pixels_HWC: np.ndarray, mask_HW: np.ndarray, colour: tuple[int, int, int]) -> None:

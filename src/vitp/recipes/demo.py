@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from rich.console import Console
 
 from vitp.checkpoints.export import export_backbone
@@ -33,11 +34,14 @@ from vitp.core.files import atomic_dir, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
+from vitp.data.splits import splits_of, subset
+from vitp.evaluation.features import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
-from vitp.evaluation.probes import run_probes
+from vitp.evaluation.probes import fit_probes
 from vitp.io.images import load_image
 from vitp.models.vision import VisionTower
-from vitp.recipes.demo_page import DemoResults, write_demo_page, write_results
+from vitp.recipes.demo_page import DENSE, FINETUNED, DemoResults, write_demo_page, write_results
+from vitp.recipes.demo_starts import SegmentedScenes, richest
 from vitp.recipes.micro import (
     FINETUNE,
     RANDOM,
@@ -66,29 +70,34 @@ def run_demo(out: Path, plan: DemoPlan | None = None, *, force: bool = False) ->
     """
     plan, console, began = plan or DemoPlan(), Console(highlight=False), time.monotonic()
     _claim(out, plan, force)
-    stage = _Stages(console)
-    data = out / "data"
-    stage(1, "scenes of ports and their instructions", data, lambda: _make_data(data, plan))
+    stage = _Stages(console, 4 + 2 * len(plan.seeds) + (plan.ceiling_steps > 0))
+    data, scenes = out / "data", out / "scenes.npz"
+    stage("scenes of ports and their instructions", data, lambda: _make_data(data, plan))
     starter = load_vlm("starter").vlm.vision
     towers: list[Mapping[str, VisionTower]] = []
     for seed in plan.seeds:
         run, backbone = out / f"pretrain-{seed}", out / f"backbone-{seed}"
         title = f"ViTP from the starter, seed {seed}"
-        stage(2, title, run / "model", partial(_pretrain, plan, data, run, seed))
-        stage(3, "export", backbone, partial(_export, run, backbone, console))
+        stage(title, run / "model", partial(_pretrain, plan, data, run, seed))
+        stage("export", backbone, partial(_export, run, backbone, console))
         random = random_backbone(starter, seed=seed)
         towers.append({RANDOM: random, STARTER: starter, VITP: load_backbone(backbone)})
     labelled = read_compiled(data)
-    probes = stage.tables(4, "frozen probes", out / "probes.json", lambda: _probe(towers, labelled, plan))
-    title = "segmentation finetune on few labels"
-    finetuned = stage.tables(5, title, out / "finetune.json", lambda: _finetune(data, plan, out))
+    if not scenes.is_file():  # of an earlier version
+        (out / "probes.json").unlink(missing_ok=True)
+    title = f"frozen probes of the three starts, {len(plan.probe_seeds)} draws of labels"
+    make_probes = partial(_probe, towers, labelled, plan, scenes)
+    probes = stage.tables(title, out / "probes.json", DENSE, make_probes)
+    title = f"segmentation finetune on few labels, {3 * len(plan.seeds) * len(plan.finetune_seeds)} runs"
+    finetuned = stage.tables(title, out / "finetune.json", FINETUNED, partial(_finetune, data, plan, out))
     ceiling: dict[str, ProbeTable] = {}
     if plan.ceiling_steps:
         make = partial(_ceiling, data, plan, out)
-        ceiling = stage.tables(6, "ceiling: all labels", out / "ceiling.json", make)
+        ceiling = stage.tables("ceiling: all labels", out / "ceiling.json", FINETUNED, make)
     results = DemoResults(plan, probes, finetuned, ceiling)
     write_results(out, results)
-    page = stage.run(7, "report", lambda: write_demo_page(out, results, towers[0]))
+    shown = SegmentedScenes.load(scenes)
+    page = stage.run("report", lambda: write_demo_page(out, results, shown, towers[0]))
     if not (out / "samples").exists():
         _write_samples(labelled, out / "samples")
     minutes = (time.monotonic() - began) / 60
@@ -123,31 +132,38 @@ def _finetune_folder(out: Path, name: str, seed: int) -> Path:
 
 
 class _Stages:
-    """Says which stage runs, and skips the ones whose product is there."""
+    """Says which stage runs and what it found, and skips the ones whose product is there."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, count: int) -> None:
         self.console = console
+        self._count, self._number = count, 0
 
-    def __call__(self, number: int, title: str, product: Path, make: Callable[[], Any]) -> None:
+    def __call__(self, title: str, product: Path, make: Callable[[], Any]) -> None:
         if product.exists():
-            self.console.print(f"[bold]{number} · {title}[/]: kept from before")
+            self.console.print(f"{self._head(title)}: kept from before")
         else:
-            self.run(number, title, make)
+            self.run(title, make)
 
-    def run(self, number: int, title: str, make: Callable[[], _T]) -> _T:
-        self.console.print(f"\n[bold]{number} · {title}[/]")
+    def _head(self, title: str) -> str:
+        self._number += 1
+        return f"\n[bold]{self._number} of {self._count} · {title}[/]"
+
+    def run(self, title: str, make: Callable[[], _T]) -> _T:
+        self.console.print(self._head(title))
         began = time.monotonic()
         made = make()
         self.console.print(f"[dim]{time.monotonic() - began:.0f} s[/]")
         return made
 
     def tables(
-        self, number: int, title: str, file: Path, make: Callable[[], dict[str, ProbeTable]]
+        self, title: str, file: Path, key: tuple[str, str], make: Callable[[], dict[str, ProbeTable]]
     ) -> dict[str, ProbeTable]:
-        """Return tables, from their file where it is there."""
-        if not file.is_file():
-            write_json(file, {name: table.to_json() for name, table in self.run(number, title, make).items()})
-        return {name: ProbeTable.from_json(value) for name, value in parse_json(read_text(file)).items()}
+        """Return tables, from their file where it is there, and print one measure of them."""
+        self(title, file, lambda: write_json(file, {name: one.to_json() for name, one in make().items()}))
+        found = {name: ProbeTable.from_json(value) for name, value in parse_json(read_text(file)).items()}
+        scores = " · ".join(f"{name} [bold]{table[key].percent}[/]" for name, table in found.items())
+        self.console.print(f"{key[1]}: {scores}")
+        return found
 
 
 def _claim(out: Path, plan: DemoPlan, force: bool) -> None:
@@ -190,26 +206,31 @@ def _export(run: Path, backbone: Path, console: Console) -> None:
 
 
 def _probe(
-    towers: Sequence[Mapping[str, VisionTower]], labelled: LabelledSet, plan: DemoPlan
+    towers: Sequence[Mapping[str, VisionTower]], labelled: LabelledSet, plan: DemoPlan, scenes: Path
 ) -> dict[str, ProbeTable]:
-    """Return one table an initialisation, its values in the order (pretraining seed, draw of labels)."""
+    """Return one table an initialisation, its values in the order (pretraining seed, draw of labels).
+
+    What the probes of the first seed's first draw make of some test scenes is written to `scenes`.
+    """
     tables: dict[str, list[ProbeTable]] = {RANDOM: [], STARTER: [], VITP: []}
+    test = subset(splits_of(labelled)["test"], _PROBE_IMAGES["test"])
+    maps: dict[str, np.ndarray] = {}
     for by_name in towers:
         for name, found in tables.items():
             # The starter is the same for all pretraining seeds, so its values are repeated.
-            known = name == STARTER and found
-            table = (
-                found[0]
-                if known
-                else run_probes(
-                    by_name[name],
-                    labelled,
-                    seeds=plan.probe_seeds,
-                    labels_per_seed=plan.probe_labels,
-                    max_images=_PROBE_IMAGES,
-                )
-            )
-            found.append(table)
+            if name == STARTER and found:
+                found.append(found[0])
+                continue
+            data = probe_data(by_name[name], labelled, max_images=_PROBE_IMAGES)
+            fitted = fit_probes(data, seeds=plan.probe_seeds, labels_per_seed=plan.probe_labels)
+            found.append(fitted.score(data.test))
+            if name not in maps:
+                truth_VSS = data.test.pixel_labels_VSS
+                assert truth_VSS is not None  # scenes have masks
+                chosen = richest(truth_VSS)
+                maps[name] = fitted.class_maps(data.test, chosen).numpy()
+    images = [str(test.items[number].image) for number in chosen.tolist()]
+    SegmentedScenes(labelled.semantic_classes, images, truth_VSS[chosen].numpy(), maps).save(scenes)
     return {name: ProbeTable.joined(found) for name, found in tables.items()}
 
 

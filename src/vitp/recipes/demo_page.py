@@ -13,15 +13,20 @@ from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
+from vitp.recipes.demo_starts import SegmentedScenes
 from vitp.recipes.micro import FINETUNE, RANDOM, STARTER, VITP, DemoPlan
 from vitp.report.compare import comparison_section
 from vitp.report.page import Card, Headline, Section, Text
 from vitp.report.run_report import report_run
 
-_FINETUNED = (FINETUNE, "mIoU")
-_DENSE = ("patches linear", "patch mIoU")
+FINETUNED = (FINETUNE, "mIoU")
+"""The measure of finetunings that is read first."""
+
+DENSE = ("patches linear", "patch mIoU")
+"""The measure of frozen features that is read first."""
+
 SHOWN = (
-    _DENSE,
+    DENSE,
     ("patches linear", "patch macro-F1"),
     ("scene linear", "accuracy"),
     ("presence linear", "mAP"),
@@ -71,16 +76,19 @@ def committed_results(plan: DemoPlan) -> DemoResults | None:
     return results if same else None
 
 
-def write_demo_page(out: Path, results: DemoResults, towers: Mapping[str, VisionTower]) -> Path:
+def write_demo_page(
+    out: Path, results: DemoResults, scenes: SegmentedScenes, towers: Mapping[str, VisionTower]
+) -> Path:
     """Write the demo's page and return its path.
 
     Args:
         out: The demo's folder.
         results: The scores.
+        scenes: What the probes make of some test scenes.
         towers: Initialisation → vision tower, for attention maps.
     """
     run = out / f"pretrain-{results.plan.seeds[0]}"
-    sections = [_answer(results), *_comparisons(results)]
+    sections = [_starts(results, scenes), _answer(results), *_comparisons(results)]
     committed = committed_results(results.plan) if len(results.plan.seeds) < 3 else None
     if committed:
         sections += _comparisons(committed, "Over three pretraining seeds: ")
@@ -92,6 +100,23 @@ def write_demo_page(out: Path, results: DemoResults, towers: Mapping[str, Vision
         towers=towers,
         title="From labels to a better backbone: generated ports",
     )
+
+
+def _starts(results: DemoResults, scenes: SegmentedScenes) -> Section:
+    plan = results.plan
+    scores = {name: f"**{100 * table[DENSE].mean:.1f}**" for name, table in results.probes.items()}
+    lead = (
+        f"Patch mIoU over all held-out test scenes, 100 being perfect: {scores[RANDOM]} from random weights, "
+        f"{scores[STARTER]} from the packaged starter, {scores[VITP]} after ViTP. Each ViT is frozen, and one linear "
+        f"map from its patch features to classes is fitted on {plan.probe_labels} labelled scenes "
+        f"(mean of {len(plan.probe_seeds)} draws of these, {_seeds(plan)})."
+    )
+    note = (
+        f"Which scenes: the {len(scenes.images)} of the test whose truth holds the most classes (each at least 1 % of "
+        "the pixels; among equals the first ones). Maps of the first draw and seed; class scores of patches are "
+        "enlarged to pixels. Random weights don't begin at nothing, as much of a colour passes through them."
+    )
+    return Section("The same scenes from three starts", [*scenes.grids(), Text(note)], lead)
 
 
 def _comparisons(results: DemoResults, prefix: str = "") -> list[Section]:
@@ -108,7 +133,7 @@ def _comparisons(results: DemoResults, prefix: str = "") -> list[Section]:
     )
     ceiling = ""
     if results.ceiling:
-        shown = results.ceiling[STARTER][_FINETUNED].percent
+        shown = results.ceiling[STARTER][FINETUNED].percent
         ceiling = f" With all labels and {plan.ceiling_steps} steps the starter reaches {shown} mIoU."
     tuned = comparison_section(
         {name: table.rows for name, table in results.finetuned.items()},
@@ -138,16 +163,16 @@ def write_results(out: Path, results: DemoResults) -> None:
     tuned = f"{len(plan.finetune_seeds)} draws of {plan.finetune_labels} labelled images, {plan.finetune_steps} steps"
     lines += ["", f"Probes: {seeds}. Finetune: {len(plan.seeds)} × {tuned}."]
     for name, table in results.ceiling.items():
-        lines.append(f"Ceiling ({name}, {table.note}): {table[_FINETUNED].percent} mIoU.")
+        lines.append(f"Ceiling ({name}, {table.note}): {table[FINETUNED].percent} mIoU.")
     write_text(out / "results.md", "\n".join(lines) + "\n")
 
 
 def _answer(results: DemoResults) -> Section:
     probes, finetuned = results.probes, results.finetuned
     cards = [
-        _card(probes, _DENSE, VITP, STARTER, "patch mIoU, frozen, after ViTP", "over the starter"),
-        _card(probes, _DENSE, STARTER, RANDOM, "patch mIoU, frozen, starter", "over random"),
-        _card(finetuned, _FINETUNED, VITP, STARTER, "mIoU after finetuning, from ViTP", "over the starter"),
+        _card(probes, DENSE, VITP, STARTER, "patch mIoU, frozen, after ViTP", "over the starter"),
+        _card(probes, DENSE, STARTER, RANDOM, "patch mIoU, frozen, starter", "over random"),
+        _card(finetuned, FINETUNED, VITP, STARTER, "mIoU after finetuning, from ViTP", "over the starter"),
     ]
     text = (
         f"A small general vision-language model continued its pretraining on instructions made from the labels of "

@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import jinja2
 import yaml
 from markupsafe import Markup
+from PIL import Image
 
 from vitp.core import files
 from vitp.core.version import __version__
@@ -305,15 +306,23 @@ def _shown(cell: TableCell, head: Column) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with a caption below it."""
+    """A picture with a caption below it.
+
+    Attributes:
+        image: The picture; where a PIL image has an alpha channel it is a mask and stays lossless.
+        caption: Below it.
+        alt: What a reader is told who doesn't see it; empty takes the caption.
+    """
 
     image: PictureSource
     caption: str = ""
+    alt: str = ""
 
     @property
     def address(self) -> str:
         """The picture as a data address."""
-        return data_address(open_picture(self.image))
+        mask = isinstance(self.image, Image.Image) and self.image.mode == "RGBA"
+        return data_address(self.image if mask else open_picture(self.image))
 
 
 @dataclass(frozen=True)
@@ -325,6 +334,7 @@ class ImageGrid:
         title: Above them.
         width: Smallest width of a picture on the page, in pixels.
         note: Small text below.
+        legend: Name and colour of what the pictures show, above them.
     """
 
     kind: ClassVar[str] = "images"
@@ -332,6 +342,7 @@ class ImageGrid:
     title: str = ""
     width: int = 200
     note: str = ""
+    legend: Sequence[tuple[str, str]] = ()
 
 
 @dataclass(frozen=True)

@@ -281,9 +281,11 @@ class SetBuilder:
         where = str(self.root)
         self.tally.check(where, self.count, partial=self.options.partial)
         if not self._items:
-            first = f"; the first of {len(self.findings)} findings: {self.findings[0]}"
-            what = f"no labelled image found{first if self.findings else ''}"
-            raise DataError(what, where=where, fix="check the folder and its format")
+            found = self.findings
+            first = f"; the first of {len(found)} findings: {found[0]}" if found else ""
+            raise DataError(
+                f"no labelled image found{first}", where=where, fix="check the folder and its format"
+            )
         self._items.sort(key=lambda entry: entry.item.id)
         used = {label.category for entry in self._items for label in entry.item.objects or ()}
         objects, unused = without_reserved(object_classes, used, where)

@@ -27,7 +27,7 @@ from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
-from vitp.data.formats.label_studio import label_studio_files
+from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
@@ -104,6 +104,8 @@ def _of_file(path: Path) -> str:
         return "panoptic" if is_panoptic_file(path) else "coco"
     if suffix in (".json", ".xml") and (label_studio_files(path) or cvat_files(path)):
         return "label-studio" if suffix == ".json" else "cvat"
+    if suffix == ".json":
+        refuse_unannotated(path)
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
         return "captions"
     if suffix in TABLE_SUFFIXES:
@@ -156,6 +158,7 @@ def _refuse_unlabelled(root: Path) -> None:
         what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
         raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
     if not _are_class_folders(root):
+        refuse_unannotated(root)
         _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:

@@ -14,9 +14,9 @@ from typing import Any, Literal
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import ImageLabels
+from vitp.data.formats.label_studio_files import is_image_name, label_studio_files, refuse_unannotated
 from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names, percent_shape
 from vitp.data.formats.walk import comma_list, parse_label_json, read_label_text, read_label_xml
-from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import CLASSES_KEY, TASK_KEY
 
@@ -28,26 +28,6 @@ _AFTER = ("annotator", "annotation_id")
 """Keys of JSON-MIN that stand behind those of the controls."""
 
 Several = Literal["", "latest", "first"]
-
-
-def label_studio_files(root: Path) -> list[Path]:
-    """Return the files in a folder, or in its `annotations/`, that Label Studio exported."""
-    if root.is_file():
-        return [root] if _is_export(root) else []
-    folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
-    return [path for folder in folders for path in sorted(folder.glob("*.json")) if _is_export(path)]
-
-
-def _is_export(path: Path) -> bool:
-    try:
-        content = parse_label_json(read_label_text(path), path)
-    except DataError:
-        return False
-    # One task without annotations, or one that is none, doesn't make the others something else.
-    return isinstance(content, list) and any(
-        isinstance(row, dict) and ("annotation_id" in row or ("annotations" in row and "data" in row))
-        for row in content
-    )
 
 
 @dataclass(frozen=True)
@@ -114,6 +94,7 @@ def read_label_studio(
     builder = SetBuilder(base, options)
     tasks = [task for path in label_studio_files(root) for task in _tasks(builder, path)]
     if not tasks:
+        refuse_unannotated(root)
         raise DataError("no export of Label Studio found", where=str(root), fix="export the project as JSON")
     known = comma_list(classes)
     said = {str(task.data[TASK_KEY]) for task in tasks if TASK_KEY in task.data}
@@ -323,7 +304,7 @@ class _Reading:
                 what = f'has no image under "{self.dates[0]}" and "{self.dates[1]}"'
                 raise DataError(what, where=task.where, fix="name the keys with -o before=KEY -o after=KEY")
             return [str(name) for name in names]
-        keys = [self.image] if self.image else [k for k, value in task.data.items() if _is_image(value)]
+        keys = [self.image] if self.image else [k for k, value in task.data.items() if is_image_name(value)]
         if not self.image and not keys and isinstance(task.data.get("image"), str):
             keys = ["image"]
         if len(keys) != 1 or not isinstance(task.data.get(keys[0]), str):
@@ -410,13 +391,6 @@ class _Reading:
 
 def _kind(result: dict[str, Any]) -> str:
     return str(result.get("type", "")).lower()
-
-
-def _is_image(value: Any) -> bool:
-    if not isinstance(value, str):
-        return False
-    path = value.partition("#")[0]
-    return Path(path if "?d=" in path else path.partition("?")[0]).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _said(annotation: _Annotation) -> list[str]:

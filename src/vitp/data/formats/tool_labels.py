@@ -177,6 +177,12 @@ class ToolSet:
             else:
                 self.states["without a label"] += 1
         self._tell()
+        if self.states and not self.builder.count:
+            raise DataError(
+                f"no image is labelled: {self._unlabelled()}",
+                where=str(self.builder.root),
+                fix="label some and export again; --format images reads images without labels",
+            )
         scenes = sorted({name for image in self.images for name in map(fixed, image.classes) if name})
         drawn = {label.category for image in self.images for label in image.found.objects}
         tell_strange(self.builder, drawn.union(scenes), tuple(self.made_with))
@@ -230,10 +236,12 @@ class ToolSet:
                 fix="-o empty=nothing or -o empty=unlabelled says which",
             )
 
+    def _unlabelled(self) -> str:
+        return ", ".join(f"{count:,} {state}" for state, count in self.states.items() if count)
+
     def _tell(self) -> None:
-        parts = [f"{count:,} {state}" for state, count in self.states.items() if count]
-        if parts:
-            self.builder.understand(f"left out as unlabelled, not as empty: {', '.join(parts)}")
+        if parts := self._unlabelled():
+            self.builder.understand(f"left out as unlabelled, not as empty: {parts}")
 
 
 def tell_strange(builder: SetBuilder, drawn: Collection[str], made_with: Sequence[str]) -> None:

@@ -5,6 +5,8 @@ import { byId, calm, complain, make, roving } from "./dom.js";
 
 const MANY = 12;
 
+const fileName = (path) => path.split("/").at(-1);
+
 export function setUpImages(app) {
   const parts = { slots: byId("slots"), samples: byId("samples"), search: byId("sample-search"), file: byId("file") };
   let slot = 0, samples = [], turn = 0;
@@ -79,10 +81,14 @@ export function setUpImages(app) {
   function list() {
     const words = parts.search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const shown = samples.filter(({ name }) => words.every((word) => name.toLowerCase().includes(word)));
+    const same = new Map();
+    for (const { name } of samples) same.set(fileName(name), (same.get(fileName(name)) ?? 0) + 1);
     parts.samples.replaceChildren(...shown.map(({ name }) => {
       const place = make("i", {});
       place.dataset.path = name;
-      const button = make("button", { type: "button", title: name, "aria-pressed": "false" }, place, make("span", { textContent: name.split("/").at(-1) }));
+      const button = make("button", { type: "button", title: name, "aria-pressed": "false" }, place, make("span", { textContent: fileName(name) }));
+      // Where another sample has the same name, the folder tells them apart.
+      if (same.get(fileName(name)) > 1) button.append(make("span", { class: "folder", textContent: name.slice(0, -fileName(name).length) || "./" }));
       button.addEventListener("click", () => take({ path: name }));
       pictures.observe(place);
       return make("li", {}, button);
