@@ -2,15 +2,19 @@
 
 `python -m tools.page_pictures OUT [TASK…]` serves the models that `tools/task_pictures.py OUT detection change` has trained, on
 test images that they have not seen, drives the page in a headless Chromium as the tests do, and writes
-`docs/pictures/page/NAME.webp`. A minute of one CPU core.
+`docs/pictures/page/NAME.webp`. A minute of one CPU core. `python -m tools.page_pictures DEMO starts` takes what the page
+of a demo leads with instead (`vitp demo --out DEMO`) and writes `docs/pictures/starts.webp`.
 """
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +24,7 @@ from tests.e2e.browser import PATIENCE, WIDTHS, Page, chromium
 from tools.task_pictures import JOBS, ROOT
 
 PICTURES = ROOT / "docs" / "pictures" / "page"
+STARTS = PICTURES.parent / "starts.webp"
 TALL = {"desk": 900, "phone": 1500}
 
 
@@ -79,6 +84,24 @@ def take(page: Page, name: str) -> None:
     print(f"{target}: {target.stat().st_size // 1000} kB")
 
 
+def starts(demo: Path, target: Path, width: int = 1280) -> None:
+    """Write the rows of scenes of a demo's page, as a desk of so many pixels shows them."""
+    with tempfile.TemporaryDirectory() as folder, chromium(Path(folder)) as driver:
+        metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        driver.get((demo / "report.html").resolve().as_uri())
+        box = driver.execute_script(
+            "const all = [...document.querySelectorAll('section')][0].querySelectorAll('figure.images');"
+            "const [first, last] = [all[0], [...all].at(-1)].map((one) => one.getBoundingClientRect());"
+            "return [first.x, first.y + scrollY, first.width, last.bottom - first.y]"
+        )
+        clip = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1)
+        shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
+    with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as image:
+        image.convert("RGB").save(target, quality=82, method=6)
+    print(f"{target}: {target.stat().st_size // 1000} kB")
+
+
 STEPS: dict[str, Callable[[Page], None]] = {"detection": detection, "change": change}
 
 
@@ -110,4 +133,7 @@ def main(work: Path, tasks: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or list(STEPS))
+    if sys.argv[2:] == ["starts"]:
+        starts(Path(sys.argv[1]), STARTS)
+    else:
+        main(Path(sys.argv[1]), sys.argv[2:] or list(STEPS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -347,11 +348,10 @@ def test_a_set_of_which_nothing_is_annotated_is_refused_and_says_why(tmp_path: P
         with pytest.raises(DataError, match=r"tasks\.json: holds tasks .* of which none is annotated"):
             read_labels(kind, path)
     # Beside labels of another form such a file is no obstacle.
-    for split in ("train", "test"):
-        for name in "ab":
-            picture(tmp_path / "set" / split / name / "i.png", (20, 10), ord(name) + len(split))
+    for number, (split, name) in enumerate(itertools.product(("train", "test"), ("cat", "dog"))):
+        picture(tmp_path / "set" / split / name / f"i{number}.png", (20, 10), number)
     shutil.copy(tasks, tmp_path / "set" / "tasks.json")
-    assert read_labels("auto", tmp_path / "set").scene_classes == ("a", "b")
+    assert read_labels("auto", tmp_path / "set").scene_classes == ("cat", "dog")
 
 
 def test_two_annotators_who_differ_are_refused_and_named(tmp_path: Path) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
+from vitp.engine.stopping import Interrupted
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
-from vitp.recipes import demo_page
-from vitp.recipes.demo_page import SHOWN, DemoResults, committed_results, write_results
+from vitp.recipes import demo, demo_page
+from vitp.recipes.demo_page import DENSE, SHOWN, DemoResults, committed_results, write_results
 from vitp.recipes.demo_starts import SegmentedScenes, richest
 from vitp.recipes.micro import FINETUNE, RANDOM, STARTER, VITP, Budget, DemoPlan, continued_from_starter
 from vitp.records.labels import IGNORE
@@ -119,3 +122,23 @@ def test_each_scene_is_a_row_of_pictures_with_legend_scores_and_words(scenes: Se
     html = HtmlPage("page", [Section("scenes", [first, second])]).html()
     assert 'alt="True classes of scene 2. Largest classes: basin 75 %, not labelled 25 %"' in html
     assert "crane&lt;</span>" in html and html.count("data:image/png") == 8
+
+
+def test_steps_are_numbered_and_who_stops_one_is_told_how_to_go_on(tmp_path, capsys) -> None:
+    stage = demo._Stages(Console(highlight=False, width=200), 3)
+    (tmp_path / "data").mkdir()
+    stage("data", tmp_path / "data", lambda: pytest.fail("it is there"))
+    tables = {RANDOM: table(DENSE, first=0.2), VITP: table(DENSE, first=0.4)}
+    assert stage.tables("probes", tmp_path / "probes.json", DENSE, lambda: tables) == tables
+    checkpoint = tmp_path / "pretrain-0" / "checkpoints" / "step_00000100"
+
+    def stopped() -> None:
+        raise Interrupted(signal.SIGTERM, 100, checkpoint)
+
+    with pytest.raises(Interrupted, match=r"after step 100, saved .*; run the same command again") as caught:
+        stage.run("finetune", stopped)
+    assert caught.value.exit_code == 143
+    said = capsys.readouterr().out
+    for line in ("1 of 3 · data: kept from before", "2 of 3 · probes", "3 of 3 · finetune"):
+        assert line in said
+    assert f"patch mIoU: {RANDOM} 21.0 ± 1.0 · {VITP} 41.0 ± 1.0" in said

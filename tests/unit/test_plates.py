@@ -47,19 +47,31 @@ def test_labels_of_outlines_that_reach_out_are_whole(corner: tuple[float, float]
 
 
 def test_text_is_dark_on_light_colours_and_light_on_dark_ones() -> None:
-    for colour, ink in (((255, 255, 0), 0), ((0, 0, 90), 255)):
+    for colour, dark in (((255, 255, 0), True), ((0, 0, 90), False)):
         image = Image.new("RGB", (100, 40), (128, 128, 128))
         LabelPlates(ImageDraw.Draw(image), image.size).within("buoy", (50, 20), colour)
-        assert len(places_of(image, (ink, ink, ink)))
+        light_HW = np.asarray(image).sum(-1)
+        assert light_HW.min() < 200 if dark else light_HW.max() > 600
+
+
+def test_no_label_hides_an_object() -> None:
+    small = [[(20.0 + 30 * n, 40.0), (35.0 + 30 * n, 40.0), (35.0 + 30 * n, 50.0)] for n in range(3)]
+    image = Image.new("RGB", (160, 54))
+    plates = LabelPlates(ImageDraw.Draw(image), image.size, [*small, [(0.0, 0.0), (160.0, 54.0)]])
+    assert plates.beside("buoy 0.90", small[0], (255, 0, 0))
+    assert places_of(image, (255, 0, 0))[:, 0].max() < 40
+    crowd = [[(8.0 * x, 8.0 * y), (8.0 * x + 6, 8.0 * y + 6)] for x in range(20) for y in range(7)]
+    plates = LabelPlates(ImageDraw.Draw(image), image.size, crowd)
+    assert not any(plates.beside("buoy 0.90", ring, (255, 0, 0)) for ring in crowd)
 
 
 def test_where_one_label_fits_it_is_that_of_the_surest_object() -> None:
-    box = [0.0, 0.0, 80.0, 15.0]
+    box = [0.0, 0.0, 90.0, 20.0]
     one = Prediction(boxes_N4=torch.tensor([box]), scores_N=torch.tensor([0.9]), labels_N=torch.tensor([1]))
     two = Prediction(
         boxes_N4=torch.tensor([box, box]), scores_N=torch.tensor([0.4, 0.9]), labels_N=torch.tensor([1, 1])
     )
-    blank = Image.new("RGB", (90, 17))
+    blank = Image.new("RGB", (100, 30))
     first, second = (np.asarray(picture(blank, found, ["ship", "quay"])) for found in (one, two))
     assert np.array_equal(first, second)
     assert len(places_of(Image.fromarray(first), class_colour(1))) > 200

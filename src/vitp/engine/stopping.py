@@ -19,14 +19,17 @@ class Interrupted(Exception):
         exit_code: 130 for SIGINT, 143 for SIGTERM: what shells and schedulers expect.
     """
 
-    def __init__(self, signum: int, step: int, checkpoint: Path) -> None:
+    def __init__(self, signum: int, step: int, checkpoint: Path, again: str = "") -> None:
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
         self.exit_code = 128 + signum
-        run_dir = checkpoint.parent.parent
+        again = again or f"start the run in {checkpoint.parent.parent} again with resume to continue"
         super().__init__(
-            f"interrupted by {signal.Signals(signum).name} after step {step}, saved {checkpoint}; "
-            f"start the run in {run_dir} again with resume to continue"
+            f"interrupted by {signal.Signals(signum).name} after step {step}, saved {checkpoint}; {again}"
         )
+
+    def saying(self, again: str) -> Interrupted:
+        """Return the same with other words on how to go on, for a command that starts runs of its own."""
+        return Interrupted(self.signum, self.step, self.checkpoint, again)
 
 
 class StopSignals:

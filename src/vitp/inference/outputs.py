@@ -282,7 +282,7 @@ def _draw_objects(
     rings = [[(float(x), float(y)) for x, y in ring] for ring in _quads(prediction)]
     for ring, label in zip(rings, labels_N.tolist(), strict=True):
         pen.line([*ring, ring[0]], fill=class_colour(label), width=width)
-    plates = LabelPlates(pen, size)
+    plates = LabelPlates(pen, size, rings)
     for number in scores_N.argsort(descending=True, stable=True).tolist():
         label = int(labels_N[number])
         plates.beside(f"{classes[label]} {scores_N[number]:.2f}", rings[number], class_colour(label))

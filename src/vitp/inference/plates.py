@@ -1,15 +1,21 @@
-"""Labels on a picture, each on a plate of its colour, none over another."""
+"""Labels on a picture, each on a plate of its colour, none over another or over a small object."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
 from PIL import ImageColor, ImageDraw, ImageFont
 
 Colour: TypeAlias = str | tuple[int, int, int]
 
+Corners: TypeAlias = Sequence[tuple[float, float]]
+
 _MARGIN = 2
+
+_MOST_COVERED = 0.5
+"""Share of an object's box from which a label hides it."""
 
 
 class LabelPlates:
@@ -18,18 +24,21 @@ class LabelPlates:
     Args:
         pen: Draws.
         size: Width and height of the picture.
+        outlines: Of objects that no label may hide.
     """
 
-    def __init__(self, pen: ImageDraw.ImageDraw, size: tuple[int, int]) -> None:
+    def __init__(
+        self, pen: ImageDraw.ImageDraw, size: tuple[int, int], outlines: Sequence[Corners] = ()
+    ) -> None:
         self._pen, self._size = pen, size
+        self._shown_N4 = np.array([_box(corners) for corners in outlines]).reshape(-1, 4)
         self._font = ImageFont.load_default(size=max(10, max(size) / 50))
         self._taken: list[tuple[float, float, float, float]] = []
 
-    def beside(self, label: str, corners: Sequence[tuple[float, float]], colour: Colour) -> bool:
+    def beside(self, label: str, corners: Corners, colour: Colour) -> bool:
         """Write above an outline, or below it, or within: at the first free place. Return whether there was one."""
         width, height = self._plate(label)
-        xs, ys = zip(*corners, strict=True)
-        left, right, top, bottom = min(xs), max(xs), min(ys), max(ys)
+        left, top, right, bottom = _box(corners)
         tops = [top - height, bottom, top, bottom - height]
         places = [(x, y) for y in tops if 0 <= y <= self._size[1] - height for x in (left, right - width)]
         return self._write(label, places or [(left, top)], colour)
@@ -49,7 +58,7 @@ class LabelPlates:
             x = round(min(max(place[0], 0), max(0, self._size[0] - width)))
             y = round(min(max(place[1], 0), max(0, self._size[1] - height)))
             plate = (x, y, x + width, y + height)
-            if any(_meet(plate, other) for other in self._taken):
+            if any(_meet(plate, other) for other in self._taken) or self._hides(plate):
                 continue
             self._taken.append(plate)
             self._pen.rectangle((x, y, x + width - 1, y + height - 1), fill=colour)
@@ -58,6 +67,17 @@ class LabelPlates:
             self._pen.text(at, label, fill=_ink(colour), font=self._font)
             return True
         return False
+
+    def _hides(self, plate: tuple[float, float, float, float]) -> bool:
+        x1, y1, x2, y2 = self._shown_N4.T
+        width_N = (np.minimum(x2, plate[2]) - np.maximum(x1, plate[0])).clip(0)
+        height_N = (np.minimum(y2, plate[3]) - np.maximum(y1, plate[1])).clip(0)
+        return bool((width_N * height_N > _MOST_COVERED * (x2 - x1) * (y2 - y1)).any())
+
+
+def _box(corners: Corners) -> tuple[float, float, float, float]:
+    xs, ys = zip(*corners, strict=True)
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _meet(plate: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:

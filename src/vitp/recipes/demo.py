@@ -35,6 +35,7 @@ from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.splits import splits_of, subset
+from vitp.engine.stopping import Interrupted
 from vitp.evaluation.features import probe_data
 from vitp.evaluation.probe_table import ProbeRow, ProbeTable
 from vitp.evaluation.probes import fit_probes
@@ -151,7 +152,10 @@ class _Stages:
     def run(self, title: str, make: Callable[[], _T]) -> _T:
         self.console.print(self._head(title))
         began = time.monotonic()
-        made = make()
+        try:
+            made = make()
+        except Interrupted as stopped:
+            raise stopped.saying("run the same command again: the demo goes on from there") from None
         self.console.print(f"[dim]{time.monotonic() - began:.0f} s[/]")
         return made
 
