@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 from dataclasses import replace
 
@@ -142,3 +143,20 @@ def test_steps_are_numbered_and_who_stops_one_is_told_how_to_go_on(tmp_path, cap
     for line in ("1 of 3 · data: kept from before", "2 of 3 · probes", "3 of 3 · finetune"):
         assert line in said
     assert f"patch mIoU: {RANDOM} 21.0 ± 1.0 · {VITP} 41.0 ± 1.0" in said
+
+
+def test_the_last_line_is_a_command_that_the_shell_knows(tmp_path, monkeypatch) -> None:
+    for argv, path, program in (
+        (".venv/bin/vitp", tmp_path, ".venv/bin/vitp"),
+        ("-m", tmp_path, "vitp"),
+        (".venv/bin/vitp", tmp_path / "bin", "vitp"),
+    ):
+        monkeypatch.setattr("sys.argv", [argv])
+        monkeypatch.setenv("PATH", str(path))
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / "vitp").touch(0o755)
+        words = shlex.split(demo.words_to_serve(tmp_path / "demo", DemoPlan()))
+        assert words[:2] == [program, "serve"] and words[-2:] == [
+            "--root",
+            str(tmp_path / "demo" / "samples"),
+        ]

@@ -15,5 +15,7 @@ CLASS_COLOURS = (
     "#2ec4b6",
     "#7e57c2",
     "#e6e6e6",
+    "#1b2a49",
+    "#c0f06a",
 )
 """Fills of grid cells by class, on pictures of any brightness (after Tol's bright scheme)."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -118,7 +119,9 @@ def words_to_serve(out: Path, plan: DemoPlan) -> str:
         "random": "random",
     }
     words = [name if name == source else f"{name}={source}" for name, source in models.items()]
-    return shlex.join(["vitp", "serve", *words, "--root", str(out / "samples")])
+    # `make demo` has an environment of its own, whose commands a shell doesn't know by name.
+    known = shutil.which("vitp") or Path(sys.argv[0]).name != "vitp"
+    return shlex.join(["vitp" if known else sys.argv[0], "serve", *words, "--root", str(out / "samples")])
 
 
 def _write_samples(labelled: LabelledSet, folder: Path) -> None:
@@ -147,10 +150,10 @@ class _Stages:
 
     def _head(self, title: str) -> str:
         self._number += 1
-        return f"\n[bold]{self._number} of {self._count} · {title}[/]"
+        return f"[bold]{self._number} of {self._count} · {title}[/]"
 
     def run(self, title: str, make: Callable[[], _T]) -> _T:
-        self.console.print(self._head(title))
+        self.console.print(f"\n{self._head(title)}")
         began = time.monotonic()
         try:
             made = make()

@@ -113,8 +113,9 @@ def _starts(results: DemoResults, scenes: SegmentedScenes) -> Section:
     )
     note = (
         f"Which scenes: the {len(scenes.images)} of the test whose truth holds the most classes (each at least 1 % of "
-        "the pixels; among equals the first ones). Maps of the first draw and seed; class scores of patches are "
-        "enlarged to pixels. Random weights don't begin at nothing, as much of a colour passes through them."
+        "the pixels; among equals the first ones). A single scene may go the other way; the numbers above are over all "
+        "of them. The maps are of the first draw and seed, the class scores of patches enlarged to pixels. Random "
+        "weights are far from 0, because they let colours and brightness through."
     )
     return Section("The same scenes from three starts", [*scenes.grids(), Text(note)], lead)
 
