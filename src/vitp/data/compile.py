@@ -42,12 +42,7 @@ from vitp.data.formats.vitp_labels import (
 )
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.constant import (
-    ConstantTask,
-    constant_pretext,
-    constant_tasks,
-    without_tasks,
-)
+from vitp.data.synthesis.constant import ConstantTask, constant_pretext, constant_tasks, without_tasks
 from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, PretextRecord, pretext_records
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address

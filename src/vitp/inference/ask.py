@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,12 +106,6 @@ class Assistant:
         if isinstance(image, Image.Image):
             return image.convert("RGB") if channels is None else seen_again(image.convert("RGB"), channels)
         return lone_image(image) if channels is None else SeenBands(channels).load(str(image))
-
-    def answer_batch(
-        self, pairs: Iterable[tuple[Sequence[ImageLike], str]], *, max_new_tokens: int = 128
-    ) -> list[str]:
-        """Return the greedy answers to (images, question) pairs, one after the other."""
-        return [self.answer(images, question, max_new_tokens=max_new_tokens) for images, question in pairs]
 
     def _check_length(self, prompt: int, new: int) -> None:
         limit = getattr(self.vlm.language.config, "max_position_embeddings", None)

@@ -39,15 +39,7 @@ from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import classify, unit_objects
 from vitp.tasks.views import View, views_of
-from vitp.tasks.windows import (
-    SUMS_BYTES,
-    ClassSums,
-    Strip,
-    Unit,
-    batches,
-    seen_views,
-    without_nodata,
-)
+from vitp.tasks.windows import SUMS_BYTES, ClassSums, Strip, Unit, batches, seen_views, without_nodata
 
 _NEIGHBOUR = re.compile(r"@([+-]\d+)$")
 

@@ -33,15 +33,15 @@ def repeat_heads(x_BgLd: Tensor, heads: int) -> Tensor:
     return wide.reshape(batch, heads, length, channels)
 
 
-def group_by_length(lengths: np.ndarray, waste: float = WASTE) -> list[np.ndarray]:
-    """Return groups of item numbers whose padded size is at most `waste` times their own; longest first."""
+def group_by_length(lengths: np.ndarray) -> list[np.ndarray]:
+    """Return groups of item numbers whose padded size is at most `WASTE` times their own; longest first."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[np.ndarray] = []
     first, total = 0, 0
     for place, item in enumerate(order):
         total += int(lengths[item])
         longest = int(lengths[order[first]])
-        if (place - first + 1) * longest > waste * total:
+        if (place - first + 1) * longest > WASTE * total:
             groups.append(order[first:place])
             first, total = place, int(lengths[item])
     if len(order):

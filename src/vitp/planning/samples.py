@@ -64,9 +64,9 @@ class AssumedSet:
     max_tiles: int
 
 
-def assumed_samples(sets: Sequence[AssumedSet], tile: int, count: int, seed: int = 0) -> list[SampleSize]:
+def assumed_samples(sets: Sequence[AssumedSet], tile: int, count: int) -> list[SampleSize]:
     """Return `count` samples drawn as a mixture draws them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     weights = np.array([one.per_epoch for one in sets])
     samples = []
     for number in rng.choice(len(sets), size=count, p=weights / weights.sum()):

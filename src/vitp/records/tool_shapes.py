@@ -238,8 +238,3 @@ def decode_cvat_mask(runs: str, place: tuple[int, int, int, int], height: int, w
     own = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(rows, columns)
     mask_HW[top : top + rows, left : left + columns] = own
     return mask_HW
-
-
-def has_area(ring: Sequence[float]) -> bool:
-    """Return whether an outline encloses something."""
-    return len(ring) >= 6 and area(as_points(ring)) > 0

@@ -172,10 +172,8 @@ def _inside(
     return lengths
 
 
-def mask_in_image(
-    mask_MM: np.ndarray, box_4: np.ndarray, size: tuple[int, int], threshold: float = 0.5
-) -> np.ndarray:
-    """Return (H, W) bool: a mask stretched over its box and cut at `threshold`.
+def mask_in_image(mask_MM: np.ndarray, box_4: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) bool: a mask stretched over its box and cut at 0.5.
 
     Each pixel whose centre lies in the box reads the mask where the centre is.
     """
@@ -187,7 +185,7 @@ def mask_in_image(
         x = ((np.arange(left, right) + 0.5 - x1) / (x2 - x1)).astype(np.float32)
         y = ((np.arange(top, bottom) + 0.5 - y1) / (y2 - y1)).astype(np.float32)
         rows = _read_between(mask_MM, y)
-        pasted_HW[top:bottom, left:right] = threshold <= _read_between(rows.T, x).T
+        pasted_HW[top:bottom, left:right] = _read_between(rows.T, x).T >= 0.5
     return pasted_HW
 
 

@@ -112,7 +112,6 @@ def scene_set(
     size: int = 96,
     split: str = "train",
     pairs: bool = False,
-    start: int = 0,
 ) -> LabelledSet:
     """Return a set of `count` generated scenes that are rendered on access.
 
@@ -123,18 +122,17 @@ def scene_set(
         size: Side in pixels.
         split: Which bank of textures and shapes.
         pairs: Two dates of each place.
-        start: First index.
 
     Raises:
         ConfigError: Unknown domain or split, or a negative number.
     """
     domain = get_domain(domain)
     check_split(split)
-    if count < 0 or seed < 0 or start < 0:
-        raise ConfigError("count, seed and start of a scene set must not be negative", fix="use 0 or more")
+    if count < 0 or seed < 0:
+        raise ConfigError("count and seed of a scene set must not be negative", fix="use 0 or more")
     return LabelledSet(
         name=f"scenes-{domain.name}" + ("-pairs" if pairs else ""),
-        items=SceneSet(domain.name, seed, range(start, start + count), size, split, pairs),
+        items=SceneSet(domain.name, seed, range(count), size, split, pairs),
         object_classes=domain.object_classes,
         scene_classes=domain.scene_types,
         semantic_classes=domain.semantic_classes,

@@ -300,8 +300,8 @@ def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
         head[part] = {**values, **(own or {})}
 
 
-def _multiple(value: float, *, of: int = 16, least: int = 64) -> int:
-    return max(least, round(value / of) * of)
+def _multiple(value: float, *, least: int = 64) -> int:
+    return max(least, round(value / 16) * 16)
 
 
 def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str = "head") -> list[str]:

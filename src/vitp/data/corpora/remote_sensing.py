@@ -8,15 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.data.corpora.base import (
-    DESCRIBE,
-    CorpusConversion,
-    Download,
-    box_text,
-    column,
-    json_rows,
-    one_line,
-)
+from vitp.data.corpora.base import DESCRIBE, CorpusConversion, Download, box_text, column, json_rows, one_line
 from vitp.data.formats.walk import read_label_text
 from vitp.data.published import read_xml
 from vitp.io.images import IMAGE_SUFFIXES, image_size

@@ -60,12 +60,6 @@ class LabelledRecords(Sequence[InstructionRecord]):
     def __len__(self) -> int:
         return len(self.labelled.items)
 
-    def with_epoch(self, epoch: int) -> LabelledRecords:
-        """Return the same set with other questions."""
-        return LabelledRecords(
-            self.labelled, seed=self.seed, config=self.config, epoch=epoch, classes=self.classes
-        )
-
     def with_tasks(self, index: int) -> tuple[InstructionRecord, tuple[str, ...]]:
         """Return a record and the task of each of its turns.
 

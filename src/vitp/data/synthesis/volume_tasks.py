@@ -121,7 +121,7 @@ def side(facts: Facts, rng: np.random.Generator) -> Question | None:
     aside = [
         name
         for name, (x, least, most) in centres.items()
-        if abs(x - 0.5) >= _ASIDE and _one_half(least, most)
+        if abs(x - 0.5) >= _ASIDE and (most <= 0.5 + _ASIDE / 2 or least >= 0.5 - _ASIDE / 2)
     ]
     if not aside or not has_sides(facts.item):
         return None
@@ -375,11 +375,6 @@ def _centres(facts: Facts) -> dict[str, tuple[float, float, float]]:
             middle = float(((np.arange(width) + 0.5) * columns).sum() / columns.sum())
             found[name] = (middle / width, float(places[0]) / width, float(places[-1] + 1) / width)
     return found
-
-
-def _one_half(least: float, most: float) -> bool:
-    """Return whether something lies in one half of the picture, but for a little."""
-    return most <= 0.5 + _ASIDE / 2 or least >= 0.5 - _ASIDE / 2
 
 
 def _regions(facts: Facts, name: str) -> list[np.ndarray]:
