@@ -367,7 +367,7 @@ def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None 
     """Return a published configuration (`llm_config`, `text_config`) as ours.
 
     Args:
-        values: Of the file.
+        values: Values of the file.
         where: The file, for messages.
         tied: Whether input and output embeddings are one tensor, as the weights tell; None: as the values say.
 

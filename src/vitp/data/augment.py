@@ -93,7 +93,7 @@ def make_view(
     """Return one view and the part of the image that it shows.
 
     Args:
-        image: Of C channels.
+        image: Image of C channels.
         size: Side of the view in pixels.
         config: What may change.
         rng: Gives all that is random. As many numbers are drawn whatever the settings are, so that switching one change

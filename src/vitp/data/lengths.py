@@ -35,7 +35,7 @@ class RecordLength:
 
         Args:
             record: The record.
-            max_tiles: Of its set; None: the run's.
+            max_tiles: Most tiles of an image of its set; None: the run's.
         """
         return sum(self._tiles_per_image(record, max_tiles))
 
@@ -88,7 +88,7 @@ def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
     most 4/3 of the best possible one). Items of equal cost go in their order, parts are ascending.
 
     Args:
-        costs: Of the items, 0 or more.
+        costs: Costs of the items, 0 or more.
         parts: Number of parts, at most the number of items: none stays empty.
 
     Raises:

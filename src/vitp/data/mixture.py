@@ -94,7 +94,7 @@ class Sample(Generic[Item]):
         augment: Whether its images may be augmented.
         entry: Index of its set in the mixture.
         position: Its place in the run. What is random about the sample is a function of the seed and of it.
-        seed: Of the run.
+        seed: Seed of the run.
         partners: Other records that it may be mixed with.
     """
 
@@ -119,7 +119,7 @@ class Mixture(Generic[Item]):
 
     Args:
         entries: The sets.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         DataError: There is no set, or two have the same name.

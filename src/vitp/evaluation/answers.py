@@ -26,7 +26,7 @@ class Answered:
     Attributes:
         image: Path or address of the first image.
         question, expected, answer: Texts; the question without image marks.
-        task: Of the question, such as "box"; "" where it isn't known.
+        task: Task of the question, such as "box"; "" where it isn't known.
         score: 0..1, see `vitp.data.synthesis.scoring`; None where the task isn't known.
     """
 

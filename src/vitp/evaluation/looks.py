@@ -53,7 +53,7 @@ class PlaceQuestion:
 
     Attributes:
         image: Number of the image.
-        record: With this question alone.
+        record: The record with this question alone.
         task: One of `LOOKS_TASKS`.
         label: Class that counts for the balance.
         place: None where a place is asked for.
@@ -71,8 +71,8 @@ class PlaceScore:
     """What was found of one task, shares on 0..1.
 
     Attributes:
-        task: Of the questions.
-        questions, classes: How many of them.
+        task: Task of the questions.
+        questions, classes: Numbers of questions and of classes.
         right, shuffled, blind: Class-balanced share of right answers with the right image, another one and none.
         asked, elsewhere: Rise of the right answer's negative log-likelihood (nats a token) when the place asked about,
             or another one of the same size, is grey; None where a place is asked for.
@@ -118,7 +118,7 @@ class PlaceReader(Protocol):
         """Return for each record whether its answer is what it would write, and its negative log-likelihood a token.
 
         Args:
-            records: With one question each.
+            records: Records with one question each.
             tiles: (1, C, side, side) uint8 of each; None: without the image.
         """
         ...
@@ -219,7 +219,7 @@ def place_questions(
     Args:
         labelled: Images with labels that training hasn't seen.
         count: Questions a task.
-        seed: Of the questions.
+        seed: Seed of the questions.
         wordings: See `SynthesisConfig`; 0: all.
         grid: Cells a side of the grid whose cells are asked about.
     """

@@ -75,9 +75,9 @@ class VolumePrediction:
     """What is computed of one volume, slice by slice.
 
     Args:
-        model: Of any task but change.
-        address: Of the volume.
-        plane: Of its slices.
+        model: Model of any task but change.
+        address: Address of the volume.
+        plane: Plane of its slices.
         settings: How the model is applied; see `vitp.inference.maps.seen_settings`.
         folder: Where finished parts lie.
         factor: On the size of slices, before they are seen.

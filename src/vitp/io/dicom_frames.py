@@ -27,12 +27,12 @@ class Frame:
     """One image of a DICOM file.
 
     Attributes:
-        header: Of its file.
+        header: Header of its file.
         index: Its place in the file, from 0.
         position_3: Centre of its first pixel in DICOM's LPS millimetres; None: not known.
         axes_23: Directions in which its columns and its rows count; None: not known.
         spacing: Millimetres between the centres of rows, and of columns.
-        thickness: Of the slice, or the step to the next one, in millimetres.
+        thickness: Thickness of the slice, or the step to the next one, in millimetres.
         scale, offset: The quantity is value · scale + offset.
         voi: The data set that says how it is shown.
         values: The data set that says what its values mean.

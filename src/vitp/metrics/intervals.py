@@ -37,7 +37,7 @@ def resampled_means(
         values_NM: A row a case.
         group_N: From 0; cases of one group are drawn together.
         draws: B.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
     """
     groups, columns = int(group_N.max()) + 1, values_NM.shape[1]
     known_NM = ~np.isnan(values_NM)
@@ -86,8 +86,8 @@ def rate_interval(hit_N: np.ndarray, group_N: np.ndarray, *, confidence: float =
 
     Args:
         hit_N: Bool.
-        group_N: From 0.
-        confidence: Of the interval.
+        group_N: Numbers of groups, from 0.
+        confidence: Confidence of the interval.
     """
     count = len(hit_N)
     sizes_G = np.bincount(group_N) if count else np.zeros(0, np.int64)
@@ -124,7 +124,7 @@ def area_under_curve(
         score_N: Larger is surer.
         positive_N: Bool.
         group_N: From 0; None: each value is its own.
-        confidence: Of the interval.
+        confidence: Confidence of the interval.
 
     Returns:
         NaN, and an unknown interval, without a positive or without a negative. The interval alone is unknown where

@@ -65,7 +65,7 @@ def configure_backbone(
         model: Backbone, neck and head.
         tower: Its backbone.
         config: What is wanted.
-        backend: Of torch.compile.
+        backend: Backend of torch.compile.
 
     Raises:
         ConfigError: The backbone has no blocks that could share a graph.
@@ -91,7 +91,7 @@ def configure(vlm: VisionLanguageModel, config: ComputeSettings, *, backend: Bac
     Args:
         vlm: The model.
         config: What is wanted.
-        backend: Of torch.compile, for tests that count graphs.
+        backend: Backend of torch.compile, for tests that count graphs.
     """
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple

@@ -104,8 +104,8 @@ class RunAttention:
     """Attention of one batch as groups of runs. See `vitp.models.attention_layouts.PackedAttention`.
 
     Args:
-        runs: Of the batch.
-        device: Of queries and keys.
+        runs: Runs of the batch.
+        device: Device of queries and keys.
     """
 
     def __init__(self, runs: TokenRuns, device: torch.device) -> None:

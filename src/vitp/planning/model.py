@@ -42,7 +42,7 @@ class ModelShape:
         patch_size: Side of a patch in pixels.
         shuffle: Side of the square of patches folded into an image token.
         layer_scale: Whether the ViT's blocks scale what they add.
-        channels: Of the images.
+        channels: Channels of the images.
         parameters: Part → number of parameters, embeddings counted once.
     """
 

@@ -99,8 +99,8 @@ class PretrainPlan:
         imbalance: Slowest rank's work in a step over the mean rank's, mean over steps.
         memory: At the worst moment on one GPU.
         utilisation: Assumed share of the GPU's peak.
-        samples_per_second: Of all GPUs.
-        dollars_per_hour: Of one GPU.
+        samples_per_second: Samples per second of all GPUs.
+        dollars_per_hour: Dollars per hour of one GPU.
     """
 
     machine: Machine
@@ -177,7 +177,7 @@ def plan_pretraining(
         samples: Sizes of samples in random order; they are drawn from with repetition.
         machine: GPUs.
         utilisation: Share of the peak; None: the device's assumed one.
-        dollars_per_hour: Of one GPU; None: the device's assumed one.
+        dollars_per_hour: Dollars per hour of one GPU; None: the device's assumed one.
     """
     rng = np.random.default_rng(0)
     steps = [_step(model, run, samples, machine.count, rng) for _ in range(_SIMULATED_STEPS)]

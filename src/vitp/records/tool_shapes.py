@@ -217,8 +217,8 @@ def decode_cvat_mask(runs: str, place: tuple[int, int, int, int], height: int, w
     Args:
         runs: Between commas.
         place: Left, top, width and height of the box.
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
 
     Raises:
         ValueError: The runs don't fill the box, or it doesn't lie in the image.

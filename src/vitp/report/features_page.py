@@ -57,7 +57,7 @@ def write_features_page(
         backbones: Name → backbone. Those that aren't plain ViTs have no attention and are shown by their features.
         images: Name → RGB image.
         path: The page.
-        place: Of the query patch whose attention is shown, as shares (row, column) of the image.
+        place: Place of the query patch whose attention is shown, as shares (row, column) of the image.
         shared: One basis of colours for all backbones; see `feature_colours`.
 
     Raises:
@@ -218,7 +218,7 @@ def write_pictures(
 
     Args:
         backbones, images, place, shared: See `write_features_page`.
-        folder: For the files.
+        folder: Folder for the files.
 
     Raises:
         VitpError: A file can't be written.

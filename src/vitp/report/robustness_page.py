@@ -258,7 +258,7 @@ def example_figures(
         kind: Which labels the task learns from; None: no task. Classes of whole images aren't drawn.
         corruptions: What happens.
         severity: 1 to 5.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
     """
     items = [labelled.items[index] for index in range(min(len(labelled), 16))]
     item = max(items, key=lambda each: len(each.objects or ()))

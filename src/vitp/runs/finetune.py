@@ -74,7 +74,7 @@ class FinetuneResult:
     Attributes:
         scores: On the test images.
         model: Folder of the model.
-        step: Of the weights that were kept.
+        step: Step of the weights that were kept.
         train: What the engine says.
     """
 

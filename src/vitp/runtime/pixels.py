@@ -146,7 +146,7 @@ def scaled_values(
     Args:
         values_CHW: Numbers of any type; for a model of pictures uint8 RGB.
         channels: As in `read_planes`.
-        where: For messages.
+        where: File or place that messages name.
 
     Raises:
         DataError: They aren't as many channels, or no pictures.

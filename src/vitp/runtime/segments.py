@@ -100,7 +100,7 @@ def segments_of_graph(
     """Return the segments of an image that a graph saw as a whole.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         classes_QC: Its output `classes`.
         masks_Qhw: Its output `masks`: logits.
         seen: Height and width that the image was seen at; what lies beyond is padding.

@@ -65,7 +65,7 @@ def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int
     Args:
         mode: `fixed`: a square of `side`; `short` or `long`: that side becomes `side`; `none`: as it is.
         side: Pixels; None with `none` alone.
-        height, width: Of the image.
+        height, width: Height and width of the image.
     """
     if mode == "none" or side is None:
         return height, width

@@ -22,7 +22,7 @@ class _Mask:
     """Renders one mask of a scene when it is called; can be pickled into data workers.
 
     Attributes:
-        address: Of the scene.
+        address: Address of the scene.
         change: The change mask of the pair, not the semantic mask.
     """
 
@@ -54,8 +54,8 @@ class SceneSet(Sequence[LabelledImage]):
 
     Attributes:
         domain: Name of the domain.
-        seed: Of the set.
-        indices: Of the scenes.
+        seed: Seed of the set.
+        indices: Indices of the scenes.
         size: Side in pixels.
         split: Whose textures and shapes are used.
         pairs: Two dates of each place. Objects, scene class, captions and mask are those of the later one's
@@ -117,7 +117,7 @@ def scene_set(
 
     Args:
         domain: Domain or its name.
-        seed: Of the set; sets with different seeds share no place.
+        seed: Seed of the set; sets with different seeds share no place.
         count: Number of scenes.
         size: Side in pixels.
         split: Which bank of textures and shapes.

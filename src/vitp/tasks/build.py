@@ -102,7 +102,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
 
     Args:
         settings: See `BackboneSettings`.
-        seed: Of random weights.
+        seed: Seed of random weights.
         data: Bands of the data that it is to be trained on: a backbone of RGB pictures is made for them, one with
             bands of its own keeps these.
 

@@ -117,7 +117,7 @@ def views_of(
     image itself, to the pixel, so that nothing larger than a window is ever made.
 
     Args:
-        height, width: Of the image.
+        height, width: Height and width of the image.
         settings: Windows, scales, mirrors.
         resize: What size the image gets.
         origin: x and y in pixels of the image from which windows are counted.

@@ -20,7 +20,7 @@ class Download:
     """A download that is being converted.
 
     Attributes:
-        corpus: Which set.
+        corpus: The published set that it is.
         root: The download; the records' images are absolute paths below it.
         work: Folder for images that only exist inside of a table.
         findings: Lines about what was left out.

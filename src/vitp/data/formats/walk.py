@@ -248,9 +248,9 @@ class Folder:
     """A folder that holds images.
 
     Attributes:
-        path: Of the folder.
+        path: Path of the folder.
         files: Its images, sorted.
-        split: That its path names.
+        split: Split that its path names.
         role: "image", "mask", "instance" or "".
         rest: What else its path says, in lower case.
     """

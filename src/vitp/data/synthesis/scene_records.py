@@ -23,10 +23,10 @@ class LabelledRecords(Sequence[InstructionRecord]):
 
     Args:
         labelled: The set; every item must have something to ask about.
-        seed: Of the questions.
+        seed: Seed of the questions.
         config: What to ask.
         epoch: Another epoch asks other questions about the same images.
-        classes: Of the set, with statistics; taken from the set when missing. Give those of the training
+        classes: Classes of the set, with statistics; taken from the set when missing. Give those of the training
             split to a validation split, so that both are balanced alike.
     """
 

@@ -398,7 +398,7 @@ def longest_diameter(region_HW: np.ndarray, spacing: tuple[float, float]) -> flo
     """Return the largest distance between two corners of a region's pixels.
 
     Args:
-        region_HW: With at least one pixel.
+        region_HW: Region with at least one pixel.
         spacing: Lengths of a pixel along x and along y.
     """
     y_N, x_N = np.nonzero(region_HW)

@@ -40,7 +40,7 @@ class OrientedProposalNetwork(nn.Module):
     """Axis-aligned anchors on every level → rotated boxes that may hold an object.
 
     Args:
-        strides: Of the levels, finest first.
+        strides: Strides of the levels, finest first.
         width: Channels of the levels.
         settings: Anchors, matching, sampling, suppression.
     """

@@ -124,7 +124,7 @@ class FCNHead(nn.Module):
         channels: Channels of the map.
         width: Channels of the convolutions.
         classes: Number of classes.
-        convolutions: How many.
+        convolutions: Number of convolutions.
         norm: See `NormKind`.
         dropout: Share of the channels that is left out before the classifier while training.
     """

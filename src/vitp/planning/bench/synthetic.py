@@ -129,7 +129,7 @@ class SyntheticSource:
         work: Contents of a step; the records are shared by micro-batches and ranks.
         max_length: Most tokens of a row.
         micro_batches: Micro-batches of each rank.
-        seed: Of pixels, texts and dropped tokens.
+        seed: Seed of pixels, texts and dropped tokens.
         compute: As `vitp.objectives.packed_records.PackedRecords` has it.
     """
 
