@@ -166,8 +166,10 @@ def _area_variance(
         rests.append(rest_G)
         counts.append((len(shares), int(with_any.sum()), with_any))
     (m, groups_m, any_m), (n, groups_n, any_n) = counts
+    # Values of one group are summed before they are squared: that is how their likeness counts.
     own_m = groups_m / (groups_m - 1) * float((rests[0] ** 2).sum()) / m**2
     own_n = groups_n / (groups_n - 1) * float((rests[1] ** 2).sum()) / n**2
     total = int((any_m | any_n).sum())
+    # Groups that hold positives and negatives tie the two sums together.
     shared = total / (total - 1) * float((rests[0] * rests[1]).sum()) / (m * n)
     return max(0.0, own_m + own_n + 2 * shared)

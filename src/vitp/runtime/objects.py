@@ -130,6 +130,7 @@ def objects_of_masks(
             continue
         rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        # A query's score is its class's times how sure its mask is of its own pixels.
         within = (1 / (1 + np.exp(-logits_hw[mask_hw]))).mean()
         scores.append(classes_QC[of_query, of_class] * within)
         labels.append(of_class)

@@ -65,6 +65,7 @@ def merged_segments(
     labels: list[int] = []
     scores: list[float] = []
     stuff: dict[int, int] = {}
+    # The surest come first, so that the score of a segment of stuff is that of its surest query.
     for query in kept[np.argsort(-score_Q[kept], kind="stable")]:
         inside_HW, label = mask_of(int(query)) >= 0.5, int(label_Q[query])
         own_HW = (owner_HW == query) & inside_HW

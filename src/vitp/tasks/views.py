@@ -149,6 +149,7 @@ def views_of(
             if flat:
                 x, y = _staggered((x, y), step, first, (max(columns - side, 0), max(rows - side, 0)), patch)
             y2, x2 = min(y + side, rows), min(x + side, columns)
+            # Rounded outwards: neighbours may share a pixel of the image, but none lies between two of them.
             window = (
                 x * width // columns,
                 y * height // rows,
