@@ -244,7 +244,7 @@ def _add(paths: dict[str, Path], also: Sequence[str], root: Path) -> None:
             raise ConfigError("is no file there", where=f"--also {name}", fix=f"name a file in {root}")
         check_inside(file, root)
         if shown in paths:
-            raise ConfigError("leaves anyway", where=f"--also {name}", fix="leave it out")
+            raise ConfigError("is sent in any case", where=f"--also {name}", fix="leave it out")
         paths[shown] = file
 
 

@@ -62,7 +62,7 @@ class VLMSettings(SettingsModel):
         """Width of the language model (H)."""
         width = self.language.arguments.get("hidden_size")
         if width is None:
-            raise ConfigError("says no hidden_size", where="language.arguments", fix="set it")
+            raise ConfigError("doesn't say hidden_size", where="language.arguments", fix="set it")
         return int(width)
 
 

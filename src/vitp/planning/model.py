@@ -108,7 +108,7 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
     if settings.init == "scratch":
         if settings.scratch is None:
             raise ConfigError(
-                "says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
+                "doesn't say the sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
             )
         return model_shape(_for_channels(settings.scratch, settings), settings.vocabulary), None
     if settings.init.rstrip("/").endswith(tuple(f"{name}{end}" for name in _BY_NAME for end in ("", "-hf"))):
