@@ -25,6 +25,7 @@ from tools.task_pictures import JOBS, ROOT
 
 PICTURES = ROOT / "docs" / "pictures" / "page"
 STARTS = PICTURES.parent / "starts.webp"
+EDGE = 10
 TALL = {"desk": 900, "phone": 1500}
 
 
@@ -95,7 +96,8 @@ def starts(demo: Path, target: Path, width: int = 1280) -> None:
             "const [first, last] = [all[0], [...all].at(-1)].map((one) => one.getBoundingClientRect());"
             "return [first.x, first.y + scrollY, first.width, last.bottom - first.y]"
         )
-        clip = dict(zip(("x", "y", "width", "height"), box, strict=True), scale=1)
+        x, y, wide, high = box
+        clip = {"x": x - EDGE, "y": y - EDGE, "width": wide + 2 * EDGE, "height": high + 2 * EDGE, "scale": 1}
         shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"clip": clip, "captureBeyondViewport": True})
     with Image.open(io.BytesIO(base64.b64decode(shot["data"]))) as image:
         image.convert("RGB").save(target, quality=82, method=6)

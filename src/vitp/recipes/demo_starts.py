@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,15 +65,14 @@ class SegmentedScenes:
 
     def save(self, path: Path) -> None:
         """Write the scenes as a NumPy archive, atomically."""
-        values = {f"found {name}": map_NSS for name, map_NSS in self.found.items()}
+        values: dict[str, Any] = {f"found {name}": map_NSS for name, map_NSS in self.found.items()}
+        values |= {
+            "classes": np.array(self.classes),
+            "images": np.array(self.images),
+            "truth": self.truth_NSS,
+        }
         with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez_compressed(
-                file,
-                classes=np.array(self.classes),
-                images=np.array(self.images),
-                truth=self.truth_NSS,
-                **values,
-            )
+            np.savez_compressed(file, **values)
 
     @classmethod
     def load(cls, path: Path) -> SegmentedScenes:

@@ -321,8 +321,9 @@ class Figure:
     @property
     def address(self) -> str:
         """The picture as a data address."""
-        mask = isinstance(self.image, Image.Image) and self.image.mode == "RGBA"
-        return data_address(self.image if mask else open_picture(self.image))
+        if isinstance(self.image, Image.Image) and self.image.mode == "RGBA":
+            return data_address(self.image)
+        return data_address(open_picture(self.image))
 
 
 @dataclass(frozen=True)
