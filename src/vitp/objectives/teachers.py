@@ -57,7 +57,7 @@ class TeacherSettings(SettingsModel):
     """Side in pixels at which it sees the images; none: where its grid is the student's, or the student's."""
     whiten: bool = False
     """Match vectors less the mean of all patches, with equal variance in every direction (see `Whitening`). Those of
-    a trained ViT vary along a few directions, which alone a cosine sees; what tells objects apart often lies in others."""
+    a trained ViT vary along a few directions, which alone a cosine sees; what tells objects apart may lie in others."""
     projector: Literal["linear", "mlp", "none"] = "linear"
     """What makes the student's vectors the teacher's: the identity at the start where both are equally wide."""
     momentum: float = Field(0.996, ge=0, le=1)
