@@ -56,8 +56,8 @@ class TeacherSettings(SettingsModel):
     size: int | None = Field(None, ge=8, le=65_536)
     """Side in pixels at which it sees the images; none: where its grid is the student's, or the student's."""
     whiten: bool = False
-    """Match vectors less the mean of all patches, with equal variance in every direction (see `Whitening`). Those of a
-    trained ViT vary along a few directions, which a cosine sees alone; what tells objects apart often lies in others."""
+    """Match vectors less the mean of all patches, with equal variance in every direction (see `Whitening`). Those of
+    a trained ViT vary along a few directions, which alone a cosine sees; what tells objects apart may lie in others."""
     projector: Literal["linear", "mlp", "none"] = "linear"
     """What makes the student's vectors the teacher's: the identity at the start where both are equally wide."""
     momentum: float = Field(0.996, ge=0, le=1)
@@ -213,7 +213,7 @@ class TeacherModel(nn.Module):
 
     @torch.no_grad()
     def seen(self, images_BCHW: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return what it makes of uint8 images: patch tokens (B, N, T) on a grid, and its attention if that is matched."""
+        """Return patch tokens (B, N, T) of uint8 images on a grid, and its attention where that is matched."""
         settings = self.settings
         images_BCHW = self.backbone.normalize(images_BCHW)
         taught_BThw, theirs_BaNN = observed(
