@@ -130,9 +130,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
 
 def _differ(folders: Sequence[Folder]) -> str:
     """Return that the files of masks aren't called like those of images, with an example; "" where there are none."""
-    image, mask = (
-        next((folder for folder in folders if folder.role == role), None) for role in ("image", "mask")
-    )
+    image, mask = (next((folder for folder in folders if folder.role == role), None) for role in ("image", "mask"))
     if image is None or mask is None:
         return ""
     return f", and masks have other names than images ({mask.files[0].name}, {image.files[0].name})"

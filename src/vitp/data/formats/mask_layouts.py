@@ -109,8 +109,7 @@ def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None
                 raise DataError(
                     f"{' and '.join(several)} may both hold the {option}",
                     where=str(root),
-                    fix="name both folders with the options images=FOLDER and masks=FOLDER"
-                    + more.format(*several),
+                    fix="name both folders with the options images=FOLDER and masks=FOLDER" + more.format(*several),
                 )
     layout = _matched(root, images, masks)
     layout.without = without
