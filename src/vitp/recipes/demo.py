@@ -235,9 +235,10 @@ def _probe(
                 truth_VSS = data.test.pixel_labels_VSS
                 assert truth_VSS is not None  # scenes have masks
                 chosen = richest(truth_VSS)
+                truth_NSS = truth_VSS[chosen].numpy()
                 maps[name] = fitted.class_maps(data.test, chosen).numpy()
     images = [str(test.items[number].image) for number in chosen.tolist()]
-    SegmentedScenes(labelled.semantic_classes, images, truth_VSS[chosen].numpy(), maps).save(scenes)
+    SegmentedScenes(labelled.semantic_classes, images, truth_NSS, maps).save(scenes)
     return {name: ProbeTable.joined(found) for name, found in tables.items()}
 
 
