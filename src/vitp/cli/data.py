@@ -172,9 +172,7 @@ def merge_command(
         Literal["drawn", "own", "train", "val", "test"],
         typer.Option("--splits", help="Of new images: drawn at random, as in NEW, or all in one split."),
     ] = "drawn",
-    val: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Drawn: share of validation images.")
-    ] = None,
+    val: Annotated[float | None, typer.Option(min=0, max=1, help="Drawn: share of val images.")] = None,
     test: Annotated[float | None, typer.Option(min=0, max=1, help="Drawn: share of test images.")] = None,
     seed: Seed = 0,
     complete: Annotated[
