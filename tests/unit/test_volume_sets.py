@@ -733,3 +733,18 @@ def test_check_compares_the_headers_of_dicom_without_telling_them(tmp_path: Path
     kinds = {finding.kind for finding in report.findings if finding.severity == "error"}
     assert kinds == {"patient"} and len(report.of_kind("patient")) == 1
     assert "PAT" not in json.dumps(report.to_json()) and "Doe" not in json.dumps(report.to_json())
+
+
+def test_what_dataset_json_says_must_be_there(tmp_path: Path) -> None:
+    root = nnunet(tmp_path, 2, {"labels": ["background", "a", "b", "c"], "numTraining": 5})
+    found = read(root)
+    assert found.semantic_classes == ("background", "a", "b", "c")
+    assert any("numTraining is 5, but 2 cases" in line for line in found.findings)
+    for head, message in (
+        ({"labels": ["a", "b", "c"]}, 'not with "background" first'),
+        ({"labels": None}, "labels that name no values"),
+        ({"channel_names": {"0": "T1", "1": "T2"}}, r"names 2 channels \(T1, T2\), but the cases have 1"),
+    ):
+        nnunet(tmp_path, 1, head)
+        with pytest.raises(DataError, match=message):
+            read(root)

@@ -47,7 +47,7 @@ from vitp.records.regions import objects_of
 
 _MASK_TYPES = ("semantic", "instances")
 _STRAYS = ("nearest", "ignore")
-_INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"))
+_INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 
 
 @dataclass(frozen=True)
