@@ -340,7 +340,7 @@ def test_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
 
 def test_numbers_that_run_from_1_are_refused(tmp_path: Path) -> None:
     yolo(tmp_path, "1 .5 .5 .2 .2", "2 .5 .5 .2 .2", yaml="names: [ship, car]")
-    with pytest.raises(DataError, match="run from 1 to 2, those of data.yaml from 0 to 1"):
+    with pytest.raises(DataError, match=r"run from 1 to 2, those of data\.yaml from 0 to 1"):
         read_labels("yolo", tmp_path)
     found = read_labels("yolo", tmp_path, classes="unused,ship,car")
     assert [item.objects[0].category for item in found.items] == ["ship", "car"]

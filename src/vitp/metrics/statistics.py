@@ -71,7 +71,7 @@ def paired_bootstrap(
         ours, theirs: One score a seed, in the same order of seeds.
         confidence: Share of the resampled means inside the interval.
         draws: Number of resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         higher_is_better: False for errors and losses: the verdict turns round.
 
     Raises:
@@ -207,7 +207,7 @@ def repeats_needed(
     Args:
         ours, theirs: (pretraining seed, draw) → score.
         power: Chance that a t-test sees a difference of this size; each, where there are two.
-        confidence: Of the two-sided tests.
+        confidence: Confidence of the two-sided tests.
         most: Largest number that is tried.
 
     Returns:

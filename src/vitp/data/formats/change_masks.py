@@ -69,7 +69,7 @@ class ChangeMeaning:
         unchanged: Values that say "unchanged"; None: 0, or what is dark.
         names: Classes of what became what.
         values: (value, class index) pairs of masks of classes or levels.
-        former: Of masks of levels: the class index that each value had before.
+        former: For masks of levels: the class index that each value had before.
     """
 
     unchanged: int | tuple[int, ...] | None = None
@@ -83,7 +83,7 @@ class ChangeMeaning:
         """Return what reads what became what, from the masks of classes or else from the one of levels.
 
         Args:
-            mask: Of what changed, or of levels.
+            mask: Mask of what changed, or of levels.
             classes: Masks of classes at both dates.
             onto: The pixels of the image, for each of these files that has others on the ground.
         """

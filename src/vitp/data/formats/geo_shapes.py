@@ -39,7 +39,7 @@ class PlacedShapes:
     """The shapes of one layer, mended, and found again in each reference system.
 
     Attributes:
-        features: Of the layer.
+        features: Features of the layer.
         shapes_N: shapely geometries in its reference system; None where there is none.
         met_N: Whether a raster met it so far.
     """

@@ -143,9 +143,9 @@ class Tally:
         what = f"none of the {lost + flat:,} labels{of} can be used (the first: {line})"
         raise DataError(what, where=where, fix=_MEND)
 
-    def _excluded(self, most: int = 8) -> str:
-        named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(most))
-        return named + (" …" if len(self.excluded) > most else "")
+    def _excluded(self) -> str:
+        named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(8))
+        return named + (" …" if len(self.excluded) > 8 else "")
 
     def lines(self) -> list[str]:
         """Return what became of the labels, in words; nothing when all are used."""

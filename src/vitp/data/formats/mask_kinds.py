@@ -97,7 +97,7 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
 
 
 def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(0x0112, 1) == 1
+    return bool(image.getexif().get(0x0112, 1) == 1)
 
 
 def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:

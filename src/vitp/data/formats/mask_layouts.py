@@ -16,15 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import (
-    IMAGE_WORDS,
-    MASK_WORDS,
-    Folder,
-    described,
-    image_folders,
-    shared,
-    within,
-)
+from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, Folder, described, image_folders, shared, within
 
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""

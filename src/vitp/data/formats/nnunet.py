@@ -30,12 +30,12 @@ class DatasetHead:
     """What `dataset.json` says.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         channels: Names of the channels, in their order; empty where it names none.
         regions: The classes with their values.
         order: Values that nnU-Net writes for the regions, in the order in which it paints them: that of the file.
         ignore: Value of what counts for nothing; None: none.
-        ending: Of the files, such as ".nii.gz"; "" where it isn't told.
+        ending: Ending of the files, such as ".nii.gz"; "" where it isn't told.
         listed: Cases that the file lists: (split, image, mask or "").
         count: How many cases there are for training; None where it isn't told.
     """

@@ -156,8 +156,8 @@ def read_pairs(
             `mask`; `T1`, `T2`; `im1`, `im2`, `label1`, `label2`.
         options: Name, licence, splits.
         before: Name of the folder of the earlier dates, where it isn't one of these.
-        after: Of the later dates.
-        masks: Of the masks.
+        after: Name of the folder of the later dates.
+        masks: Name of the folder of the masks.
         unchanged: Values or colours that say "unchanged".
         classes: "name=value,…" of masks of classes, levels or kinds of change; for masks of classes by default from
             classes.txt or a table of colours, else the values are the names.

@@ -76,7 +76,7 @@ def read_volumes(
         grid: What counts where a mask has the shape of its image and lies elsewhere: "world": its place, each pixel has
             the nearest voxel's label; "voxels": its shape.
         background: Training slices in which nothing is labelled, as a share of those in which something is.
-        fold: Of splits_final.json, whose val cases are the split val.
+        fold: Fold of splits_final.json, whose val cases are the split val.
 
     Raises:
         DataError: There are no volumes with masks, or they have no or two readings.
@@ -114,7 +114,7 @@ def add_volumes(builder: SetBuilder, layout: CaseLayout, own: VolumeOptions) -> 
     """Add the slices of cases to a set, all of them, and return their classes.
 
     Args:
-        builder: Of the set; its options say which slices.
+        builder: Builder of the set; its options say which slices.
         layout: The cases.
         own: See `read_volumes`.
 
@@ -130,10 +130,10 @@ class _Reading:
     """A set of volumes while it is read.
 
     Attributes:
-        builder: Of the set.
+        builder: Builder of the set.
         layout: Its cases.
         own: Options of the format.
-        head: Of dataset.json.
+        head: Head of dataset.json.
         facts: Case → head of its volume.
         scans: Case → what its labels hold.
         empty: Ids of slices in which nothing is labelled.
