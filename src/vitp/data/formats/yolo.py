@@ -84,7 +84,6 @@ def read_yolo(
     labels = _labels(builder, told)
     form = _form(builder, rows, labels, told, (names, origin))
 
-
     def read_one(path: Path, found: ImageLabels) -> int:
         count = 0
         for row, words in label_rows(path):
