@@ -386,3 +386,15 @@ def test_a_deflated_file_is_inflated_within_bounds(tmp_path, monkeypatch):
     copy.write_bytes(path.read_bytes())
     with pytest.raises(DataError, match="more than 1,000 bytes once it is inflated"):
         vitp.open_pixels(copy)
+
+
+def test_images_of_one_uid_at_several_places_are_refused(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels((5, 6, 8)), affine())
+    with pytest.raises(DataError, match="same SOPInstanceUID as another image"):
+        _changed(folder, lambda _, data: setattr(data, "SOPInstanceUID", "1.2.3"))
+
+
+def test_a_slope_of_zero_is_a_finding(tmp_path):
+    folder = write_series(tmp_path / "ct", voxels((5, 6, 8)), affine())
+    volume = _changed(folder, lambda place, data: setattr(data, "RescaleSlope", 0 if place == 2 else 1))
+    assert volume.findings == ("has a rescale slope of 0 in 1 images, which is taken for 1",)

@@ -273,3 +273,27 @@ def test_set_most_of_whose_labelled_images_are_missing_is_refused(tmp_path: Path
 def _text(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(content)
+
+
+def test_coco_corners_in_the_place_of_sizes_are_refused(tmp_path: Path) -> None:
+    corners = [[30, 20, 60, 44], [5, 6, 40, 40], [40, 10, 63, 30]]
+    coco(tmp_path, [{"image_id": i % 2 + 1, "category_id": 1, "bbox": box} for i, box in enumerate(corners)])
+    with pytest.raises(DataError, match=r"2 of 3 boxes reach outside .* two corners"):
+        read_labels("coco", tmp_path)
+
+
+def test_voc_files_that_name_the_images_of_each_other_are_refused(tmp_path: Path) -> None:
+    names = {"a": "b.png", "b": "c.png", "c": "a.png", "d": "d.png"}
+    for number, (stem, named) in enumerate(names.items()):
+        image(tmp_path / f"JPEGImages/{stem}.png", number)
+        content = f"<annotation><filename>{named}</filename>{voc_object('ship', 5, 6, 25, 30)}</annotation>"
+        text(tmp_path / f"Annotations/{stem}.xml", content)
+    with pytest.raises(
+        DataError, match=r"a\.xml: is called like JPEGImages/a\.png, but <filename> is that of .*b\.png"
+    ):
+        read_labels("voc", tmp_path)
+    # Copies keep the name of the image that they were made from.
+    for stem in ("a", "b", "c"):
+        file = tmp_path / f"Annotations/{stem}.xml"
+        file.write_text(file.read_text().replace(names[stem], "d.png"))
+    assert len(read_labels("voc", tmp_path)) == 4

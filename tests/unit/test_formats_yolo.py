@@ -336,3 +336,24 @@ def test_link_that_leads_in_a_circle_ends(tmp_path: Path) -> None:
     yolo(tmp_path, ROW)
     (tmp_path / "images" / "again").symlink_to(tmp_path / "images")
     assert places(read_labels("yolo", tmp_path, **WHOLE)) == {"im0": "train"}
+
+
+def test_numbers_that_run_from_1_are_refused(tmp_path: Path) -> None:
+    yolo(tmp_path, "1 .5 .5 .2 .2", "2 .5 .5 .2 .2", yaml="names: [ship, car]")
+    with pytest.raises(DataError, match=r"run from 1 to 2, those of data\.yaml from 0 to 1"):
+        read_labels("yolo", tmp_path)
+    found = read_labels("yolo", tmp_path, classes="unused,ship,car")
+    assert [item.objects[0].category for item in found.items] == ["ship", "car"]
+
+
+def test_corners_in_the_place_of_centre_and_size_are_refused(tmp_path: Path) -> None:
+    yolo(tmp_path, *["0 .6 .6 .9 .9", "0 .5 .7 .8 .95", "0 .2 .2 .3 .3"], yaml="names: [ship]")
+    with pytest.raises(DataError, match=r"2 of 3 boxes reach outside .* two corners"):
+        read_labels("yolo", tmp_path)
+
+
+@pytest.mark.parametrize("row", ["0,.5,.5,.2,.2", "ship .5 .5 .2 .2", "# a comment"])
+def test_rows_of_no_format_are_shown(tmp_path: Path, row: str) -> None:
+    yolo(tmp_path, row, row, yaml="names: [ship]")
+    with pytest.raises(DataError, match=rf'the first row of the text files is "{row}"'):
+        detect_format(tmp_path)

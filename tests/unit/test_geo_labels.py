@@ -370,3 +370,22 @@ def test_empty_files_of_all_rasters_are_no_set_without_objects(tmp_path: Path) -
         write_vectors(tmp_path / f"{name}.gpkg", [], label=np.array([], object))
     with pytest.raises(DataError, match=r"a\.gpkg: layer a holds no feature .*nor do 1 more files or layers"):
         read_labels("geo", tmp_path)
+
+
+@pytest.mark.parametrize("west", [179.9995, 200.0])
+def test_outlines_beyond_the_180th_meridian_are_found(tmp_path: Path, west: float) -> None:
+    place = Geometry("EPSG:4326", (1e-5, 0.0, west, 0.0, -1e-5, 10.0))
+    write_raster(tmp_path / "scene.tif", place, (100, 80))
+
+    def usual(x1: float, y1: float, x2: float, y2: float) -> shapely.Polygon:
+        shape = box_on_ground(place, x1, y1, x2, y2)
+        turn = [360 if shape.centroid.x > 180 else 0, 0]
+        return shapely.transform(shape, lambda points: points - turn)
+
+    beyond = usual(60, 20, 80, 40)
+    split = shapely.MultiPolygon([usual(40, 50, 50, 60), usual(50, 50, 60, 60)])
+    write_vectors(tmp_path / "objects.geojson", [beyond, split], "EPSG:4326", kind=["ship", "car"])
+    found = {label.category: label for label in one(read_labels("geo", tmp_path)).objects}
+    assert found["ship"].box == pytest.approx((60, 20, 80, 40), abs=1e-4)
+    assert found["car"].box == pytest.approx((40, 50, 60, 60), abs=1e-4) and not found["car"].difficult
+    assert len(found["car"].polygons) == 1

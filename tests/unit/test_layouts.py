@@ -251,3 +251,65 @@ def test_options_of_masks_are_checked(tmp_path: Path) -> None:
         read_labels("masks", tmp_path, mask_type="instance")
     with pytest.raises(ConfigError, match=r"strays.*nearest or ignore"):
         read_labels("masks", tmp_path, strays="drop")
+
+
+def test_cityscapes_is_no_set_of_class_folders(tmp_path: Path) -> None:
+    for split, city in (("train", "bonn"), ("val", "ulm")):
+        for number in range(2):
+            name = f"{split}/{city}/{city}_{number:06d}_000019"
+            photo(tmp_path / f"leftImg8bit/{name}_leftImg8bit.png")
+            for kind, value in (("labelIds", 7), ("instanceIds", 26), ("color", 3)):
+                mask(tmp_path / f"gtFine/{name}_gtFine_{kind}.png", value)
+    found = read_labels("auto", tmp_path)
+    assert not found.scene_classes and found.findings == ()
+    assert {item.id.split("/")[2]: item.split for item in found.items} == {"bonn": "train", "ulm": "val"}
+    assert all(item.semantic.path.endswith("labelIds.png") for item in found.items)
+
+
+def test_masks_that_are_called_otherwise_are_no_classes(tmp_path: Path) -> None:
+    for number in range(3):
+        photo(tmp_path / f"images/bonn/p{number}.png")
+        mask(tmp_path / f"masks/bonn/q{number}.png")
+        mask(tmp_path / f"masks/ulm/r{number}.png")
+    with pytest.raises(DataError, match=r"masks have other names than images \(q0\.png, p0\.png\)"):
+        detect_format(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "folders", [("T1", "T2", "T3"), ("A/train", "B/train", "C/train"), ("img_1", "img_2", "img_3")]
+)
+def test_three_dates_are_refused(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    below = folders[0].partition("/")[2]
+    for number in range(2):
+        for folder in folders:
+            photo(tmp_path / folder / f"{number}.png")
+        mask(tmp_path / "label" / below / f"{number}.png")
+    with pytest.raises(DataError, match=f"{folders[0]}, {folders[1]} and {folders[2]} are three dates"):
+        detect_format(tmp_path)
+    names = {
+        key: folder.partition("/")[0] for key, folder in zip(("before", "after"), folders[1:], strict=True)
+    }
+    found = read_labels("pairs", tmp_path, **names)
+    assert {Path(item.image).parent for item in found.items} == {tmp_path / folders[1]}
+
+
+@pytest.mark.parametrize("value", [0, 255])
+def test_masks_of_change_of_one_value_are_refused(tmp_path: Path, value: int) -> None:
+    for number in range(2):
+        for folder in ("old", "new"):
+            photo(tmp_path / folder / f"{number}.png")
+        (tmp_path / "diff").mkdir(exist_ok=True)
+        Image.fromarray(np.full((SIDE, SIDE), value, np.uint8)).save(tmp_path / f"diff/{number}.png")
+    assert detect_format(tmp_path) == "pairs"
+    with pytest.raises(DataError, match=f"have one value, {value}: either nothing or everything changed"):
+        read_labels("pairs", tmp_path)
+    assert not read_labels("pairs", tmp_path, unchanged=value).items[0].change().any()
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_tables_in_another_encoding_are_named(tmp_path: Path, encoding: str) -> None:
+    images = [photo(tmp_path / f"images/{number}.png") for number in range(3)]
+    rows = ["image,label", *(f"{path.name},Käse" for path in images)]
+    (tmp_path / "labels.csv").write_bytes("\n".join(rows).encode(encoding))
+    with pytest.raises(DataError, match=r"labels\.csv: may be a table of labels, but is not UTF-8 text"):
+        detect_format(tmp_path)

@@ -343,3 +343,54 @@ def test_nearest_mask_file(tmp_path: Path) -> None:
     values = ((0, 0), (255, 1))
     assert MaskFile(str(tmp_path / "m.png"), values, nearest=True)().tolist() == [[0, 0, 1, 1]]
     assert MaskFile(str(tmp_path / "m.png"), values)().tolist() == [[0, IGNORE, IGNORE, 1]]
+
+
+def test_palettes_that_differ_have_two_readings(tmp_path: Path) -> None:
+    def make(k: int) -> Image.Image:
+        image = Image.fromarray(blocks(1, 2)(k))
+        image.putpalette([0, 0, 0, *((255, 0, 0, 0, 255, 0) if k % 2 else (0, 255, 0, 255, 0, 0))])
+        return image
+
+    root = mask_set(tmp_path, make)
+    with pytest.raises(DataError, match=r"1\.png: shows the value 1 as #ff0000, 0\.png as #00ff00"):
+        read_labels("masks", root)
+    found = read_labels("masks", root, classes="background=0,a=1,b=2")
+    assert np.array_equal(found.items[0].semantic(), blocks(1, 2)(0))
+
+
+def test_a_mask_in_the_transparency_is_refused(tmp_path: Path) -> None:
+    def make(k: int) -> np.ndarray:
+        return np.dstack([np.full((SIDE, SIDE, 3), 255, np.uint8), blocks(255)(k)])
+
+    with pytest.raises(DataError, match=r"one value \(#ffffff\) that are partly transparent"):
+        read_labels("masks", mask_set(tmp_path, make))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda k: np.full((SIDE, SIDE), 255, np.uint8), "all pixels of all masks have one value, 255"),
+        (lambda k: blocks(2)(k) * np.float32(0.35), r"holds 0\.7 and other values that are no whole numbers"),
+        (lambda k: blocks(1)(k).astype(np.int32) * -1, "values below 0 may say what to ignore"),
+    ],
+)
+def test_values_that_are_no_classes_are_refused(tmp_path: Path, make: Make, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read_labels("masks", mask_set(tmp_path, make, suffix=".tif"))
+
+
+def test_whole_floating_numbers_are_classes(tmp_path: Path) -> None:
+    root = mask_set(tmp_path, lambda k: blocks(1)(k).astype(np.float32), suffix=".tif")
+    found = read_labels("masks", root)
+    assert "values of the masks: 0 = background, 1 = foreground" in found.understood
+    assert np.array_equal(found.items[2].semantic(), blocks(1)(2))
+
+
+@pytest.mark.parametrize("values", [(1, 2), (2,)])
+def test_names_that_are_one_too_few_have_two_readings(tmp_path: Path, values: tuple[int, ...]) -> None:
+    root = mask_set(tmp_path, blocks(*values))
+    (root / "classes.txt").write_text("water\nroad\n")
+    with pytest.raises(DataError, match="from 0 to 1, but the masks hold values up to 2"):
+        read_labels("masks", root)
+    (root / "classes.txt").write_text("0 background\n1 water\n2 road\n")
+    assert read_labels("masks", root).semantic_classes == ("background", "water", "road")

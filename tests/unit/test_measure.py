@@ -121,3 +121,13 @@ def test_files_without_a_band_or_a_value_are_named(tmp_path: Path) -> None:
     ) == (7, 8)
     with pytest.raises(DataError, match="no images to measure"):
         measure_channels([])
+
+
+def test_values_that_mark_missing_pixels_by_custom_do_not_count(tmp_path: Path) -> None:
+    values_CHW = np.random.default_rng(0).integers(1, 3000, (1, 40, 50)).astype(np.int16)
+    values_CHW[0, :20] = -9999
+    write_raster(path := tmp_path / "a.tif", values_CHW)
+    fills: set[float] = set()
+    channel = measure_channels([str(path)], fills=fills).channels[0]
+    assert (channel.low, channel.high) == pytest.approx(_expected(values_CHW), rel=1e-12)
+    assert fills == {-9999.0}

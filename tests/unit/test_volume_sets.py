@@ -382,3 +382,18 @@ def test_a_volume_under_two_names_is_one_patient(tmp_path: Path) -> None:
     groups = {item.id[:8]: (item.group, item.split) for item in found.items}
     assert groups["case_001"] == groups["case_777"] and len({group for group, _ in groups.values()}) == 5
     assert any("1 volumes are there under several names" in line for line in found.findings)
+
+
+def test_what_dataset_json_says_must_be_there(tmp_path: Path) -> None:
+    root = nnunet(tmp_path, 2, {"labels": ["background", "a", "b", "c"], "numTraining": 5})
+    found = read(root)
+    assert found.semantic_classes == ("background", "a", "b", "c")
+    assert any("numTraining is 5, but 2 cases" in line for line in found.findings)
+    for head, message in (
+        ({"labels": ["a", "b", "c"]}, 'not with "background" first'),
+        ({"labels": None}, "labels that name no values"),
+        ({"channel_names": {"0": "T1", "1": "T2"}}, r"names 2 channels \(T1, T2\), but the cases have 1"),
+    ):
+        nnunet(tmp_path, 1, head)
+        with pytest.raises(DataError, match=message):
+            read(root)

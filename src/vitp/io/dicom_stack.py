@@ -97,13 +97,13 @@ def _once(frames: list[Frame], said: _Said) -> list[Frame]:
     for frame in frames:
         uid = frame.header.data.get("SOPInstanceUID") or frame.header.path
         first = seen.setdefault((uid, frame.index), frame)
-        if first.position_3 is not None and frame.position_3 is not None:
-            if np.abs(first.position_3 - frame.position_3).max() > _SAME_PLACE_MM:
-                raise DataError(
-                    "has the same SOPInstanceUID as another image of the series, which lies elsewhere",
-                    where=str(frame.header.path),
-                    fix="give each image a UID of its own, as the programs do that remove names from DICOM files",
-                )
+        places = [one.position_3 for one in (first, frame) if one.position_3 is not None]
+        if len(places) == 2 and np.abs(places[0] - places[1]).max() > _SAME_PLACE_MM:
+            raise DataError(
+                "has the same SOPInstanceUID as another image of the series, which lies elsewhere",
+                where=str(frame.header.path),
+                fix="give each image a UID of its own, as the programs do that remove names from DICOM files",
+            )
     copies = len(frames) - len(seen)
     if copies:
         said.findings.append(f"holds {copies} images twice (files with the same UID); each counts once")

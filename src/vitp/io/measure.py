@@ -15,6 +15,7 @@ from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import Window
+from vitp.io.pixels import fill_value
 from vitp.records.channels import Channel, Channels
 
 _MOST_PIXELS = 1 << 22
@@ -32,6 +33,7 @@ def measure_channels(
     percentiles: tuple[float, float] = (2.0, 98.0),
     seed: int = 0,
     lost: Callable[[str, DataError], None] | None = None,
+    fills: set[float] | None = None,
 ) -> Channels:
     """Return channels whose low and high values are percentiles of each band over the valid pixels of many files.
 
@@ -45,6 +47,8 @@ def measure_channels(
         percentiles: Which become 0 and 255.
         seed: Seed of the sample.
         lost: Takes the address of a file that can't be read, and why: the others count. None: it is an error.
+        fills: Takes the values that mark missing pixels by custom (−9999) in files that name no value for them; they
+            don't count.
 
     Raises:
         DataError: A file lacks a band, one (with `lost`: every one) can't be read, or a band holds no value in any.
@@ -60,7 +64,7 @@ def measure_channels(
     with open_pixels(addresses[0]) as first:
         names = tuple(first.names[number] for number in first.numbers(bands))
     unique = tuple(dict.fromkeys(names))
-    parts = _values(chosen, unique, draw, lost)
+    parts = _values(chosen, unique, draw, lost, set() if fills is None else fills)
     ranges = {
         name: _range(np.concatenate(part), name, transform, percentiles)
         for name, part in zip(unique, parts, strict=True)
@@ -80,6 +84,7 @@ def _values(
     unique: tuple[str, ...],
     draw: random.Random,
     lost: Callable[[str, DataError], None] | None,
+    fills: set[float],
 ) -> list[list[np.ndarray]]:
     """Return the valid values of each band that count, file by file."""
     parts: list[list[np.ndarray]] = [[] for _ in unique]
@@ -100,7 +105,12 @@ def _values(
                 continue
         for values_CHW, valid_CHW in read:
             for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
-                part.append(values_HW[valid_HW])
+                chosen = values_HW[valid_HW]
+                fill = fill_value(chosen) if pixels.nodata is None else None
+                if fill is not None:
+                    fills.add(fill)
+                    chosen = chosen[chosen != fill]
+                part.append(chosen)
     return parts
 
 

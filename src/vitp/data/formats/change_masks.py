@@ -154,6 +154,13 @@ def _of_one_mask(
         counts = Counter({value & 255: n for value, n in counts.items()})
     if not classes:
         refuse_odd_looks(facts, paths)
+        if len(counts) == 1:
+            text = shown(next(iter(counts)), colour=colour and not grey)
+            raise DataError(
+                f"all pixels of all masks of what changed have one value, {text}: either nothing or everything changed",
+                where=str(builder.root),
+                fix=f"-o unchanged={text} says that nothing did, another value that everything did",
+            )
         # Levels fill areas; the edges of resized masks and what JPEG leaves don't.
         solid = {value for mask in facts for value in mask.values if value not in mask.thin}
         strays = find_strays(facts, colour=colour)

@@ -349,6 +349,7 @@ def _scaled(
     train = _addresses(labelled, "train")
     files = train or _addresses(labelled)
     names = Channels(channels=tuple(plain)).named_in(head.names)
+    fills: set[float] = set()
     for kind in ("linear", "db"):
         places = [place for place in open_ if plain[place].transform == kind]
         bands = [str(names[place]) for place in places]
@@ -356,12 +357,14 @@ def _scaled(
         if not bands:
             continue
         found = measure_channels(
-            readable, bands, transform=kind, percentiles=PERCENTILES, lost=lost.__setitem__
+            readable, bands, transform=kind, percentiles=PERCENTILES, lost=lost.__setitem__, fills=fills
         ).channels
         for place, one in zip(places, found, strict=True):
             plain[place] = plain[place].model_copy(update={"low": one.low, "high": one.high})
     whose = "training images" if train else "images, as none is for training"
-    return Channels(channels=tuple(plain)), f"2nd to 98th percentile of the {whose}"
+    listed = ", ".join(f"{value:g}" for value in sorted(fills))
+    more = f", {listed} left out as it marks missing pixels in most files" if fills else ""
+    return Channels(channels=tuple(plain)), f"2nd to 98th percentile of the {whose}{more}"
 
 
 def _composite(

@@ -113,6 +113,8 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         for first, second in combinations(own[:50], 2):
             _refuse_alike(root, first, second, explicit)
     roles = [folder for folder in folders if role_of(folder.path.name)]
+    if not roles and {"image", "mask"} <= {folder.role for folder in folders}:
+        roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
     if roles:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
         raise DataError(
@@ -130,7 +132,9 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
 
 def _differ(folders: Sequence[Folder]) -> str:
     """Return that the files of masks aren't called like those of images, with an example; "" where there are none."""
-    image, mask = (next((folder for folder in folders if folder.role == role), None) for role in ("image", "mask"))
+    image, mask = (
+        next((folder for folder in folders if folder.role == role), None) for role in ("image", "mask")
+    )
     if image is None or mask is None:
         return ""
     return f", and masks have other names than images ({mask.files[0].name}, {image.files[0].name})"

@@ -112,7 +112,9 @@ class PlacedShapes:
 
 def _beyond_180(shapely: Any, tree: Any, reach: Any) -> set[int]:
     """Return the shapes that meet a raster once a whole turn is added to their longitudes or taken from them."""
-    turned = [shapely.transform(reach, lambda points, by=by: points + (by, 0)) for by in (-360.0, 360.0)]
+    turned = [
+        shapely.transform(reach, lambda points, by=by: points + np.array([by, 0.0])) for by in (-360.0, 360.0)
+    ]
     return {int(number) for one in turned for number in tree.query(one, predicate="intersects")}
 
 
@@ -122,7 +124,7 @@ def _brought_to(shapely: Any, shape: Any, longitude: float) -> Any:
     for part in shapely.get_parts(shape):
         west, _, east, _ = shapely.bounds(part)
         by = 360.0 * round((longitude - (west + east) / 2) / 360)
-        parts.append(shapely.transform(part, lambda points, by=by: points + (by, 0)))
+        parts.append(shapely.transform(part, lambda points, by=by: points + np.array([by, 0.0])))
     return parts[0] if len(parts) == 1 else shapely.union_all(parts)
 
 

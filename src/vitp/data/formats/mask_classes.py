@@ -125,6 +125,15 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> M
         what = "names no colours, but the masks are coloured"
         raise DataError(what, where=str(path), fix='write lines like "forest=white"')
     pairs = numbered(lines, occurring)
+    top = max((value for value in occurring if value != IGNORE), default=0)
+    if pairs is None and top == len(lines):
+        first = "" if 0 not in occurring else ", or background is the first and isn't named"
+        raise DataError(
+            f"names {len(lines)} classes, from 0 to {top - 1}, but the masks hold values up to {top}: the lines may count "
+            f"from 1{first}",
+            where=str(path),
+            fix=f'write the number before each name ("1 {lines[0]}"), or a line for each value from 0 on',
+        )
     said = () if pairs is None else (f"{path.name}: each line is a value of the masks and its class",)
     return _named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
 
@@ -182,7 +191,16 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
     if len(found) == 1 and found[0] != 0:
         text = f"#{found[0]:06x}" if colour else str(found[0])
         what = f"all pixels of all masks have one value, {text}: a class, or what nothing is known of"
-        raise DataError(what, where=str(root), fix=f"name it: -o classes=NAME={text} or -o classes=ignore={text}")
+        raise DataError(
+            what, where=str(root), fix=f"name it: -o classes=NAME={text} or -o classes=ignore={text}"
+        )
+    if found and found[0] < 0:
+        levels = ",".join(f"{'background' if v == 0 else f'NAME_{v}'}={v}" for v in found if v >= 0)
+        raise DataError(
+            f"the masks hold {', '.join(map(str, found))}: values below 0 may say what to ignore, or be classes",
+            where=str(root),
+            fix=f'name the values: -o classes="{levels},ignore={found[0]}"',
+        )
     ignored = [] if colour else _ignored(found, root, palette=palette)
     used = [v for v in found if v not in ignored]
     if set(used) <= {0, max(used, default=0)}:

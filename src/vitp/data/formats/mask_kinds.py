@@ -60,8 +60,17 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     """Return what is counted in a mask and its file; with `regions` also which values are one region.
 
     Raises:
-        DataError: It isn't an image.
+        DataError: It isn't an image, or holds values that are no whole numbers.
     """
+    if values_HW.dtype.kind == "f":
+        odd = values_HW[values_HW != np.rint(values_HW)]
+        if odd.size:
+            raise DataError(
+                f"holds {odd[0]:g} and other values that are no whole numbers, and so no classes",
+                where=str(path),
+                fix="save the number of the class of each pixel; of probabilities that of the most probable one",
+            )
+        values_HW = values_HW.astype(np.int64)
     try:
         if slide_kind(path) is not None:
             kind, mode, colours, alpha = "TIFF", "L", [], None
@@ -77,8 +86,10 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     solid = _solid(numbers_HW, len(found))
     thin = frozenset(int(v) for v, has in zip(found, solid, strict=True) if not has)
     whole = _whole(numbers_HW, found, counts) if regions else frozenset()
-    triples = {v: tuple(colours[3 * v : 3 * v + 3]) for v in values if len(colours) >= 3 * v + 3}
-    palette = {v: r << 16 | g << 8 | b for v, (r, g, b) in triples.items()}
+    shown_as = [
+        r << 16 | g << 8 | b for r, g, b in zip(colours[::3], colours[1::3], colours[2::3], strict=True)
+    ]
+    palette = {value: shown_as[value] for value in values if 0 <= value < len(shown_as)}
     hidden: frozenset[int] = frozenset()
     if alpha is not None and (clear_HW := np.asarray(alpha) == 0).shape == values_HW.shape and clear_HW.any():
         hidden = frozenset(map(int, np.intersect1d(values_HW[clear_HW], values_HW[~clear_HW])))
@@ -86,7 +97,7 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
 
 
 def _is_upright(image: Image.Image) -> bool:
-    return image.getexif().get(0x0112, 1) == 1
+    return bool(image.getexif().get(0x0112, 1) == 1)
 
 
 def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:

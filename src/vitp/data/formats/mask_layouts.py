@@ -21,7 +21,9 @@ from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, Folder, described, i
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
 
-_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr"}
+_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "leftimg8bit"}
+_CITYSCAPES = re.compile(r"_gt(?:Fine|Coarse)_labelIds$")
+"""How Cityscapes ends the names of masks of classes; others beside them hold colours and instances."""
 _BETWEEN = re.compile(r"[_\-. ]+")
 _MANY = re.compile(r"^(?P<key>.+?)[_\-. ](?P<word>[A-Za-z]+)(?:[_\-. ]?\d+)?$")
 
@@ -109,7 +111,8 @@ def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None
                 raise DataError(
                     f"{' and '.join(several)} may both hold the {option}",
                     where=str(root),
-                    fix="name both folders with the options images=FOLDER and masks=FOLDER" + more.format(*several),
+                    fix="name both folders with the options images=FOLDER and masks=FOLDER"
+                    + more.format(*several),
                 )
     layout = _matched(root, images, masks)
     layout.without = without
@@ -138,6 +141,8 @@ def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Fol
         if main is None:
             layout.alone += folder.files
             continue
+        if cityscapes := tuple(file for file in main.files if _CITYSCAPES.search(file.stem)):
+            main = replace(main, files=cityscapes)
         pairs = pair_files(root, folder.files, main.files)
         beside = pair_files(root, folder.files, numbers.files) if numbers and classes else {}
         for image in folder.files:
@@ -182,6 +187,7 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
 
 def _bare(stem: str) -> str:
     """Return a file's name without the word in front or at its end that says what it is ("a_mask" → "a")."""
+    stem = _CITYSCAPES.sub("", stem)
     words = _BETWEEN.split(stem)
     if len(words) > 1 and words[-1].lower() in _AFFIXES:
         return stem[: -len(words[-1])].rstrip("_-. ")

@@ -47,7 +47,7 @@ from vitp.records.regions import objects_of
 
 _MASK_TYPES = ("semantic", "instances")
 _STRAYS = ("nearest", "ignore")
-_INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N"))
+_INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,9 @@ def read_masks(
             raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
     layout = find_masks(root, images, masks)
     if layout is None:
-        raise DataError(
-            "has no folders of images and masks with files of equal names",
-            where=str(root),
-            fix="call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER",
-        )
+        what = "has no folders of images and masks with files of equal names"
+        fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
+        raise DataError(what, where=str(root), fix=fix)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if layout.per_object:
@@ -118,6 +116,8 @@ def read_masks(
         _refuse_instances(root, entries)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
+    if not classes and not named:
+        refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, min_area if instances else None)
 
 
@@ -254,8 +254,6 @@ def _read_classes(
     min_area: int | None,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
-    if not classes:
-        refuse_odd_looks([found.facts for found in entries], [found.entry.masks[0] for found in entries])
     modes = {found.facts.mode for found in entries}
     colour = not modes <= _INDEX_MODES
     if colour and modes & _INDEX_MODES:

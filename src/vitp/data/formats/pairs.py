@@ -23,7 +23,16 @@ _ROLES: dict[str, tuple[str, ...]] = {
     "after": ("b", "after", "post", "new", "imageb", "imgb", "imgsb", *(f"{word}2" for word in _NUMBERED)),
     "mask": (
         *("label", "labels", "mask", "masks", "out", "gt", "change", "changes", "cd", "target", "targets"),
-        *("changemask", "changemasks", "changelabel", "changelabels", "labelcd", "cdlabel", "diff", "changemap"),
+        *(
+            "changemask",
+            "changemasks",
+            "changelabel",
+            "changelabels",
+            "labelcd",
+            "cdlabel",
+            "diff",
+            "changemap",
+        ),
     ),
     "before mask": ("label1", "labels1", "mask1", "masks1", "labela", "gt1"),
     "after mask": ("label2", "labels2", "mask2", "masks2", "labelb", "gt2"),

@@ -260,7 +260,12 @@ def _refuse_exchanged(
     images = {image.stem: image for _, _, image in entries}
     for path, _, image in entries:
         other = named[path.stem]
-        if other != image.stem and other in images and named.get(other) != other and named.get(other) in images:
+        if (
+            other != image.stem
+            and other in images
+            and named.get(other) != other
+            and named.get(other) in images
+        ):
             raise DataError(
                 f"is called like {builder.place(image)}, but <filename> is that of {builder.place(images[other])}",
                 where=builder.place(path),

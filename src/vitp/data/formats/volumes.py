@@ -102,10 +102,8 @@ def read_volumes(
     named = reading.fill()
     if reading.head is not None and not chosen:
         reading.head.check_bands(next(iter(reading.facts.values())).slice_address(0, "stored"))
-    if own.mask_type == "instances":
-        labelled = reading.builder.build(object_classes=named.names)
-    else:
-        labelled = reading.builder.build(semantic_classes=named.names)
+    kind = "object_classes" if own.mask_type == "instances" else "semantic_classes"
+    labelled = reading.builder.build(**{kind: named.names})
     labelled = replace(labelled, band_names=reading.band_names())
     return limit_background(labelled, reading.empty, own.background)
 

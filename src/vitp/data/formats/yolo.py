@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -30,7 +29,7 @@ from vitp.data.formats.label_files import (
 )
 from vitp.data.formats.splits import SplitEntry, check_missing, match_entries, read_split_list
 from vitp.data.formats.walk import child, comma_list, read_label_text, within
-from vitp.data.formats.yolo_rows import Rows, form_of, parse_row, survey, yolo_shape
+from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
 _NOT_LABELS = TEXTS_BESIDE_LABELS | {"obj.names", "README.dataset.txt", "README.roboflow.txt"}
@@ -83,11 +82,7 @@ def read_yolo(
     builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
     builder.understood += [_DOUBLE.format(name) for name in doubles(names)]
     labels = _labels(builder, told)
-    form = form_of(rows, survey(entry.labels for entry in labels), told.keypoints() if told else None)
-    if form.text:
-        builder.understand(form.text)
-
-    numbers: Counter[int] = Counter()
+    form = _form(builder, rows, labels, told, (names, origin))
 
     def read_one(path: Path, found: ImageLabels) -> int:
         count = 0
@@ -95,7 +90,6 @@ def read_yolo(
             count += 1
             where = builder.place(path, row)
             number, values = parse_row(words, path, row, form)
-            numbers[number] += 1
             name = names[number] if 0 <= number < len(names) else ""
             shape = yolo_shape(values, form, found.size)
             if isinstance(shape, str):
@@ -108,18 +102,34 @@ def read_yolo(
         return count
 
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
-    _refuse_from_one(root, numbers, names, origin)
     return with_drawn_masks(builder.build(object_classes=tuple(dict.fromkeys(names))), semantic)
 
 
-def _refuse_from_one(root: Path, numbers: Collection[int], names: Sequence[str], origin: str) -> None:
-    """Refuse numbers that run from 1 to the number of the classes: each would be taken for the class after its own."""
-    if numbers and (min(numbers), max(numbers)) == (1, len(names)):
+def _form(
+    builder: SetBuilder,
+    rows: Rows,
+    labels: Sequence[LabelFile],
+    told: DataYaml | None,
+    known: tuple[Sequence[str], str],
+) -> RowForm:
+    """Return what the rows of a set mean.
+
+    Raises:
+        DataError: They have two readings; or their numbers run from 1 to that of the classes (`known` holds names and
+            their file), so that each would be taken for the class after its own.
+    """
+    found = survey(entry.labels for entry in labels)
+    names, origin = known
+    if found.numbers and (min(found.numbers), max(found.numbers)) == (1, len(names)):
         raise DataError(
             f"the class numbers of the labels run from 1 to {len(names)}, those of {origin} from 0 to {len(names) - 1}",
-            where=str(root),
+            where=str(builder.root),
             fix=f"count from 0 in the labels; or, if no label is of class 0, name it, too: -o classes=unused,{names[0]},…",
         )
+    form = form_of(rows, found, told.keypoints() if told else None)
+    if form.text:
+        builder.understand(form.text)
+    return form
 
 
 def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:

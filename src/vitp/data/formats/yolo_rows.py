@@ -42,12 +42,14 @@ class Survey:
         first: Where the first row with so many columns stands.
         flagged: Numbers of columns of which every row reads as a box with keypoints of x, y and visibility.
         pointed: Numbers of columns of which every row reads as a box with keypoints of x and y in it.
+        numbers: Of the classes.
     """
 
     columns: Counter[int] = field(default_factory=Counter)
     first: dict[int, str] = field(default_factory=dict)
     flagged: set[int] = field(default_factory=set)
     pointed: set[int] = field(default_factory=set)
+    numbers: set[float] = field(default_factory=set)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,8 @@ def survey(paths: Iterable[Path]) -> Survey:
             count = len(words)
             found.columns[count] += 1
             found.first.setdefault(count, f"{path}:{row}")
+            if are_numbers(words[:1]):
+                found.numbers.add(float(words[0]))
             if count > 5 and not (count in not_flagged and count in not_pointed):
                 if not _reads_as_pose(words[1:], 3):
                     not_flagged.add(count)
