@@ -127,7 +127,9 @@ def _assemble(
     return vlm
 
 
-def _read_language(source: str | Path, layers: int | None, trained: bool) -> tuple[LanguageSettings, Any, Path, str]:
+def _read_language(
+    source: str | Path, layers: int | None, trained: bool
+) -> tuple[LanguageSettings, Any, Path, str]:
     """Return settings, model, folder of the tokenizer and chat template."""
     path = hub.locate(source)
     if path is None or not path.is_dir():

@@ -25,8 +25,8 @@ from vitp.studies.arms import (
     untrained_arm,
     vitp_arm,
 )
-from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.cells import TRAINED
+from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import Scale
@@ -287,7 +287,10 @@ def language_size_study(plan: StudyPlanner) -> Study:
         claims=(
             Claim("The middle size is better than the large one.", middle, large, group),
             Claim("The small size is better than the large one.", small, large, group),
-            *(Claim(f"{one} is better than random.", one, other, group) for one, other in zip(trained, untrained, strict=True)),
+            *(
+                Claim(f"{one} is better than random.", one, other, group)
+                for one, other in zip(trained, untrained, strict=True)
+            ),
             *(Claim(f"{one} is better than {middle}, micro.", one, middle, group) for one in trained),
             *(Claim(f"{one} is better than {trained[-1]}.", one, trained[-1], group) for one in trained[:-1]),
         ),
