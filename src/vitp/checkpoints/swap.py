@@ -79,23 +79,22 @@ def swap_language(
         template: Chat template; None: that of the vision-language model, or ChatML for a language model.
         layers: Take its first layers only, with its embeddings and its last norm; None: all.
         trained: False: its sizes and its tokenizer, with random weights.
-        seed: Of the new projector, and of random weights.
+        seed: Of the new projector, of new tokens, and of random weights.
 
     Raises:
         CheckpointError: It holds no language model that vitp can run.
         ConfigError: The tokenizer doesn't know the template's marks, or it has fewer layers.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # also of the rows of new tokens
         language_settings, language, folder, own_template = _read_language(source, layers, trained)
-    config = loaded.vlm.config.model_copy(
-        update={"language": language_settings, "template": template or own_template}
-    )
-    vlm = _assemble(config, loaded.vlm.vision, language, None, seed)
-    chat = ChatTokenizer(
-        read_tokenizer(folder), template=config.template, tokens_per_tile=vlm.tokens_per_tile
-    )
-    grow_embeddings(vlm, chat)
+        config = loaded.vlm.config.model_copy(
+            update={"language": language_settings, "template": template or own_template}
+        )
+        vlm = _assemble(config, loaded.vlm.vision, language, None, seed)
+        tokenizer = read_tokenizer(folder)
+        chat = ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
+        grow_embeddings(vlm, chat)
     return LoadedVLM(vlm.eval(), chat)
 
 
