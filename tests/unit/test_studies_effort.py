@@ -119,7 +119,8 @@ def test_a_study_that_is_not_finished_says_what_is_known() -> None:
     # One arm alone: there is nothing to compare yet, which is said.
     alone = [r for r in rows if r.arm == "ViTP"]
     assert effort_of(alone, GROUP, "ViTP", "MAE", MEASURE) is None
-    _, shown = undecided_claims(alone, [read_claim(alone, CLAIM)])
+    text, shown = undecided_claims(alone, [read_claim(alone, CLAIM)])
+    assert "1 have too few seeds to tell." in text.markdown()
     assert "no seed of both arms is there yet" in shown.markdown()
 
 

@@ -105,6 +105,8 @@ def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: 
     # What was evaluated fewer than three times decides nothing.
     least = 3 if any(arm.alike for arm in arms) else 2
     needed = repeats_needed(spread, cost=cost, least_draws=least, most=MOST)
+    if needed == (spread.seeds, spread.draws):  # where the tests of these very repeats were less lucky than most
+        needed = (spread.seeds + 1, spread.draws)
     seconds = None
     if known and needed:
         seconds = cost(*needed)
@@ -155,7 +157,7 @@ class _ArmCost:
 def undecided_claims(rows: Sequence[Row], readings: Sequence[ClaimReading]) -> list[Text | Table]:
     """Return a sentence and a table on what each claim that nothing decides would take, by its nearest measure."""
     table: list[list[TableCell]] = []
-    within = 0
+    within = unknown = 0
     for reading in readings:
         if reading.answer != "cannot tell":
             continue
@@ -165,6 +167,7 @@ def undecided_claims(rows: Sequence[Row], readings: Sequence[ClaimReading]) -> l
             for measure in reading.undecided
             if (effort := effort_of(rows, claim.group, claim.ours, claim.theirs, measure)) is not None
         ]
+        unknown += not any(effort.seeds > 1 for _, effort in efforts)
         if not efforts:
             table.append([claim.text, None, None, None, "no seed of both arms is there yet", None])
             continue
@@ -181,7 +184,8 @@ def undecided_claims(rows: Sequence[Row], readings: Sequence[ClaimReading]) -> l
     ]
     said = (
         f"Undecided are {len(table)} of {len(readings)} claims; {within} of them would be decided within a day of this machine each, if "
-        "the difference of the measure that is nearest to a verdict is as large as it looks."
+        "the difference of the measure that is nearest to a verdict is as large as it looks"
+        + (f"; {unknown} have too few seeds to tell." if unknown else ".")
     )
     return [Text(said), Table(columns, table, note=EFFORT_NOTE)]
 
