@@ -1,8 +1,8 @@
 """Does a smaller student keep what ViTP gave its teacher? Frozen probes of blood cells, as in `pretext.py`.
 
 The teacher is the packaged model after ViTP on bccd's labels. The student is a ViT with a third of its weights, random
-at the start; it learns the teacher's patch tokens on the training images and reads no label. Kept of the gain:
-(student − its start) / (teacher − that start).
+at the start; it learns the teacher's patch tokens on the training images and reads no label, once as they are and once
+whitened (`teachers.whiten`). Kept of the gain: (student − its start) / (teacher − that start).
 
     VITP_DATA=DATA python benchmarks/student.py runs/student            # all cells
     VITP_DATA=DATA python benchmarks/student.py runs/student --cells 1  # the next one
@@ -30,6 +30,8 @@ from vitp.runs.pretrain import PretrainConfig, run_pretraining
 SEEDS = (0, 1, 2)
 TEACHER = Budget(align_steps=40, steps=360)
 STEPS, BATCH, LR = 600, 16, 1e-3
+TARGETS: dict[str, dict[str, object]] = {"raw": {}, "whitened": {"whiten": True}}
+"""What a student learns → settings of its teacher."""
 
 
 def student_settings() -> VisionSettings:
@@ -48,10 +50,10 @@ def write_start(folder: Path, seed: int) -> None:
         write_backbone(temporary, tower, Provenance(source="random weights"), name="start")
 
 
-def distilled(data: Path, teacher: Path, start: Path, run: Path, seed: int) -> None:
+def distilled(data: Path, teacher: Path, start: Path, run: Path, seed: int, target: str) -> None:
     """Teach a student."""
     values = {
-        "objective": {"name": "distil", "teachers": [{"source": str(teacher)}]},
+        "objective": {"name": "distil", "teachers": [{"source": str(teacher), **TARGETS[target]}]},
         "seed": seed,
         "model": {"init": str(start), "drop_path": 0.0},
         "data": {"mixture": [str(data)], "global_batch": BATCH},
@@ -72,29 +74,39 @@ def main() -> None:
         out / "teacher.pkl": lambda: probed(teacher, labelled_cells(out), out / "teacher.pkl"),
     }
     for seed in SEEDS:
-        start, run = out / f"start-{seed}", out / f"run-{seed}"
-        before, after = out / f"start-{seed}.pkl", out / f"student-{seed}.pkl"
-        cells |= {
-            start: lambda start=start, seed=seed: write_start(start, seed),
-            run / "model": lambda start=start, run=run, seed=seed: distilled(
-                labelled_cells(out), teacher, start, run, seed
-            ),
-            before: lambda start=start, before=before: probed(start, labelled_cells(out), before),
-            after: lambda run=run, after=after: probed(run, labelled_cells(out), after),
-        }
+        start, before = out / f"start-{seed}", out / f"start-{seed}.pkl"
+        cells[start] = lambda start=start, seed=seed: write_start(start, seed)
+        cells[before] = lambda start=start, before=before: probed(start, labelled_cells(out), before)
+        for target in TARGETS:
+            run, after = places(out, target, seed)
+            cells[run / "model"] = lambda start=start, run=run, seed=seed, target=target: distilled(
+                labelled_cells(out), teacher, start, run, seed, target
+            )
+            cells[after] = lambda run=run, after=after: probed(run, labelled_cells(out), after)
     if make(cells, words.cells):
         report(out)
+
+
+def places(out: Path, target: str, seed: int) -> tuple[Path, Path]:
+    """Return where a student's run and its probes lie."""
+    end = f"{seed}" if target == "raw" else f"{target}-{seed}"
+    return out / f"run-{end}", out / f"student-{end}.pkl"
 
 
 def report(out: Path) -> None:
     """Write the scores, and which share of the teacher's gain each student has kept."""
     taught = scores(outcomes_of(out / "teacher.pkl"))
     starts = [scores(outcomes_of(out / f"start-{seed}.pkl")) for seed in SEEDS]
-    students = [scores(outcomes_of(out / f"student-{seed}.pkl")) for seed in SEEDS]
-    kept = [
-        {name: (after[name] - before[name]) / (taught[name] - before[name]) for name in taught}
-        for before, after in zip(starts, students, strict=True)
-    ]
+    students = {
+        target: [scores(outcomes_of(places(out, target, seed)[1])) for seed in SEEDS] for target in TARGETS
+    }
+    kept = {
+        target: [
+            {name: (after[name] - before[name]) / (taught[name] - before[name]) for name in taught}
+            for before, after in zip(starts, found, strict=True)
+        ]
+        for target, found in students.items()
+    }
     models = {"teacher": load_backbone(out / "teacher"), "student": load_backbone(out / "run-0")}
     save(
         "student",

@@ -22,11 +22,7 @@ from vitp.models.vision import VisionSettings, VisionTower
 from vitp.objectives.distil import DistilObjective, DistilSettings, TaughtViews
 from vitp.objectives.distillation import Crops, DistillationObjective, DistillationSettings
 from vitp.objectives.distillation_terms import GramSettings
-from vitp.objectives.dropped_positions import (
-    DroppedPositionObjective,
-    DroppedPositionSettings,
-    PlacedViews,
-)
+from vitp.objectives.dropped_positions import DroppedPositionObjective, DroppedPositionSettings, PlacedViews
 from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs

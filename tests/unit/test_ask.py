@@ -169,14 +169,6 @@ def test_bad_inputs_are_errors_of_the_user(assistant, tmp_path):
         assistant.answer([], "ship? " * 2000)
 
 
-def test_batches_equal_single_answers(assistant, tmp_path):
-    pairs = [
-        ([save_image(tmp_path / f"{n}.png", seed=n)], q) for n, q in enumerate(["ship?", "how many planes?"])
-    ]
-    answers = assistant.answer_batch(pairs, max_new_tokens=5)
-    assert answers == [assistant.answer(images, q, max_new_tokens=5) for images, q in pairs]
-
-
 def coloured(image: Image.Image, colour: str) -> np.ndarray:
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return np.argwhere((np.asarray(image) == rgb).all(-1))

@@ -13,19 +13,8 @@ from torch import nn
 
 from tests.conftest import tiny_chat
 from vitp.core.errors import ConfigError
-from vitp.models.compilation import (
-    CompileWatch,
-    compile_block,
-    compile_report,
-    forget_graphs,
-    is_compiled,
-)
-from vitp.models.compute import (
-    BackboneComputeSettings,
-    ComputeSettings,
-    configure,
-    configure_backbone,
-)
+from vitp.models.compilation import CompileWatch, compile_block, compile_report, forget_graphs, is_compiled
+from vitp.models.compute import BackboneComputeSettings, ComputeSettings, configure, configure_backbone
 from vitp.models.language import micro_qwen2
 from vitp.models.stochastic_depth import StochasticDepth
 from vitp.models.vision import VisionSettings, VisionTower

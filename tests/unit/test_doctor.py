@@ -12,14 +12,7 @@ from rich.console import Console
 from vitp.checkpoints.description import CONFIG
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.planning import doctor
-from vitp.planning.doctor import (
-    ComputeDevice,
-    DoctorReport,
-    Package,
-    Working,
-    check_package,
-    inspect_machine,
-)
+from vitp.planning.doctor import ComputeDevice, DoctorReport, Package, Working, check_package, inspect_machine
 
 
 @pytest.fixture(scope="module")

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import make_record, tiny_chat
 from vitp.data.batches import SampledBatches
-from vitp.data.lengths import RecordCost, RecordLength, balanced, length_index
+from vitp.data.lengths import RecordCost, RecordLength, balanced
 from vitp.data.mixture import Mixture, MixtureEntry, Sample
 from vitp.data.record_set import ListRecords
 from vitp.objectives.packed_records import PackedRecords, SequenceSettings
@@ -52,29 +49,6 @@ def _records(count: int) -> list[InstructionRecord]:
         )
         for number in range(count)
     ]
-
-
-def test_lengths_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITP_CACHE", str(tmp_path))
-    records = ListRecords(_records(7), "set")
-    length = RecordLength(tiny_chat(), 32, 4)
-    first = np.array(length_index(records, length))
-    assert [tuple(row) for row in first] == [
-        (length.tokens(record), length.tiles(record)) for record in _records(7)
-    ]
-    monkeypatch.setattr(RecordLength, "both", lambda *_: pytest.fail("counted again"))
-    assert np.array_equal(length_index(records, RecordLength(tiny_chat(), 32, 4)), first)
-
-
-def test_another_tokenizer_or_tiling_has_its_own_counts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VITP_CACHE", str(tmp_path))
-    records = ListRecords(_records(3), "set")
-    few = length_index(records, RecordLength(tiny_chat(), 32, 1))
-    many = length_index(records, RecordLength(tiny_chat(), 32, 6))
-    assert (few[:, 1] < many[:, 1]).any()
-    assert len({RecordLength(tiny_chat(n), 32, 4).fingerprint() for n in (4, 16)}) == 2
 
 
 def test_cost_counts_survivors_and_tiles() -> None:

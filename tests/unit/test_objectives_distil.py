@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -36,8 +36,10 @@ from vitp.objectives.preserving import FeaturePreserving
 from vitp.objectives.settings import PreserveSettings
 from vitp.objectives.simclr import SimCLRSettings
 from vitp.objectives.teachers import (
+    Whitening,
     attention_divergence,
     attention_nmi,
+    cosine_distance,
     observed,
     relations,
     timm_student,
@@ -203,6 +205,9 @@ def test_what_can_not_be_matched_is_said() -> None:
         ({"past": 0.5}, "only the source"),
         ({"source": "further"}, "first stage"),
         ({"weights": "a.safetensors"}, "brings its own"),
+        ({"whiten": True, "source": "average"}, "move"),
+        ({"whiten": True, "projector": "none"}, "need a projector"),
+        ({"whiten": True, "tokens": 0, "attention": 1.0}, "only tokens and pooled"),
     ):
         with pytest.raises(ValueError, match=words):
             DistilSettings.model_validate({"teachers": [wrong]})
@@ -215,6 +220,51 @@ def test_what_can_not_be_matched_is_said() -> None:
     with pytest.raises(ConfigError, match="network without attention"):
         convolutional = timm_student("convnext_atto", None, 32, None)
         DistilObjective(convolutional, DistilSettings.model_validate({"teachers": [{"attention": 1.0}]}))
+
+
+# What a cosine of raw vectors hardly sees.
+
+
+def test_whitened_vectors_vary_alike_in_every_direction() -> None:
+    generator = torch.Generator().manual_seed(4)
+    spread = torch.tensor([10.0, 1.0, 0.1, 1e-6])
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator)).Q
+    vectors = torch.randn(4000, 4, generator=generator) * spread @ turn + 50
+    whitening = Whitening(4)
+    whitening.measure(vectors)
+    told = whitening(vectors)
+    assert told.mean(0).abs().max() < 1e-3
+    variances = torch.linalg.eigvalsh(torch.cov(vectors.double().T)).clamp(min=0)
+    expected = variances / (variances + 0.01 * variances.mean())
+    assert torch.allclose(torch.linalg.eigvalsh(torch.cov(told.double().T)), expected, atol=1e-3)
+    # Rows that differ in the direction of spread 1 alone: raw cosines call them the same, whitened ones opposite.
+    a, b = (sign * 2 * turn[1] + 50 for sign in (1, -1))
+    assert cosine_distance(a, b) < 0.01 and cosine_distance(whitening(a), whitening(b)) > 1.5
+    with pytest.raises(ConfigError, match="the same of every patch"):
+        whitening.measure(torch.ones(50, 4))
+
+
+@pytest.mark.parametrize("projector", ["linear", pytest.param("mlp", marks=pytest.mark.slow)])
+def test_a_whitened_teacher_is_measured_over_the_first_views_of_the_run(folder: Path, projector: str) -> None:
+    config = run_of(folder, {"teachers": [{"whiten": True, "pooled": 1.0, "projector": projector}]})
+    run = build(config)
+    objective = cast(DistilObjective, run.objective).eval()
+    (teacher,) = objective.teachers()
+    views = torch.cat([run.source(step, 0, 0, 1).tiles_BCHW for step in range(64)])
+    with torch.no_grad():
+        tokens = teacher.backbone.forward_tokens(teacher.backbone.normalize(views)).flatten(0, 1)
+        told = teacher.whitening(tokens)
+    assert told.mean(0).abs().max() < 1e-3 and 0.2 < told.var(0).mean() < 1.001
+    batch = run.source(0, 0, 0, 1)
+    assert all(abs(loss.item()) < 1e-3 for loss in objective(batch).values())  # the student is its teacher
+    moved(objective.tower)
+    first = {name: loss.item() for name, loss in objective(batch).items()}
+    descend(objective, [batch], 15)
+    assert all(objective(batch)[name].item() < 0.8 * loss for name, loss in first.items())
+    again = build(config).objective.state_dict()
+    saved = objective.state_dict()
+    names = [name for name in saved if "whitening" in name]
+    assert len(names) == 2 and all(torch.equal(again[name], saved[name]) for name in names)
 
 
 # Other sizes and kinds.

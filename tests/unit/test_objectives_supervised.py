@@ -16,12 +16,7 @@ from vitp.data.augment import ViewSettings
 from vitp.data.mixture import Sample
 from vitp.objectives.dense import RenamedMask, merged_set
 from vitp.objectives.image_rows import ImageRows, image_mixture, read_image_rows
-from vitp.objectives.supervised import (
-    ClassBatch,
-    ClassNames,
-    LabelledViews,
-    SupervisedObjective,
-)
+from vitp.objectives.supervised import ClassBatch, ClassNames, LabelledViews, SupervisedObjective
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 

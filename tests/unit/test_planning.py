@@ -331,5 +331,5 @@ def test_models_are_found_by_name_and_folder(internvl) -> None:
         assert shape == internvl and chat is None
     starter, chat = planned_model(ModelSettings(init="starter"))
     assert chat is not None and starter.image_tokens == chat.tokens_per_tile == 144
-    with pytest.raises(ConfigError, match="says no sizes"):
+    with pytest.raises(ConfigError, match="doesn't say the sizes"):
         planned_model(ModelSettings(init="scratch"))

@@ -22,18 +22,7 @@ from vitp.report.answered import AnsweredCards
 from vitp.report.attention import AttentionExplorer, BackboneAttention, quantise
 from vitp.report.charts import Bar, BarChart, Curve, HeatMap, Histogram, LineChart
 from vitp.report.compare import comparison_section
-from vitp.report.page import (
-    Card,
-    Code,
-    Figure,
-    Headline,
-    HtmlPage,
-    ImageGrid,
-    KeyValue,
-    Section,
-    Table,
-    Text,
-)
+from vitp.report.page import Card, Code, Figure, Headline, HtmlPage, ImageGrid, KeyValue, Section, Table, Text
 from vitp.report.run_report import write_run_report
 
 LOADING = {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}

@@ -25,13 +25,7 @@ from vitp.models.rotated.iou import paired_rotated_iou
 from vitp.models.rotated.nms import rotated_nms
 from vitp.records.channels import Channel, Channels
 from vitp.runtime.__main__ import run_runtime
-from vitp.runtime.boxes import (
-    corners_of,
-    mask_in_image,
-    overlaps_of_rotated,
-    rectangles_of,
-    suppressed,
-)
+from vitp.runtime.boxes import corners_of, mask_in_image, overlaps_of_rotated, rectangles_of, suppressed
 from vitp.runtime.contract import GraphContract, contract_of
 from vitp.runtime.graph_model import GraphModel, GraphPrediction, open_graph
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes, scaled_values

@@ -458,7 +458,7 @@ def test_records_of_a_set(port: LabelledSet) -> None:
     records = LabelledRecords(port, seed=3)
     assert len(records) == COUNT and records.name == "port"
     assert records[5] == LabelledRecords(port, seed=3, classes=records.classes)[5] == records[5 - COUNT]
-    assert records.with_epoch(2)[5].id == "image-5@2"
+    assert LabelledRecords(port, seed=3, epoch=2)[5].id == "image-5@2"
     assert len({record.id for record in records[:20]}) == 20
     assert records.with_tasks(5)[0] == records[5]
     with pytest.raises(IndexError):

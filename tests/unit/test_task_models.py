@@ -241,7 +241,7 @@ def test_a_frozen_backbone_stays_in_eval_mode() -> None:
     [
         ("segmentation", {"widht": 3}, {}, 'unknown key .widht.*did you mean "width"'),
         ("segmentation", {"class_weights": [1.0]}, {}, "1 class weights for 3 classes"),
-        ("segmentation", {}, {"kind": "none", "options": {"channels": 3}}, "no neck has no options"),
+        ("segmentation", {}, {"kind": "none", "options": {"channels": 3}}, "a neck of the kind none takes no options"),
         ("segmentation", {}, {"kind": "simple", "options": {"chanels": 3}}, 'did you mean "channels"'),
         ("detection", {}, {"kind": "none"}, "detectors need maps"),
         ("classification", {}, {"kind": "simple"}, "classification has no neck"),

@@ -75,7 +75,7 @@ def fit_first_layers(
         model: The timm model, which knows these layers by name.
         old: Bands that the weights are of; None: three are RGB, other numbers are called by number.
         new: Bands that are wanted; None: RGB pictures, for which no weights of bands are taken.
-        source: Of the weights, for messages.
+        source: Source of the weights, for messages.
 
     Raises:
         CheckpointError: A layer has other channels than `old`.

@@ -22,8 +22,8 @@ def model_card(description: BackboneDescription, name: str) -> str:
     """Return the README of an export, in the form of the Hugging Face hub.
 
     Args:
-        description: Of the backbone.
-        name: Of the folder; the code of the card runs beside that folder.
+        description: Description of the backbone.
+        name: Name of the folder; the code of the card runs beside that folder.
 
     Raises:
         CheckpointError: What the source says of its training is odd.
@@ -49,10 +49,10 @@ def weights_card(
     """Return the README of a vision-language model, or of a tower in the layout of other software.
 
     Args:
-        name: Of the folder.
+        name: Name of the folder.
         kind: What it is, in a sentence.
         head: What the hub reads.
-        vision: Of its tower.
+        vision: Settings of its tower.
         provenance: Where the weights come from.
         loads: Code that loads it, in a fence of Markdown.
     """
@@ -108,7 +108,7 @@ def evaluated(
     """Return scores as the head of a card on the hub has them (`model-index`); nothing where there are none.
 
     Args:
-        name: Of the model.
+        name: Name of the model.
         use: What the hub calls its task.
         data: Name of the set.
         split: Which images of it were scored.

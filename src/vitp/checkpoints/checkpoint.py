@@ -158,7 +158,7 @@ def read_checkpoint(
             the hub.
         hints: What the file may not say about itself.
         vision_only: Leave projector and language model in the file.
-        revision: Of the hub's repository.
+        revision: Revision of the hub's repository.
 
     Raises:
         CheckpointError: Nothing is there, a file is broken, or the model is of a kind that vitp can't run.

@@ -44,7 +44,7 @@ class Conversion:
     """What was converted.
 
     Attributes:
-        folder: Where it is.
+        folder: Folder of the model.
         read: What became of the names of the source.
         checks: What was compared, with the numbers. All held: else nothing would have been written.
         whole: Whether it holds a language model, or the vision tower alone.
@@ -77,7 +77,7 @@ def convert_model(
         to: "original" (InternVL's), "hf" (transformers'), "timm" (the vision tower alone) or "vitp".
         hints: What the source doesn't say about itself.
         dtype: "float32", "bfloat16" or "float16"; None: as the source has it. An exported tower is always float32.
-        revision: Of the hub's repository.
+        revision: Revision of the hub's repository.
         max_shard: Bytes of a shard.
         vision_only: Leave projector and language model out.
         overwrite: Replace an older conversion.
@@ -237,10 +237,10 @@ def hf_outputs(
     """Return what transformers' own InternVL makes of the same images and prompt, loaded from a folder.
 
     Args:
-        folder: In transformers' layout.
+        folder: Folder in transformers' layout.
         normalised_BCHW: Float images, normalised.
         whole: The folder holds a language model, too.
-        dtype: To compute in.
+        dtype: Type to compute in.
 
     Raises:
         CheckpointError: transformers can't load the folder, or finds names missing or too many.

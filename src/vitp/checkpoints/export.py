@@ -59,7 +59,7 @@ class ExportResult:
     """What was written.
 
     Attributes:
-        folder: Where.
+        folder: Folder of the export.
         sha256: Hash of the weights' content.
         parameters: Number of weights.
     """

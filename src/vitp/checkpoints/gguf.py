@@ -38,7 +38,7 @@ class PackagedLanguage:
         module: Module of the package, in whose folder the file lies. It is never imported.
         package: Name of the package.
         title: Name of the model.
-        licence: Of the weights.
+        licence: Licence of the weights.
         quantisation: How the file holds them.
     """
 

@@ -122,7 +122,7 @@ def open_tower(
         hints: What the file doesn't say about itself. With an architecture the file is taken for timm's or a
             publication's, and timm resamples what doesn't fit.
         drop_path: Stochastic depth rate of the last block.
-        revision: Of the hub's repository.
+        revision: Revision of the hub's repository.
         strict: Refuse anything missing, unexpected or of another shape.
 
     Raises:

@@ -367,7 +367,7 @@ def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None 
     """Return a published configuration (`llm_config`, `text_config`) as ours.
 
     Args:
-        values: Of the file.
+        values: Values of the file.
         where: The file, for messages.
         tied: Whether input and output embeddings are one tensor, as the weights tell; None: as the values say.
 
@@ -376,7 +376,7 @@ def language_config(values: Mapping[str, Any], *, where: str, tied: bool | None 
     """
     model_type = _model_type(values, where)
     if missing := [key for key in _REQUIRED if values.get(key) is None]:
-        raise CheckpointError(f"says no {missing[0]} of the language model", where=where)
+        raise CheckpointError(f"doesn't say {missing[0]} of the language model", where=where)
     arguments = {key: values[key] for key in _LANGUAGE_SIZES if values.get(key) is not None}
     if not arguments.get("use_sliding_window", False):
         # The published files state a window that isn't used; transformers takes None for that.

@@ -150,7 +150,7 @@ def timm_config_of(
     Args:
         config: Content of the file; empty without one.
         architecture: timm's name of it, which goes first.
-        arguments: Of `timm.create_model`, which go before those of the file.
+        arguments: Arguments of `timm.create_model`, which go before those of the file.
     """
     published = config.get("pretrained_cfg") or {}
     stated = {**(config.get("model_args") or {}), **arguments}

@@ -46,7 +46,7 @@ def swap_vision(
         tower: The tower, in the model's place from then on. An image size whose grid can't be folded is rounded down.
         shuffle: Side of the square of patches folded into a token; None: as before.
         keep_projector: Keep the projector's weights: for a tower that was trained on from the one before.
-        seed: Of the new projector.
+        seed: Seed of the new projector.
 
     Raises:
         ConfigError: The projector is to be kept, but its sizes don't fit.
@@ -77,9 +77,13 @@ def swap_language(
         source: Folder or hub id of a causal language model (Qwen2, Qwen2.5, Qwen3, Llama) in transformers' layout, or
             of a vision-language model, whose language model is taken.
         template: Chat template; None: that of the vision-language model, or ChatML for a language model.
+<<<<<<< HEAD
         layers: Take its first layers only, with its embeddings and its last norm; None: all.
         trained: False: its sizes and its tokenizer, with random weights.
         seed: Of the new projector, of new tokens, and of random weights.
+=======
+        seed: Seed of the new projector.
+>>>>>>> main
 
     Raises:
         CheckpointError: It holds no language model that vitp can run.

@@ -18,13 +18,7 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
 from vitp.checkpoints.bands import check_kernel
-from vitp.checkpoints.description import (
-    CONFIG,
-    DESCRIPTION,
-    GRAPH_DESCRIPTION,
-    read_config,
-    read_description,
-)
+from vitp.checkpoints.description import CONFIG, DESCRIPTION, GRAPH_DESCRIPTION, read_config, read_description
 from vitp.checkpoints.export import EXPORT_FILES, TEST_VECTORS, features_of
 from vitp.checkpoints.loading import load_backbone
 from vitp.checkpoints.tensors import WEIGHTS, read_tensors

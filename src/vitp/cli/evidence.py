@@ -183,11 +183,14 @@ def robustness_command(
     ] = None,
     severities: Annotated[
         list[int] | None,
-        typer.Option("--severities", min=1, max=5, help="Some of 1 2 3 4 5; all by default."),
+        typer.Option("--severities", min=1, max=5, help="Severities to test, 1 to 5. By default all."),
     ] = None,
     corruptions: Annotated[
         list[str] | None,
-        typer.Option("--corruptions", help='Names; twelve by default; also "extras" or "all".'),
+        typer.Option(
+            "--corruptions",
+            help='Names of corruptions, "extras" or "all". By default the twelve of the benchmark.',
+        ),
     ] = None,
     split: Split = "test",
     images: Annotated[
@@ -271,9 +274,11 @@ def features_command(
     ] = "0.5,0.5",
     shared: Annotated[
         bool,
-        typer.Option("--shared-colours", help="One colour basis for backbones of one width and origin."),
+        typer.Option(
+            "--shared-colours", help="Use the same colours for backbones that have the same width and origin."
+        ),
     ] = False,
-    most: Annotated[int, typer.Option("--max-images", min=1, max=1000, help="Most images.")] = 8,
+    most: Annotated[int, typer.Option("--max-images", min=1, max=1000, help="Most images to show.")] = 8,
 ) -> None:
     """Show how backbones see: features as colours, attention of a patch, rollout, reach of the heads."""
     from vitp.core.distributed import resolve_device

@@ -51,7 +51,7 @@ def eval_command(
 ) -> None:
     """Score a finetuned model on labelled images.
 
-    Of medical images each case is scored, too, in mm and ml: RUN/cases-DATA-SPLIT.csv, and .html with a summary.
+    Each case of medical images is also scored, in mm and ml: RUN/cases-DATA-SPLIT.csv, and .html with a summary.
     """
     from vitp.core.targets import check_output_file
     from vitp.evaluation.robustness_comparison import open_model, split_named
@@ -126,7 +126,10 @@ _GraphSize: TypeAlias = Annotated[
     typer.Option("--size", rich_help_panel=_PANEL, help="Side of the graph's images, or HEIGHTxWIDTH."),
 ]
 _Batch: TypeAlias = Annotated[
-    str, typer.Option("--batch", rich_help_panel=_PANEL, help="Images at once, or dynamic: any number.")
+    str,
+    typer.Option(
+        "--batch", rich_help_panel=_PANEL, help="Number of images in a batch, or dynamic: any number."
+    ),
 ]
 _Proposals: TypeAlias = Annotated[
     int | None,
@@ -135,20 +138,32 @@ _Proposals: TypeAlias = Annotated[
         min=1,
         max=10_000,
         rich_help_panel=_PANEL,
-        help="Detectors: regions that are looked at.",
+        help="Detectors: number of regions that are classified.",
     ),
 ]
 _Int8: TypeAlias = Annotated[
     bool,
-    typer.Option("--int8", rich_help_panel=_PANEL, help="Also in 8 bits, calibrated on training images."),
+    typer.Option(
+        "--int8",
+        rich_help_panel=_PANEL,
+        help="Also write the graph in 8 bits, calibrated on training images.",
+    ),
 ]
 _MostLoss: TypeAlias = Annotated[
     float,
-    typer.Option("--most-loss", min=0, max=100, rich_help_panel=_PANEL, help="Points that 8 bits may cost."),
+    typer.Option(
+        "--most-loss",
+        min=0,
+        max=100,
+        rich_help_panel=_PANEL,
+        help="Most points of the score that 8 bits may cost.",
+    ),
 ]
 _Check: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--check", rich_help_panel=_PANEL, help="Labelled set to compare on; else the run's own."),
+    typer.Option(
+        "--check", rich_help_panel=_PANEL, help="Labelled set to compare on. By default the run's own."
+    ),
 ]
 _MostImages: TypeAlias = Annotated[
     int,
@@ -157,7 +172,7 @@ _MostImages: TypeAlias = Annotated[
         min=1,
         max=1_000_000,
         rich_help_panel=_PANEL,
-        help="Images that are compared at most.",
+        help="Most images to compare on.",
     ),
 ]
 _GraphResolution: TypeAlias = Annotated[
@@ -195,10 +210,10 @@ def export_command(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier export.")] = False,
 ) -> None:
-    """Write a ViT, or a finetuned model as a graph, for other software, and compare what it gives.
+    """Export a ViT for other software, or a finetuned model as a graph, and check that it gives the same outputs.
 
-    A ViT for timm takes images of any size; for the others --image-size fixes it. Finetuned models leave whole as onnx
-    or torch-export, with their pre- and post-processing (docs/deployment.md); as the others their ViT leaves.
+    A ViT for timm takes images of any size; for the others --image-size fixes it. A finetuned model is exported
+    whole, with pre- and post-processing, as onnx or torch-export (docs/deployment.md); in other formats only its ViT is.
     """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export
@@ -261,7 +276,7 @@ def convert_command(
         Literal["keep", "float32", "bfloat16", "float16"], typer.Option(help="Type of the weights.")
     ] = "keep",
     architecture: Annotated[
-        str | None, typer.Option(help="timm's name of a ViT whose file doesn't tell it.")
+        str | None, typer.Option(help="Name in timm of a ViT whose file doesn't tell it.")
     ] = None,
     heads: Annotated[
         int | None, typer.Option(min=1, max=1024, help="Attention heads of a ViT without a configuration.")
@@ -309,7 +324,7 @@ def swap_command(
     ] = None,
     shuffle: Annotated[
         int | None,
-        typer.Option(min=1, max=64, help="With --vision: N folds squares of N × N patches into one token."),
+        typer.Option(min=1, max=64, help="With --vision: N; each square of N × N patches becomes one token."),
     ] = None,
     template: Annotated[str | None, typer.Option(help="Chat template of the new language model.")] = None,
     keep_projector: Annotated[
@@ -349,10 +364,10 @@ def push_command(
         str, typer.Argument(help="OWNER/NAME on the Hugging Face hub, or file:PATH for a folder.")
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would leave, with the card; send nothing.")
+        bool, typer.Option("--dry-run", help="Show what would be sent, with the card, and send nothing.")
     ] = False,
     private: Annotated[
-        bool, typer.Option("--private", help="On the hub: a repository for its owner alone.")
+        bool, typer.Option("--private", help="On the hub: make the repository private.")
     ] = False,
     licence: Annotated[
         str,
@@ -362,13 +377,13 @@ def push_command(
     ] = "",
     also: Annotated[
         list[str] | None,
-        typer.Option("--also", help="Another file of the source that is to leave. Repeatable."),
+        typer.Option("--also", help="Another file of the source to send. Repeatable."),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another model that is there.")] = False,
 ) -> None:
-    """Pass a model on: weights, configuration, test vectors and a card go to the hub or to a folder.
+    """Send a model to the hub or to a folder: weights, configuration, test vectors and a card.
 
-    Nothing leaves that isn't listed (docs/sharing.md). The hub is asked with --allow-remote hf alone.
+    Only what is listed is sent (docs/sharing.md). The hub is asked only with --allow-remote hf.
     """
     from vitp.deployment.remotes import push_model
 

@@ -86,7 +86,9 @@ def bench_command(
     ] = None,
     against: Annotated[
         Path | None,
-        typer.Option("--against", help="Folder of earlier results; the last of this hardware is compared."),
+        typer.Option(
+            "--against", help="Folder of earlier results, to compare with the last one of this hardware."
+        ),
     ] = None,
     profile: Annotated[
         Path | None, typer.Option("--profile", help="Folder for a trace and a one-page summary of it.")

@@ -43,19 +43,24 @@ _Format: TypeAlias = Annotated[
 ]
 _Resolution: TypeAlias = Annotated[
     float | None,
-    typer.Option("--resolution", min=1e-4, max=1e6, help="Rasters: metres of a pixel that the model sees."),
+    typer.Option(
+        "--resolution", min=1e-4, max=1e6, help="Rasters: side in metres of a pixel that the model sees."
+    ),
 ]
 _Mpp: TypeAlias = Annotated[
     float | None,
     typer.Option(
-        "--mpp", min=0, max=1000, help="Slides: micrometres of a pixel that the model sees; 0: their own."
+        "--mpp",
+        min=0,
+        max=1000,
+        help="Slides: side in micrometres of a pixel that the model sees; 0: the slide's own.",
     ),
 ]
 _AllTiles: TypeAlias = Annotated[
     bool, typer.Option("--all-tiles", help="Slides: also look where there is no tissue.")
 ]
 _Resume: TypeAlias = Annotated[
-    bool, typer.Option("--resume", help="Go on where the same command was killed.")
+    bool, typer.Option("--resume", help="Continue where the same command was stopped.")
 ]
 _Positions: TypeAlias = Annotated[
     Literal["none", "d4"] | None,
@@ -79,7 +84,8 @@ _Tool: TypeAlias = Annotated[
 _Url: TypeAlias = Annotated[
     str,
     typer.Option(
-        "--image-url", help="With --for label-studio: what the images' names begin with, as in s3://bucket/."
+        "--image-url",
+        help="With --for label-studio: address to put before the images' names, as in s3://bucket/.",
     ),
 ]
 

@@ -47,7 +47,9 @@ def run_command(
     out: Annotated[Path, typer.Option("--out", help="Folder of the runs. An interrupted recipe continues.")],
     scale: Annotated[
         float,
-        typer.Option(min=0.0001, max=1000, help="Package: factor on the steps, below 1 for a dry run."),
+        typer.Option(
+            min=0.0001, max=1000, help="Package: factor on the number of steps, below 1 for a trial."
+        ),
     ] = 1.0,
     seeds: Annotated[
         int,
@@ -64,7 +66,8 @@ def run_command(
         bool, typer.Option("--available", help="Pretraining: leave out the sets that are missing.")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Paper: make two steps with a tiny model, to test the data.")
+        bool,
+        typer.Option("--dry-run", help="Paper: make only two steps with a tiny model, to test the data."),
     ] = False,
     override: Override = None,
 ) -> None:

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 _Folds: TypeAlias = Annotated[
     int | None,
     typer.Option(
-        min=2, max=1000, help="Cross-validation: a run for each of so many parts, by patient or group."
+        min=2,
+        max=1000,
+        help="Cross-validation with this many folds, split by patient or group: one run for each fold.",
     ),
 ]
 _Fold: TypeAlias = Annotated[
-    int | None, typer.Option(min=0, max=999, help="Only the run whose test is this part, from 0.")
+    int | None, typer.Option(min=0, max=999, help="Only the run that is tested on this fold; the first is 0.")
 ]
 
 
@@ -115,7 +117,7 @@ def finetune_command(
 ) -> None:
     """Finetune a backbone on a task, and score it on the test images.
 
-    With --folds once for each part of the images, which the others don't see; the table has means and deviations.
+    With --folds it does so once for each fold, and the table has means and standard deviations.
     """
     from vitp.core import distributed
     from vitp.core.config import load_config, make_config
@@ -168,9 +170,7 @@ def demo_command(
             help="Steps of one more finetuning, on all labels instead of a few; 0: leave it out.",
         ),
     ] = 0,
-    force: Annotated[
-        bool, typer.Option("--force", help="Start anew where an earlier demo left its results.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the results of an earlier demo.")] = False,
 ) -> None:
     """Go the whole way on generated port scenes: pretrain, export, probe, finetune, compare, report."""
     from vitp.recipes.demo import run_demo
@@ -222,7 +222,7 @@ def check_run_command(
 ) -> None:
     """Compare the fast ways of training with the plain ones on a run's own data.
 
-    Of a finetuned run: whether the same ground gets the same classes when windows begin elsewhere (seams). The exit
+    For a finetuned run it checks that the same ground gets the same classes wherever windows begin (seams). The exit
     code is 1 when there is a difference.
     """
     from vitp.core.files import write_json

@@ -26,7 +26,9 @@ def serving_command(
     host: Annotated[
         str, typer.Option(help="Address to listen to; 0.0.0.0: all of this machine.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65_535, help="0: any that is free.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65_535, help="Port to listen on; 0: any that is free.")
+    ] = 8000,
     root: Annotated[
         Path | None,
         typer.Option(help="Folder below which clients may name files. By default they may name none."),
@@ -35,13 +37,15 @@ def serving_command(
         str | None, typer.Option(envvar="VITP_TOKEN", help="Bearer token that clients must send.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
-    max_upload_mb: Annotated[int, typer.Option(min=1, max=65_536, help="Megabytes of a request.")] = 256,
+    max_upload_mb: Annotated[
+        int, typer.Option(min=1, max=65_536, help="Largest size of a request in megabytes.")
+    ] = 256,
     max_pixels: Annotated[
-        int, typer.Option(min=1, max=10_000_000_000, help="Pixels of an image that is decoded or predicted.")
+        int, typer.Option(min=1, max=10_000_000_000, help="Most pixels of an image.")
     ] = 100_000_000,
-    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Requests that may wait.")] = 64,
+    queue: Annotated[int, typer.Option(min=1, max=100_000, help="Most requests that wait at a time.")] = 64,
     batch: Annotated[
-        int, typer.Option(min=1, max=1024, help="Images of several requests that are computed together.")
+        int, typer.Option(min=1, max=1024, help="Most images of several requests in one batch.")
     ] = 8,
 ) -> None:
     """Serve models to programs and to people: predictions, answers, features, and a page to try them on images."""

@@ -41,7 +41,10 @@ def study_command(
         ),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="First look in half an hour: one seed, no tuning. Proves nothing.")
+        bool,
+        typer.Option(
+            "--quick", help="A first look in half an hour: one seed, no tuning. Its results prove nothing."
+        ),
     ] = False,
     override: Override = None,
     label: Annotated[
@@ -98,9 +101,7 @@ def tune_command(
     ] = None,
     space: Annotated[
         Path | None,
-        typer.Option(
-            "--space", help="YAML file: a line with low and high, or choices, for each key to tune."
-        ),
+        typer.Option("--space", help="YAML file with a line for each key to tune: low and high, or choices."),
     ] = None,
     steps: Steps = None,
     trials: Annotated[
@@ -119,7 +120,7 @@ def tune_command(
     """Search for the settings of a run: learning rate, layer decay, weight decay, VRL's ratio, shares of sets.
 
     Each trial is a short run, scored on validation images (or by probes of the frozen features on them); the test is
-    never looked at. The same command goes on where it was killed, and several of them share the trials of one folder.
+    never looked at. The same command continues an interrupted search; several at once share the trials of one folder.
     """
     from vitp.studies.space import default_space, read_space, tuned_config
     from vitp.studies.tuning import TuneOrder, tune, write_best

@@ -83,7 +83,7 @@ def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "s
     """Return the text of a UTF-8 file without its byte order mark.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         largest: Bytes that it may have.
         errors: What stands for bytes that aren't UTF-8, as `bytes.decode` takes it.
 

@@ -93,7 +93,6 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
 
 def load_tensors(
     path: Path,
-    device: str = "cpu",
     *,
     wanted: Callable[[str], bool] | None = None,
     fix: str = "copy it again",
@@ -103,7 +102,6 @@ def load_tensors(
 
     Args:
         path: The file.
-        device: Where to.
         wanted: Says by name what to return; None: all.
         fix: What to do about a damaged file.
         ours: vitp has written it: tell when no digest of it is known.
@@ -113,7 +111,7 @@ def load_tensors(
     """
     try:
         check_file(path)
-        with safe_open(path, framework="pt", device=device) as file:
+        with safe_open(path, framework="pt", device="cpu") as file:
             names = [name for name in file.keys() if wanted is None or wanted(name)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, SafetensorError) as error:

@@ -93,7 +93,7 @@ def make_view(
     """Return one view and the part of the image that it shows.
 
     Args:
-        image: Of C channels.
+        image: Image of C channels.
         size: Side of the view in pixels.
         config: What may change.
         rng: Gives all that is random. As many numbers are drawn whatever the settings are, so that switching one change
@@ -133,6 +133,7 @@ def _crop_window(
 
 
 def _recoloured(view_SSC: np.ndarray, config: ViewSettings, draws: np.ndarray, rgb: bool) -> np.ndarray:
+    # Each change has its own place among `draws`: switching one off leaves the others as they were.
     if draws[0] < config.colour_probability and (config.colour or config.hue):
         factors = 1 + config.colour * (2 * draws[1:4] - 1)
         if rgb:
@@ -144,6 +145,7 @@ def _recoloured(view_SSC: np.ndarray, config: ViewSettings, draws: np.ndarray, r
         view_SSC = np.rint(grey_SS1).astype(np.uint8).repeat(3, axis=2)
     if draws[6] < config.blur:
         low, high = _BLUR_SIGMA
+        # A smaller view is blurred less, so that the same share of its detail is lost.
         sigma = (low + (high - low) * draws[7]) * len(view_SSC) / _BLUR_REFERENCE
         view_SSC = cv2.GaussianBlur(view_SSC, (0, 0), max(sigma, 0.05)).reshape(view_SSC.shape)
     if draws[8] < config.solarize:

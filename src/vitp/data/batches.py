@@ -152,7 +152,7 @@ class ShuffledImages:
 
     Args:
         labelled: Images of the wanted split; may be lazy.
-        seed: Of the order.
+        seed: Seed of the order.
         repeats: How often each image comes in an epoch, on average, at least 1; None: once each. An epoch then has
             about their sum of samples, and each image in it as often as its number, rounded down or up by chance.
         partners: Other images of the epoch, drawn by chance, that come with each to be mixed with.
@@ -219,7 +219,7 @@ def repeat_factors(classes: Sequence[frozenset[str]], threshold: float) -> list[
     image without a class, and one of frequent classes alone, comes once.
 
     Args:
-        classes: Of each image.
+        classes: Classes of each image.
         threshold: t, the share below which a class counts as rare.
     """
     images = Counter(name for held in classes for name in held)

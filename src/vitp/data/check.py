@@ -115,7 +115,7 @@ class _Checked:
     Attributes:
         source: The source.
         held_out: It is only compared with; its rows are not judged.
-        findings: So far.
+        findings: Findings so far.
         bad_rows: Rows that have an error.
         users: Address of an image → each row that names it, and the size that the row states.
         neglected: Usable rows without an image, and with a system text that is dropped.

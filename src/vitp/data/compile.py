@@ -42,12 +42,7 @@ from vitp.data.formats.vitp_labels import (
 )
 from vitp.data.synthesis.build import SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.constant import (
-    ConstantTask,
-    constant_pretext,
-    constant_tasks,
-    without_tasks,
-)
+from vitp.data.synthesis.constant import ConstantTask, constant_pretext, constant_tasks, without_tasks
 from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, PretextRecord, pretext_records
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.io.parts import base_address
@@ -77,7 +72,7 @@ def compile_labels(
         src: Folder (or file) of the set; the domain for `fmt="scenes"`.
         fmt: A key of `vitp.data.formats.LABELCOMPILED_FORMATS`, or "auto".
         out: New or empty folder, or with `force` one of an earlier compilation.
-        seed: Of the splits, the questions and, for generated scenes, the scenes.
+        seed: Seed of the splits, the questions and, for generated scenes, the scenes.
         crop: Cut images into crops of this many pixels; those of rasters are windows of their files.
         overlap: Pixels that neighbouring crops share.
         min_visible: Objects of which less of the area is in a crop are difficult in it.
@@ -154,10 +149,10 @@ def compile_set(
     """Write a set that is in memory as `compile_labels` writes what it reads.
 
     Args:
-        labelled: With its splits.
+        labelled: Set with its splits.
         out: As of `compile_labels`.
         base: Folder that images and masks are relative to.
-        seed: Of the questions.
+        seed: Seed of the questions.
         synthesis: What to ask.
         settings: What the summary says under `options`.
         force: Replace an earlier compilation.

@@ -42,7 +42,7 @@ def compile_conversations(
         out: The folder, which may be replaced.
         seed: Told in the summary.
         max_tiles: Written into the mixture.
-        settings: Likewise, the options.
+        settings: Options of the command, told in the summary.
 
     Raises:
         DataError: The table is damaged, or a row can't be used; nothing is written then.

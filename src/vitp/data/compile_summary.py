@@ -62,11 +62,11 @@ class CompileSummary:
     """What was compiled.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         out: Where it lies.
         fmt: Format that was read.
-        licence: Of the data.
-        seed: Of splits and questions.
+        licence: Licence of the data.
+        seed: Seed of splits and questions.
         splits: Split → counts.
         findings: Lines about labels that were left out or mended, each with file and row.
         unasked: Images of which there was nothing to ask.

@@ -48,6 +48,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
     sizes = {path: size for path, size in images if not is_scene(path)}
     paths = list(sizes)
     same_bytes = equal_files(paths)
+    # Bytes are compared first, which is cheap: of each group of equal files only one is decoded.
     twin = {path: group[0] for group in same_bytes for path in group[1:]}
     by_size: dict[tuple[int, int], list[str]] = defaultdict(list)
     for path in paths:
@@ -63,6 +64,7 @@ def find_equals(images: Iterable[tuple[str, tuple[int, int]]], most_pixels: int 
         for group in candidates:
             only_jpeg = all(Path(base_address(path)).suffix.lower() in (".jpg", ".jpeg") for path in group)
             (jpegs if only_jpeg else others).append(group)
+        # JPEGs are first decoded as small as the decoder can, which is quick; only what is equal then, in full.
         alike = _split(jpegs, partial(_pixel_digest, reduced=True))
         same_pixels = _split([*others, *alike], partial(_pixel_digest, reduced=False))
     joined: dict[str, list[str]] = defaultdict(list)

@@ -85,7 +85,7 @@ def image_print(image: Image.Image, digest: bytes | None = None) -> ImagePrint:
 
     Args:
         image: As it is compared.
-        digest: Of the values that it was made of, where those aren't its pixels.
+        digest: Digest of the values that it was made of, where those aren't its pixels.
     """
     pixels_HWC = planes_last(image)
     # Reduced, but not to 8 bits: dark radar scenes differ by fractions of a level.

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
-
-from vitp.core.errors import VitpError
-from vitp.core.files import atomic_path
 from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Sample
-from vitp.data.readers.index import cache_folder
-from vitp.data.record_set import RecordSet
 from vitp.data.tiling import count_tiles
 from vitp.io.images import image_size
 from vitp.records.instructions import InstructionRecord
@@ -44,7 +35,7 @@ class RecordLength:
 
         Args:
             record: The record.
-            max_tiles: Of its set; None: the run's.
+            max_tiles: Most tiles of an image of its set; None: the run's.
         """
         return sum(self._tiles_per_image(record, max_tiles))
 
@@ -59,49 +50,10 @@ class RecordLength:
             record = record.with_turns(record.turns[: self.max_turns])
         return len(self.chat.encode(record, tiles)), sum(tiles)
 
-    def fingerprint(self) -> str:
-        """Return a hash of all that decides the counts."""
-        vocabulary = self.chat.tokenizer.get_vocab()
-        parts = (
-            *("plain text", self.chat.template_name, self.chat.tokens_per_tile),
-            *(self.tile, self.max_tiles, self.max_turns),
-        )
-        return hashlib.sha256(f"{parts} {sorted(vocabulary.items())}".encode()).hexdigest()
-
     def _tiles_per_image(self, record: InstructionRecord, max_tiles: int | None) -> list[int]:
         budget = max(1, (max_tiles or self.max_tiles) // max(1, len(record.images)))
         sizes = record.sizes or [image_size(path) for path in record.images]
         return [count_tiles(width, height, self.tile, budget) for width, height in sizes]
-
-
-def length_index(records: RecordSet, length: RecordLength) -> np.ndarray:
-    """Return (N, 2) int32 of each record's tokens and tiles: counted once, then mapped from a cache.
-
-    Counting takes as long as reading and tokenising all rows. A record costs 8 bytes.
-
-    Raises:
-        DataError: A row can't be used, or an image without given size can't be opened.
-    """
-    key = hashlib.sha256(f"{records.fingerprint()} {length.fingerprint()}".encode()).hexdigest()[:24]
-    cache = cache_folder().parent / "lengths" / f"{key}.npy"
-    found = _mapped(cache, len(records))
-    if found is not None:
-        return found
-    counts = np.empty((len(records), 2), np.int32)
-    for index in range(len(records)):
-        counts[index] = length.both(records[index])
-    # A cache that can't be written only costs the next start the time to count again.
-    with contextlib.suppress(VitpError), atomic_path(cache) as temporary:
-        np.save(temporary, counts)
-    return counts
-
-
-def _mapped(cache: Path, size: int) -> np.ndarray | None:
-    try:
-        found = np.load(cache, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return found if found.shape == (size, 2) and found.dtype == np.int32 else None
 
 
 @dataclass
@@ -136,7 +88,7 @@ def balanced(costs: Sequence[float], parts: int) -> list[list[int]]:
     most 4/3 of the best possible one). Items of equal cost go in their order, parts are ascending.
 
     Args:
-        costs: Of the items, 0 or more.
+        costs: Costs of the items, 0 or more.
         parts: Number of parts, at most the number of items: none stays empty.
 
     Raises:

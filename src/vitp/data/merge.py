@@ -58,9 +58,9 @@ class MergeOptions:
     """How two sets are joined.
 
     Attributes:
-        splits: Of new images: `drawn`, their `own` ones of the new set, or all in one.
+        splits: Splits of new images: `drawn`, their `own` ones of the new set, or all in one.
         val: Share of validation images among drawn ones; None: as the old set drew.
-        test: Of test images, likewise.
+        test: Share of test images, likewise.
         seed: Decides which images the shares get.
         complete: Classes that only one of the sets knows were looked for in the other one, too, and aren't there.
         other_patients: Patients that have numbers alone in both sets are different ones.
@@ -80,11 +80,11 @@ class Merged:
 
     Attributes:
         added: Ids of images that the old set doesn't have.
-        replaced: Of images with other labels than before.
-        unchanged: Of images with the same labels.
-        repeated: Of images that the new set has twice, with equal labels.
+        replaced: Ids of images with other labels than before.
+        unchanged: Ids of images with the same labels.
+        repeated: Ids of images that the new set has twice, with equal labels.
         kept: How many images only the old set has.
-        summary: Of the set that was written.
+        summary: Summary of the set that was written.
     """
 
     added: list[str] = field(default_factory=list)

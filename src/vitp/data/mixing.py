@@ -91,7 +91,7 @@ def cutmix(sample: ImageSample, other: ImageSample, share: float, centre: tuple[
 
     Args:
         sample, other: Of one size.
-        share: Of the area that the sample keeps, where the box doesn't reach over the border.
+        share: Share of the area that the sample keeps, where the box doesn't reach over the border.
         centre: x and y of the box's, on 0..1.
     """
     _check_alike([sample, other])

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -18,7 +18,7 @@ from typing import Any, Generic, NamedTuple
 
 from typing_extensions import TypeVar
 
-from vitp.core.errors import CheckpointError, DataError
+from vitp.core.errors import DataError
 from vitp.data.fingerprint import contents_digest
 from vitp.data.permutation import Permutation
 from vitp.data.record_set import SampleSet
@@ -94,7 +94,7 @@ class Sample(Generic[Item]):
         augment: Whether its images may be augmented.
         entry: Index of its set in the mixture.
         position: Its place in the run. What is random about the sample is a function of the seed and of it.
-        seed: Of the run.
+        seed: Seed of the run.
         partners: Other records that it may be mixed with.
     """
 
@@ -107,25 +107,6 @@ class Sample(Generic[Item]):
     partners: tuple[Item, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RateRow:
-    """One line of the table of rates.
-
-    Attributes:
-        name: Of the set.
-        size: Records in it.
-        rate: As given.
-        per_epoch: Samples of it in one epoch.
-        share: Part of an epoch, 0..1.
-    """
-
-    name: str
-    size: int
-    rate: float
-    per_epoch: int
-    share: float
-
-
 class Mixture(Generic[Item]):
     """An endless, seeded, random-access sequence of samples.
 
@@ -134,12 +115,11 @@ class Mixture(Generic[Item]):
     epochs show the whole set, at a rate of 2.5 an epoch shows each record two or three times. An epoch that
     ends one pass and begins the next may hold a record of both.
 
-    `mixture[position]` takes any position from 0 on; `len(mixture)` is the length of an epoch. Iterating
-    continues from `position` and never ends.
+    `mixture[position]` takes any position from 0 on; `len(mixture)` is the length of an epoch.
 
     Args:
         entries: The sets.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         DataError: There is no set, or two have the same name.
@@ -154,7 +134,6 @@ class Mixture(Generic[Item]):
             raise DataError(f'two sets are called "{twice}"', where="mixture", fix="rename one")
         self.entries = tuple(entries)
         self.seed = seed
-        self.position = 0
         self._ends = list(accumulate(entry.per_epoch for entry in self.entries))
 
     def __len__(self) -> int:
@@ -180,32 +159,6 @@ class Mixture(Generic[Item]):
         record = entry.records[location.record]
         return Sample(record, entry.max_tiles, entry.augment, location.entry, position, self.seed)
 
-    def __iter__(self) -> Iterator[Sample[Item]]:
-        return self
-
-    def __next__(self) -> Sample[Item]:
-        sample = self[self.position]
-        self.position += 1
-        return sample
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the position, and the fingerprint of what it is a position in."""
-        return {"position": self.position, "fingerprint": self.fingerprint()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a saved position.
-
-        Raises:
-            CheckpointError: The state belongs to another mixture, seed or version of the files.
-        """
-        if state["fingerprint"] != self.fingerprint():
-            raise CheckpointError(
-                "the state belongs to another mixture",
-                where="mixture",
-                fix="resume with the same sets, rates, seed and annotation files, or start a new run",
-            )
-        self.position = int(state["position"])
-
     def fingerprint(self) -> str:
         """Return a hash of all that decides the samples: sets, rates, tile limits, augmentation, seed."""
         parts = [
@@ -229,13 +182,6 @@ class Mixture(Generic[Item]):
                 or getattr(entry.records[0], "licence", ""),
             }
             for entry in self.entries
-        ]
-
-    def expected_rates(self) -> list[RateRow]:
-        """Return size, rate, samples an epoch and share of each set."""
-        return [
-            RateRow(e.records.name, len(e.records), e.rate, e.per_epoch, e.per_epoch / len(self))
-            for e in self.entries
         ]
 
 

@@ -32,7 +32,7 @@ class PackedBatch(TensorFields):
         branches_BL: 0 = shared by the record's questions, k = its k-th independent question.
         target_index_S: Flat indices of the tokens whose output predicts a supervised token.
         target_ids_S: The supervised tokens.
-        record_names: For messages.
+        record_names: Names of the records, for messages.
         turns: Questions and answers in the batch.
         layout: What the model needs to know of the rows, where the objective has made it on the host
             (`vitp.models.packed_layout`); None: the model finds it out.

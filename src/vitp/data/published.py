@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-from xml.etree import ElementTree
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
-from vitp.core.reading import parse_json, parse_xml
-from vitp.data.formats.walk import read_label_text
+from vitp.data.formats.walk import parse_label_json, read_label_text
 
 
 @dataclass(frozen=True)
@@ -68,36 +65,10 @@ def any_of(places: tuple[str, ...]) -> str:
     return places[0] + (f" (or {', '.join(places[1:])})" if len(places) > 1 else "")
 
 
-def read_json(path: Path) -> Any:
-    """Return a file's JSON.
-
-    Raises:
-        DataError: It can't be read; the message names the row.
-    """
-    try:
-        return parse_json(read_label_text(path))
-    except json.JSONDecodeError as error:
-        where = f"{path}:{error.lineno}"
-        raise DataError(f"is not JSON ({error.msg})", where=where, fix="download the file again") from error
-
-
-def read_xml(path: Path) -> ElementTree.Element:
-    """Return a file's XML.
-
-    Raises:
-        DataError: It can't be read; the message names the row.
-    """
-    try:
-        return parse_xml(read_label_text(path))
-    except ElementTree.ParseError as error:
-        where = f"{path}:{error.position[0]}"
-        raise DataError(f"is not XML ({error})", where=where, fix="unpack the file again") from error
-
-
 def read_record(path: Path, form: str) -> dict[str, Any] | None:
     """Return what an earlier preparation wrote about itself, or None where there is none of this format."""
     try:
-        record = read_json(path)
+        record = parse_label_json(read_label_text(path), path)
     except DataError:
         return None
     return record if isinstance(record, dict) and record.get("format") == form else None

@@ -160,7 +160,7 @@ def lone_image(address: str | Path, channels: Channels | None = None) -> Image.I
     Without channels values of more than 8 bits are stretched between the file's own percentiles, and a note says so.
 
     Args:
-        address: Of the image.
+        address: Address of the image.
         channels: What a model sees of it, whose composite is returned; None: pictures.
 
     Raises:
@@ -191,7 +191,7 @@ def seen_again(image: Image.Image | np.ndarray, channels: Channels | None) -> np
 
     Args:
         image: An RGB image, or pixels as the model sees them.
-        channels: Of the model; None: pictures.
+        channels: Channels of the model; None: pictures.
 
     Raises:
         DataError: The model sees bands, and where the image comes from isn't known, or it lacks them.

@@ -58,7 +58,7 @@ def development_splits(labelled_set: LabelledSet | Mapping[str, LabelledSet]) ->
     return {"train": train, "val": held, "test": splits["val"]}
 
 
-def _hold_out(train: LabelledSet, share: float = 0.2) -> tuple[LabelledSet, LabelledSet]:
+def _hold_out(train: LabelledSet) -> tuple[LabelledSet, LabelledSet]:
     """Split a fifth of the groups off; images of one group stay together."""
     items = [train.items[index] for index in range(len(train))]
     groups = sorted({item.group or item.id for item in items})
@@ -66,7 +66,7 @@ def _hold_out(train: LabelledSet, share: float = 0.2) -> tuple[LabelledSet, Labe
         what = "there are no val images, and one group of train images can't be split"
         raise ConfigError(what, where="probes", fix="label some as val")
     order = np.random.default_rng(0).permutation(len(groups))
-    held = {groups[index] for index in order[: max(1, round(share * len(groups)))]}
+    held = {groups[index] for index in order[: max(1, round(0.2 * len(groups)))]}
     return (
         replace(train, items=[item for item in items if (item.group or item.id) not in held]),
         replace(train, items=[item for item in items if (item.group or item.id) in held]),

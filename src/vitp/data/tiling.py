@@ -75,7 +75,7 @@ def resampled(
     """Return an image, or a part of it, at `size` (width, height): (H, W, C) uint8, bicubic and antialiased.
 
     Args:
-        image: Of any number of channels; each is resampled by itself.
+        image: Image of any number of channels; each is resampled by itself.
         size: Width and height in pixels.
         box: Part of the image: left, upper, right, lower in pixels and fractions; None: all of it.
     """

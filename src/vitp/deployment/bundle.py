@@ -112,7 +112,7 @@ class Bundle:
     """All that leaves of one model.
 
     Attributes:
-        kind: Of the model.
+        kind: Kind of the model.
         said: The same in words.
         files: In the order of their names.
         card: The card's text.
@@ -187,7 +187,7 @@ def gathered(
         source: Run, model folder or export.
         repository: What it will be called; the card's code runs beside a folder of its last part.
         hub: Whether it goes to the hub; the card then says how it is fetched.
-        licence: Of these weights, as their owner states it; "": that of the weights they go back to.
+        licence: Licence of these weights, as their owner states it; "": that of the weights they go back to.
         also: Further files to send, relative to the source.
 
     Raises:
@@ -244,7 +244,7 @@ def _add(paths: dict[str, Path], also: Sequence[str], root: Path) -> None:
             raise ConfigError("is no file there", where=f"--also {name}", fix=f"name a file in {root}")
         check_inside(file, root)
         if shown in paths:
-            raise ConfigError("leaves anyway", where=f"--also {name}", fix="leave it out")
+            raise ConfigError("is sent in any case", where=f"--also {name}", fix="leave it out")
         paths[shown] = file
 
 

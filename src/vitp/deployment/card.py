@@ -66,7 +66,7 @@ def graph_card(done: ExportedGraph, model: TaskModel, options: GraphOptions, nam
         done: What was written and compared.
         model: What it was made of.
         options: What it was to be.
-        name: Of the folder.
+        name: Name of the folder.
     """
     parts = [
         _title(done, model, options, name),
@@ -268,7 +268,7 @@ def task_card(description: Mapping[str, Any], name: str, parameters: int) -> str
 
     Args:
         description: Content of `config.json`.
-        name: Of the folder; the code of the card runs beside it.
+        name: Name of the folder; the code of the card runs beside it.
         parameters: Number of weights.
     """
     task, classes = description["task"], description["classes"]
@@ -386,7 +386,7 @@ def licences_text(weights: str, licence: str, data: Sequence[tuple[str, str]]) -
 
     Args:
         weights: Published weights that these go back to; "": none that are known.
-        licence: Of those; "": none is stated.
+        licence: Licence of those; "": none is stated.
         data: Name and licence of each set.
     """
     rows = [(f"Weights that it goes back to: {weights}", licence or "not stated")] if weights else []

@@ -41,8 +41,8 @@ class OutputParity:
     """How far outputs are from the model's own.
 
     Attributes:
-        images: How many were compared.
-        of: Which.
+        images: Number of images that were compared.
+        of: What was compared.
         largest: Name of an output → largest difference.
         rows: Rows of tables that were compared.
         lonely: Share of them that the other side lacks.
@@ -80,9 +80,9 @@ class ScoreParity:
 
     Attributes:
         data: Name of the set.
-        split: Which images of it.
-        images: How many were scored.
-        available: How many there are.
+        split: Split whose images were scored.
+        images: Number of images that were scored.
+        available: Number of images that there are.
         headline: The score that models are chosen by.
         before, after: Name of a score → its value on 0..1, of the model and of the graph.
         tolerance: Points by which the headline may differ.
@@ -122,9 +122,9 @@ def compared_outputs(
     """Return how far a graph's outputs are from those of the module that it was made of.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         model: The module: (B, C, h, w) on 0..1 → outputs.
-        names: Of the outputs.
+        names: Names of the outputs.
         run: The graph.
         inputs: Batches.
         of: What they are, in words.
@@ -236,7 +236,7 @@ def scores_of_graph(
     Args:
         model: Whose task and classes they are.
         graph: What predicts.
-        images: With labels.
+        images: Images with labels.
         settings: How images are read.
     """
 

@@ -84,7 +84,7 @@ class GraphOptions:
         int8: Whether to write the graph in 8 bits, too.
         most_loss: Points of the headline score that 8 bits may cost.
         check: Labelled set to compare on; None: the run's own.
-        most_images: That are scored.
+        most_images: Most images that are scored.
         resolution: Centimetres of a pixel that the model sees, for QGIS.
     """
 
@@ -104,8 +104,8 @@ class ExportedGraph:
     """What was written.
 
     Attributes:
-        folder: Where.
-        contract: Of the graph.
+        folder: Folder of the graph.
+        contract: Contract of the graph.
         outputs: How far its outputs are from the model's.
         scores: Scores before and after; None: there were no labelled images.
         int8: Scores of the graph in 8 bits.

@@ -33,7 +33,7 @@ class KnownImages:
         data: Name of the set.
         split: Which of its images are scored.
         compared: Images to be scored.
-        available: How many the split has.
+        available: Number of images of the split.
         calibration: Training images; None: there are none.
         said: What is to be said of them.
     """
@@ -98,7 +98,7 @@ def graph_size(
 
     Args:
         wanted: A side, or "HEIGHTxWIDTH"; None: what the model sees.
-        model: Whose graph it is.
+        model: Model that the graph is of.
         settings: How the model is applied.
         images: Labelled images, whose sizes tell what the model sees where its settings don't.
 
@@ -144,7 +144,7 @@ def inputs_of(
 
     Args:
         graph: Whose contract says how images are cut.
-        model: Whose bands are read.
+        model: Model whose bands are read.
         images: Labelled ones; labels aren't used.
         settings: How bands are read.
         most: Images.

@@ -34,7 +34,7 @@ def qgis_metadata(contract: GraphContract, resolution: float | None = None) -> d
     """Return key → JSON text, as the plug-in reads it; none where it can't run the graph.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         resolution: Centimetres of a pixel that the model sees; None: the plug-in asks.
     """
     if qgis_obstacle(contract) is not None:

@@ -268,7 +268,7 @@ def push_model(
         repository: OWNER/NAME on the hub, or `file:PATH`.
         private: Make the hub's repository for its owner alone.
         dry_run: Send nothing, and don't ask the hub.
-        licence: Of these weights.
+        licence: Licence of these weights.
         also: Further files of the source that leave.
         overwrite: Replace another model that is there.
 

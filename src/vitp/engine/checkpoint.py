@@ -50,7 +50,7 @@ class RunState:
 
     Attributes:
         step: Optimizer steps done.
-        fingerprint: Of the batch source.
+        fingerprint: Fingerprint of the batch source.
         counters: Totals since the start of the run: seconds, samples, tokens, tiles.
         evidence: Running sums of the evidence that the vision tower learns.
         settings: Configuration of the run, to report what changed.
@@ -125,9 +125,9 @@ class Tensors:
 
         Args:
             model: The objective.
-            optimizer: Of its parameters.
+            optimizer: Optimizer of its parameters.
             names: Parameter names, parallel to the optimizer's groups.
-            average: Of the weights, where there is one.
+            average: Moving average of the weights, where there is one.
         """
         moments = {
             f"{moment}:{name}": value
@@ -172,7 +172,7 @@ def write_state(
         path: The checkpoint, which may still have another name.
         state: What to write.
         layout: `FORMAT` or `SHARDED_FORMAT`.
-        run_dir: Of the run, for its configuration.
+        run_dir: Folder of the run, for its configuration.
         digests: Name → SHA-256 of the files with tensors that don't carry their own.
     """
     names = [STATE_FILE]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +51,10 @@ class Gradients:
         groups_of = (shard_group(parameter) for parameter in self.parameters)
         self._group = next((group for group in groups_of if group is not None), None)
         self._whole = [p for p in self.parameters if shard_group(p) is None] if self._group else []
+        # The parts of each cell are the same in every step: they are found once.
+        cells = self._cells.values()
+        self._sharded = [[p for p in cell if shard_group(p) is not None] for cell in cells]
+        self._unsharded = [[p for p in cell if shard_group(p) is None] for cell in cells]
 
     def complete(self) -> None:
         """Give a zero gradient to parameters that no batch of this step used, and average those that nobody shards.
@@ -73,21 +77,17 @@ class Gradients:
     def norms(self) -> Tensor:
         """Return the L2 norm of each cell, for `read`; nothing is synchronised with the host."""
         if self._group is None:
-            return self._norms(self.parameters)
-        parts = [p for p in self.parameters if shard_group(p) is not None]
-        squares = self._norms(parts).square()
+            return self._norms(self._cells.values())
+        squares = self._norms(self._sharded).square()
         dist.all_reduce(squares, group=self._group)
         if self._whole:
-            squares += self._norms(self._whole).square()
+            squares += self._norms(self._unsharded).square()
         return squares.sqrt()
 
-    def _norms(self, parameters: Sequence[nn.Parameter]) -> Tensor:
-        """Return the L2 norm of each cell over these parameters, of what this process holds."""
-        wanted, device = {id(parameter) for parameter in parameters}, local(self.parameters[0]).device
-        norms = [
-            get_total_norm([local(p.grad) for p in cell if id(p) in wanted and p.grad is not None])
-            for cell in self._cells.values()
-        ]
+    def _norms(self, cells: Iterable[Sequence[nn.Parameter]]) -> Tensor:
+        """Return the L2 norm of each cell, of what this process holds."""
+        device = local(self.parameters[0]).device
+        norms = [get_total_norm([local(p.grad) for p in cell if p.grad is not None]) for cell in cells]
         return torch.stack([norm.float().to(device) for norm in norms])
 
     def read(self, norms: Sequence[float]) -> GradientSize:

@@ -73,7 +73,7 @@ class TrainResult:
 
     Attributes:
         step: Optimizer steps done.
-        loss: Of the last step; nan if a resumed run had nothing left to do.
+        loss: Loss of the last step; nan if a resumed run had nothing left to do.
         checkpoint: The last checkpoint.
         model: Folder of `Objective.save_pretrained`, None if the objective has no format of its own.
         evidence: What `evidence.json` holds.

@@ -83,8 +83,8 @@ def metrics_row(
     Args:
         metrics: `StepMetrics` of the step.
         window: Losses since the last row.
-        rates: Of the work since then.
-        device: Whose memory is told.
+        rates: Rates of the work since then.
+        device: Device whose memory is told.
     """
     row = {name: value for name, value in asdict(metrics).items() if name not in ("work", "skipped")}
     return {**row, "loss_mean": sum(window) / len(window), **rates, "memory_gb": memory_gb(device)}

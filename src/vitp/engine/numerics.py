@@ -125,8 +125,8 @@ def not_finite_error(what: str, names: Sequence[str], kept: str, step: int, run_
         what: Is not finite, in words.
         names: Records that may be the cause.
         kept: What of the run is safe, in words.
-        step: From 1.
-        run_dir: Of the run.
+        step: Number of the step, from 1.
+        run_dir: Folder of the run.
     """
     listed = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     return VitpError(

@@ -53,12 +53,12 @@ def load_newest(
     that never happens when none is whole. One of another run is an error, and nothing is passed over.
 
     Args:
-        run_dir: Of the run.
+        run_dir: Folder of the run.
         is_of_source: Tells whether a fingerprint is that of the run's batches.
         model: The objective.
-        optimizer: Of its parameters.
+        optimizer: Optimizer of its parameters.
         names: Parameter names, parallel to the optimizer's groups.
-        average: Of the weights, where there is one on this process.
+        average: Moving average of the weights, where there is one on this process.
 
     Returns:
         None where there is no checkpoint.
@@ -127,7 +127,7 @@ def changes_on_resume(
     """Return lines about what a resumed run has changed, and what another length means for the steps done.
 
     Args:
-        state: Of the checkpoint that the run goes on from.
+        state: State of the checkpoint that the run goes on from.
         settings: What it would say of the settings now.
         optim, train: The settings now.
         scheduled: What of the objective follows a schedule over all steps.
@@ -151,7 +151,7 @@ def changed_schedules(
     """Return lines about what it means for the steps done that a run has another length now.
 
     Args:
-        state: Of the checkpoint that the run goes on from.
+        state: State of the checkpoint that the run goes on from.
         optim: Optimizer and schedule now.
         steps: Length now.
         scheduled: What of the objective follows a schedule over all steps.

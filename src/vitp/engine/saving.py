@@ -26,7 +26,7 @@ class Saver:
     the parts of a sharded one are written by all.
 
     Args:
-        run_dir: Of the run.
+        run_dir: Folder of the run.
         keep_last: Checkpoints that are kept.
         sharded: Whether every rank has a part of the model.
         background: Whether `save` returns before the checkpoint is written.

@@ -79,8 +79,8 @@ def shard(
 
     Args:
         objective: Any weights; the plain module keeps them on rank 0 and has none on the others.
-        config: Of the run.
-        device: Of this process.
+        config: Configuration of the run.
+        device: Device of this process.
         dtype: In which autocast computes; None: in that of the weights.
 
     Raises:

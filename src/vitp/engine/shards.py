@@ -135,7 +135,7 @@ def load(
     Args:
         path: Checkpoint folder.
         model: The objective.
-        optimizer: Of its parameters.
+        optimizer: Optimizer of its parameters.
         names: Parameter names, parallel to the optimizer's groups.
 
     Raises:

@@ -253,8 +253,8 @@ class Trackers:
     """All trackers of a run. Nothing that happens within one stops the training.
 
     Args:
-        run_dir: Of the run.
-        settings: Which ones.
+        run_dir: Folder of the run.
+        settings: Which trackers are used.
         told: Settings of the run, as plain values.
     """
 

@@ -10,7 +10,6 @@ from PIL import Image
 from pydantic import Field
 
 from vitp.data.synthesis.build import SynthesisConfig, score_answer
-from vitp.data.synthesis.classes import SetClasses
 from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord
@@ -27,7 +26,7 @@ class Answered:
     Attributes:
         image: Path or address of the first image.
         question, expected, answer: Texts; the question without image marks.
-        task: Of the question, such as "box"; "" where it isn't known.
+        task: Task of the question, such as "box"; "" where it isn't known.
         score: 0..1, see `vitp.data.synthesis.scoring`; None where the task isn't known.
     """
 
@@ -43,18 +42,14 @@ class Answered:
         return asdict(self)
 
 
-def questions_of(
-    labelled: LabelledSet, count: int, *, seed: int = 0, classes: SetClasses | None = None
-) -> Iterator[tuple[InstructionRecord, str]]:
+def questions_of(labelled: LabelledSet, count: int) -> Iterator[tuple[InstructionRecord, str]]:
     """Yield `count` (record with one question, task) pairs over the images of a set, tasks as they come.
 
     Args:
         labelled: Images with labels, of one split.
         count: Questions.
-        seed: Of the questions.
-        classes: Classes with the statistics of the training split.
     """
-    records = LabelledRecords(labelled, seed=seed, config=SynthesisConfig(), classes=classes)
+    records = LabelledRecords(labelled, seed=0, config=SynthesisConfig())
     number = 0
     for index in range(len(records)):
         record, tasks = records.with_tasks(index)

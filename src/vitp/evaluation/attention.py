@@ -37,10 +37,10 @@ def as_batch(backbone: Backbone, image: Picture) -> Tensor:
     return backbone.normalize(image_BCSS.to(next(backbone.parameters()).device))
 
 
-def grid_of(backbone: Backbone, layer: int = -1) -> tuple[int, int]:
-    """Return rows and columns of a layer's cells at the backbone's image size."""
+def grid_of(backbone: Backbone) -> tuple[int, int]:
+    """Return rows and columns of the last layer's cells at the backbone's image size."""
     height, width = backbone.image_size
-    return height // backbone.strides[layer], width // backbone.strides[layer]
+    return height // backbone.strides[-1], width // backbone.strides[-1]
 
 
 @contextlib.contextmanager

@@ -15,7 +15,6 @@ from PIL import Image, ImageDraw, ImageOps
 from vitp.core.errors import ConfigError
 from vitp.evaluation.attention import (
     ColourBasis,
-    Heads,
     attention_map,
     colour_basis,
     feature_maps,
@@ -37,7 +36,6 @@ def overlay(
     *,
     patch: tuple[int, int] | None = None,
     side: int = 288,
-    opacity: float = 0.7,
     largest: float | None = None,
 ) -> Image.Image:
     """Return the image, greyed, under a map; strong places hide more of it.
@@ -47,7 +45,6 @@ def overlay(
         map_hw: Values ≥ 0 of each patch.
         patch: Row and column of the query, framed.
         side: Pixels of the longer side of the picture.
-        opacity: Of the strongest place.
         largest: Value of the strongest colour; None: the map's largest. Give one for pictures to compare.
     """
     grey_HWC = np.asarray(enlarged(image.convert("L"), side), np.float64)
@@ -57,7 +54,7 @@ def overlay(
     strength = Image.fromarray(strength_hw.astype(np.float32)).resize(size, Image.Resampling.NEAREST)
     strength_HW = np.asarray(strength)
     colour_HWC = mpl.colormaps["magma"](strength_HW)[..., :3] * 255
-    alpha_HW1 = opacity * np.sqrt(strength_HW)[..., None]
+    alpha_HW1 = 0.7 * np.sqrt(strength_HW)[..., None]
     blended = (grey_HWC * (1 - alpha_HW1) + colour_HWC * alpha_HW1).clip(0, 255).round().astype(np.uint8)
     picture = Image.fromarray(blended)
     if patch is not None:
@@ -104,8 +101,6 @@ def compare_attention(
     image: Image.Image,
     patch: tuple[float, float],
     *,
-    layer: int = -1,
-    head: Heads = "mean",
     side: int = 288,
 ) -> Image.Image:
     """Return the image and each backbone's attention of one place in it.
@@ -114,13 +109,12 @@ def compare_attention(
         towers: Name → backbone; their grids may differ.
         image: RGB.
         patch: The query's place as shares (row, column) of the image, 0..1: grids differ.
-        layer, head: See `attention.attention_map`.
         side: Pixels of a picture's longer side.
     """
     pictures = {"image": enlarged(image, side)}
     for name, tower in towers.items():
         query = patch_at(tower, patch)
-        map_hw = attention_map(tower, image, query, layer, head)
+        map_hw = attention_map(tower, image, query)
         pictures[name] = overlay(image, map_hw, patch=query, side=side)
     return side_by_side(pictures)
 
@@ -279,17 +273,16 @@ def compare_features(
     backbones: Mapping[str, Backbone],
     images: Sequence[Image.Image],
     *,
-    layer: int = -1,
     side: int = 192,
     shared: bool = False,
 ) -> list[Image.Image]:
     """Return for each image a row: the image, and each backbone's patch features as colours.
 
     Args:
-        backbones, images, layer, shared: See `feature_colours`.
+        backbones, images, shared: See `feature_colours`.
         side: Pixels of a picture's side.
     """
-    (found,) = feature_colours(backbones, images, [layer], shared=shared)
+    (found,) = feature_colours(backbones, images, [-1], shared=shared)
     rows = []
     for number, image in enumerate(images):
         row = {"image": image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)}

@@ -53,7 +53,7 @@ class PlaceQuestion:
 
     Attributes:
         image: Number of the image.
-        record: With this question alone.
+        record: The record with this question alone.
         task: One of `LOOKS_TASKS`.
         label: Class that counts for the balance.
         place: None where a place is asked for.
@@ -71,8 +71,8 @@ class PlaceScore:
     """What was found of one task, shares on 0..1.
 
     Attributes:
-        task: Of the questions.
-        questions, classes: How many of them.
+        task: Task of the questions.
+        questions, classes: Numbers of questions and of classes.
         right, shuffled, blind: Class-balanced share of right answers with the right image, another one and none.
         asked, elsewhere: Rise of the right answer's negative log-likelihood (nats a token) when the place asked about,
             or another one of the same size, is grey; None where a place is asked for.
@@ -118,7 +118,7 @@ class PlaceReader(Protocol):
         """Return for each record whether its answer is what it would write, and its negative log-likelihood a token.
 
         Args:
-            records: With one question each.
+            records: Records with one question each.
             tiles: (1, C, side, side) uint8 of each; None: without the image.
         """
         ...
@@ -219,7 +219,7 @@ def place_questions(
     Args:
         labelled: Images with labels that training hasn't seen.
         count: Questions a task.
-        seed: Of the questions.
+        seed: Seed of the questions.
         wordings: See `SynthesisConfig`; 0: all.
         grid: Cells a side of the grid whose cells are asked about.
     """
@@ -265,28 +265,24 @@ def _place(task: str, question: str, grid: int) -> Spot | None:
     return (numbers[0], numbers[1], numbers[2], numbers[3]) if task == "region_class" else None
 
 
-def measure_looks(
-    reader: PlaceReader, labelled: LabelledSet, count: int = 200, *, seed: int = 0, wordings: int = 1
-) -> list[PlaceScore]:
+def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) -> list[PlaceScore]:
     """Ask about places of held-out images, and return what was found of each task that the labels allow.
 
     Args:
         reader: The model.
         labelled: Images of one split.
         count: Questions a task; an eighth of them where answers are decoded.
-        seed: Of questions, of the images shown instead, and of the other places.
-        wordings: See `SynthesisConfig`; 0: all.
 
     Raises:
         ConfigError: Nothing is known of places, or there is only one image.
     """
-    questions = list(place_questions(labelled, count, seed=seed, wordings=wordings))
+    questions = list(place_questions(labelled, count))
     images = sorted({one.image for one in questions})
     if len(images) < 2:
         raise ConfigError("too few images with labelled places", where=labelled.name, fix="name another set")
     seen = _seen_by(reader)
     tiles = {index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images}
-    rng = np.random.default_rng([seed, 0x4C4F4F4B])
+    rng = np.random.default_rng([0, 0x4C4F4F4B])
     order = [images[int(i)] for i in rng.permutation(len(images))]
     other = dict(zip(order, [*order[1:], order[0]], strict=True))
     found = []

@@ -109,7 +109,7 @@ class FittedProbes:
         tasks: Names from `PROBE_TASKS`.
         scene_classes: Number of scene classes.
         patch_classes: Number of classes of patches.
-        device: Where they are applied.
+        device: Device on which they are applied.
         labels: Number of labelled images of a seed.
         note: What they were fitted on.
         classifiers: Task → classifier, for each draw of labels.

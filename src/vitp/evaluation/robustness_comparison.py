@@ -85,7 +85,7 @@ class RobustnessComparison:
         out: Folder of `robustness.json`, which is whole after every cell.
         names: Runs of `vitp finetune`, or backbones.
         severities, corruptions: None: all severities, the twelve corruptions.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
         metric: Score to show; None: the headline.
         force: Replace the results of another test.
         tell: Called with a line after every cell.

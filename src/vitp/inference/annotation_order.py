@@ -56,7 +56,7 @@ class Place:
     """Where an image stands in the order.
 
     Attributes:
-        number: Of the image in what was given.
+        number: Number of the image in what was given.
         duplicate_of: Number of the image that it repeats, which stands before it; None: of none.
     """
 

@@ -119,12 +119,12 @@ class TaskWriter:
     """Writes the tasks of one tool.
 
     Attributes:
-        tool: Which.
-        task: Of the model.
-        classes: Of the model.
+        tool: Name of the annotation tool.
+        task: Task of the model.
+        classes: Classes of the model.
         multi_label: An image may have several classes.
         url: Put before the names of images, in place of Label Studio's own files.
-        version: Of the model.
+        version: Version of the model.
     """
 
     tool: Tool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ class Assistant:
     Args:
         vlm: The model; it is moved to the device and put into eval mode.
         chat: Its tokenizer.
-        device: Where to compute.
+        device: Device on which to compute.
         max_tiles: Tiles an image is cut into at most; several images share them.
     """
 
@@ -69,7 +69,7 @@ class Assistant:
             history: Earlier questions and answers; the marks may stand in them.
             stream: Called with each piece of text as it comes; the pieces joined are the answer.
             do_sample: Draw from the distribution instead of taking the likeliest token.
-            temperature: Of the distribution, when drawing.
+            temperature: Temperature of the distribution, when drawing.
 
         Raises:
             DataError: An image can't be read, marks and images differ in number, or the conversation is longer
@@ -106,12 +106,6 @@ class Assistant:
         if isinstance(image, Image.Image):
             return image.convert("RGB") if channels is None else seen_again(image.convert("RGB"), channels)
         return lone_image(image) if channels is None else SeenBands(channels).load(str(image))
-
-    def answer_batch(
-        self, pairs: Iterable[tuple[Sequence[ImageLike], str]], *, max_new_tokens: int = 128
-    ) -> list[str]:
-        """Return the greedy answers to (images, question) pairs, one after the other."""
-        return [self.answer(images, question, max_new_tokens=max_new_tokens) for images, question in pairs]
 
     def _check_length(self, prompt: int, new: int) -> None:
         limit = getattr(self.vlm.language.config, "max_position_embeddings", None)
@@ -188,7 +182,7 @@ def draw_answer(image: ImageLike, answer: str, channels: Channels | None = None)
 
     Args:
         image: A file, or an image as it is shown.
-        answer: With boxes in it.
+        answer: Text with boxes in it.
         channels: What the model sees of a file's bands, of which the composite is shown.
     """
     if isinstance(image, Image.Image):

@@ -182,12 +182,8 @@ def _set_dimensions(file: Any, uid: Any) -> None:
         item.DimensionOrganizationUID = uid
 
 
-def _codes(pydicom: Any) -> Any:
-    return need("medical", "pydicom.sr.codedict", "DICOM-SEG").codes
-
-
 def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -> Any:
-    codes = _codes(pydicom)
+    codes = need("medical", "pydicom.sr.codedict", "DICOM-SEG").codes
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="vitp", version=__version__, family=codes.cid7162.ArtificialIntelligence
     )

@@ -63,7 +63,7 @@ class InputFile:
     """One input.
 
     Attributes:
-        name: Of its files, without suffix; unique.
+        name: Name of its files, without suffix; unique.
         dates: Address of the image, and of its later date.
         raster: Whether it is read by windows and becomes a map.
         reason: Why it can't be used; None: it can.
@@ -184,11 +184,11 @@ def sources_of(
     Args:
         images: Files and folders.
         later: Those of the later date.
-        task: Of the model.
+        task: Task of the model.
         channels: What the model sees; None: pictures.
         missing_bands: What becomes of files that lack bands.
         mpp: At how many micrometres a pixel slides are seen that don't say it in their address; None: at their own.
-        plane: Of the slices that the model was trained on.
+        plane: Plane of the slices that the model was trained on.
 
     Raises:
         ConfigError: Change without later dates, or another task with them.
@@ -247,7 +247,7 @@ def is_map(address: str, channels: Channels | None) -> bool:
     """Return whether an input is read by windows and becomes a map: a raster with a place, or one of bands.
 
     Args:
-        address: Of the input.
+        address: Address of the input.
         channels: What the model sees; None: pictures.
 
     Raises:

@@ -110,7 +110,7 @@ class Lane:
 
     Attributes:
         columns: First one, and the one after the last.
-        units: Of the views that see them.
+        units: Units of the views that see them.
     """
 
     columns: tuple[int, int]

@@ -55,7 +55,7 @@ class Named:
     """A prediction and what it is about.
 
     Attributes:
-        name: Of the files, without suffix; unique.
+        name: Name of the files, without suffix; unique.
         image: Path as the user gave it.
         size: Height and width.
         prediction: In pixels of the image.
@@ -317,7 +317,7 @@ def write_image(
 
     Args:
         out: Folder.
-        task: Of the model.
+        task: Task of the model.
         named: What was found.
         classes: Names.
         image: What the picture is drawn over; None: no picture.
@@ -359,7 +359,7 @@ def to_supervision(prediction: Prediction, classes: Sequence[str], *, threshold:
     for each class that is somewhere in the image (of change: what changed), with its mask and without a confidence.
 
     Args:
-        prediction: Of one image, from `predict_images` or `TaskModel.predict`.
+        prediction: Prediction of one image, from `predict_images` or `TaskModel.predict`.
         classes: Names of the model's classes.
         threshold: Objects with a lower score, 0..1, are left out.
 

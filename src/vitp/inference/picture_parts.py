@@ -38,7 +38,7 @@ class PictureParts(Sequence[Named]):
     """Predictions of pictures, read when they are asked for: their masks are large.
 
     Args:
-        folder: Of the unfinished prediction.
+        folder: Folder of the unfinished prediction.
         sources: The pictures.
     """
 

@@ -68,8 +68,8 @@ class MapOptions:
         resolution: Metres of a pixel that the model sees; None: the raster's own.
         mpp: Micrometres of a pixel that the model sees of slides; 0: their own; None: as in training.
         tissue: Whether slides are seen only where they have tissue.
-        format: Of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
-        tool: Of pictures: the annotation tool that gets tasks; "": none.
+        format: Format of volumes: label maps are NIfTI; `dicom-seg` writes a DICOM-SEG beside it.
+        tool: Annotation tool that gets tasks of pictures; "": none.
         url: What the names of images begin with in the tasks of Label Studio.
     """
 
@@ -88,7 +88,7 @@ class LargeWork(ABC, Generic[PredictionT]):
     """The prediction of one large input, from its parts to its files.
 
     Args:
-        model: Of a task that fits the input.
+        model: Model of a task that fits the input.
         source: The input.
         settings: How the model is applied.
         options: What is written.
@@ -114,7 +114,7 @@ class LargeWork(ABC, Generic[PredictionT]):
         """Predict the input, all processes together; return why it can't be used, if that turns out.
 
         Args:
-            model_sha256: Of the weights, for the files.
+            model_sha256: SHA-256 of the model's weights, for the files.
         """
         with ExitStack() as files:
             reason, prediction = None, None

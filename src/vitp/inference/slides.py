@@ -85,7 +85,7 @@ class AreaTable:
     Args:
         slide: Where the pixels lie.
         classes: Names.
-        prediction: Of the slide.
+        prediction: Prediction of the slide.
     """
 
     def __init__(self, slide: SlidePlace, classes: Sequence[str], prediction: RasterPrediction) -> None:
@@ -150,7 +150,7 @@ def write_areas(path: Path, parts: Iterable[tuple[str, Path]]) -> None:
     """Write the tables of all slides as one CSV.
 
     Args:
-        path: Of the CSV.
+        path: Path of the CSV.
         parts: Image, and the file of its table.
     """
     text = io.StringIO()

@@ -65,15 +65,11 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
             put_in_place(folder / "out", out)
             shutil.rmtree(folder, ignore_errors=True)
     except BaseException as stopped:
-        if distributed.rank() == 0 and not _worth_keeping(folder):
+        if distributed.rank() == 0 and not any((folder / "parts").glob("*/*")):
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(stopped, OSError):
             raise as_user_error(stopped, out) from stopped
         raise
-
-
-def _worth_keeping(folder: Path) -> bool:
-    return any((folder / "parts").glob("*/*"))
 
 
 def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> None:

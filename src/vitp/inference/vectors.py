@@ -47,12 +47,12 @@ class VectorFile:
 
     Args:
         path: See `vector_path`; what is there is replaced.
-        kind: Which file.
+        kind: Kind of file.
         geometry: Where the pixels lie; None: GeoJSON in pixels, without areas.
         scored: Whether polygons have scores.
         multi: Whether an object may be of several polygons.
         slide: Where the pixels lie on a slide; None: it is none.
-        colours: Of the classes, for a slide.
+        colours: Colours of the classes, for a slide.
 
     Raises:
         DataError: A package of the extra `geo` isn't installed.

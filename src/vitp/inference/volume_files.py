@@ -47,7 +47,7 @@ def write_nifti_labels(path: Path, volume: Volume, labels_IJK: np.ndarray) -> No
 
     Args:
         path: New file, `NAME.nii.gz`.
-        volume: That was seen.
+        volume: Volume that was seen.
         labels_IJK: uint8; read layer by layer.
     """
     _write(path, volume, labels_IJK[..., None], 1.0)
@@ -58,7 +58,7 @@ def write_nifti_shares(path: Path, volume: Volume, shares_IJKC: np.ndarray, scal
 
     Args:
         path: New file, `NAME.nii.gz`.
-        volume: That was seen.
+        volume: Volume that was seen.
         shares_IJKC: uint8; read layer by layer.
         scale: Probability of a value of 1.
     """
@@ -159,7 +159,7 @@ def write_objects(out: Path, name: str, prediction: VolumePrediction) -> int:
 
     Args:
         out: Folder of the objects.
-        name: Of the files.
+        name: Name of the files.
         prediction: Finished.
     """
     grid, plane = prediction.volume.grid, prediction.plane

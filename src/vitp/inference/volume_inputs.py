@@ -124,7 +124,7 @@ def looked_at_volume(
     """Return a few slices of a volume as a model sees them, and what is to be said of it.
 
     Args:
-        address: Of the volume.
+        address: Address of the volume.
         channels: What the model sees; None: pictures.
         missing_bands: See `RasterGround`.
         trained: Plane of the model's training images.

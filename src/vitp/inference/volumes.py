@@ -39,15 +39,7 @@ from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
 from vitp.tasks.predict import classify, unit_objects
 from vitp.tasks.views import View, views_of
-from vitp.tasks.windows import (
-    SUMS_BYTES,
-    ClassSums,
-    Strip,
-    Unit,
-    batches,
-    seen_views,
-    without_nodata,
-)
+from vitp.tasks.windows import SUMS_BYTES, ClassSums, Strip, Unit, batches, seen_views, without_nodata
 
 _NEIGHBOUR = re.compile(r"@([+-]\d+)$")
 
@@ -83,9 +75,9 @@ class VolumePrediction:
     """What is computed of one volume, slice by slice.
 
     Args:
-        model: Of any task but change.
-        address: Of the volume.
-        plane: Of its slices.
+        model: Model of any task but change.
+        address: Address of the volume.
+        plane: Plane of its slices.
         settings: How the model is applied; see `vitp.inference.maps.seen_settings`.
         folder: Where finished parts lie.
         factor: On the size of slices, before they are seen.

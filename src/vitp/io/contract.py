@@ -33,10 +33,10 @@ class Band:
     Attributes:
         name: As the file has it, else its number from 1; unique within the file.
         wavelength: Centre in nanometres, where known.
-        polarisation: Of radar (VV, VH, …), where known.
+        polarisation: Polarisation of radar (VV, VH, …), where known.
         scale: The quantity is value · scale + offset, as the file says. `read` returns the values, not the quantity.
         offset: See `scale`.
-        unit: Of the quantity, as the file names it.
+        unit: Unit of the quantity, as the file names it.
         nodata: Value that marks pixels that hold nothing in this band.
     """
 
@@ -88,7 +88,7 @@ class Pixels(ABC):
         where: Address, for messages.
         size: Width and height.
         bands: In the order of the file.
-        dtype: Of the values that `read` returns.
+        dtype: Type of the values that `read` returns.
         nodata: Value that marks pixels that hold nothing; None: there is none, a mask marks them, or bands have
             several (see `Band.nodata`).
         geometry: None: the file doesn't say where it lies.

@@ -27,12 +27,12 @@ class Frame:
     """One image of a DICOM file.
 
     Attributes:
-        header: Of its file.
+        header: Header of its file.
         index: Its place in the file, from 0.
         position_3: Centre of its first pixel in DICOM's LPS millimetres; None: not known.
         axes_23: Directions in which its columns and its rows count; None: not known.
         spacing: Millimetres between the centres of rows, and of columns.
-        thickness: Of the slice, or the step to the next one, in millimetres.
+        thickness: Thickness of the slice, or the step to the next one, in millimetres.
         scale, offset: The quantity is value · scale + offset.
         voi: The data set that says how it is shown.
         values: The data set that says what its values mean.
@@ -119,7 +119,7 @@ def frames_of(header: Header, where: str) -> list[Frame]:
         frame = _frame(header, index, groups)
         if len(offsets) == count > 1 and frame.position_3 is not None and frame.axes_23 is not None:
             normal_3 = np.cross(*frame.axes_23)
-            frame = _moved(frame, normal_3 * (offsets[index] - offsets[0]))
+            frame = replace(frame, position_3=frame.position_3 + normal_3 * (offsets[index] - offsets[0]))
         found.append(frame)
     return found
 
@@ -213,10 +213,6 @@ def _spacing(header: Header, measures: Any) -> tuple[float, float] | None:
         if len(found) == 2 and min(found) > 0:
             return found[0], found[1]
     return None
-
-
-def _moved(frame: Frame, step_3: np.ndarray) -> Frame:
-    return replace(frame, position_3=frame.position_3 + step_3)
 
 
 def read_frame(header: Header, index: int) -> np.ndarray:

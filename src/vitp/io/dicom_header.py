@@ -54,7 +54,7 @@ class Header:
     """Header of a DICOM file that holds pixels.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         data: pydicom's data set of the tags that count.
         syntax: UID of the transfer syntax.
         pixels: Name of the element that holds the pixels.

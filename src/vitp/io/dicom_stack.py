@@ -9,6 +9,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.io.dicom_frames import Frame
+from vitp.io.dicom_header import header_numbers
 from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
@@ -54,6 +55,8 @@ def stack_frames(frames: list[Frame], where: str) -> Stack:
         DataError: They have several sizes or orientations, none of which most of them have.
     """
     said = _Said()
+    if flat := sum(0 in header_numbers(frame.values, "RescaleSlope") for frame in frames):
+        said.findings.append(f"has a rescale slope of 0 in {flat} images, which is taken for 1")
     frames = _alike(_once(frames, said), where, said)
     rows, columns, samples = frames[0].shape
     first = frames[0]
@@ -85,11 +88,22 @@ def stack_frames(frames: list[Frame], where: str) -> Stack:
 
 
 def _once(frames: list[Frame], said: _Said) -> list[Frame]:
-    """Leave out copies of an image: files with the same UID."""
+    """Leave out copies of an image: files with the same UID.
+
+    Raises:
+        DataError: Images of one UID lie at different places.
+    """
     seen: dict[tuple[object, int], Frame] = {}
     for frame in frames:
         uid = frame.header.data.get("SOPInstanceUID") or frame.header.path
-        seen.setdefault((uid, frame.index), frame)
+        first = seen.setdefault((uid, frame.index), frame)
+        if first.position_3 is not None and frame.position_3 is not None:
+            if np.abs(first.position_3 - frame.position_3).max() > _SAME_PLACE_MM:
+                raise DataError(
+                    "has the same SOPInstanceUID as another image of the series, which lies elsewhere",
+                    where=str(frame.header.path),
+                    fix="give each image a UID of its own, as the programs do that remove names from DICOM files",
+                )
     copies = len(frames) - len(seen)
     if copies:
         said.findings.append(f"holds {copies} images twice (files with the same UID); each counts once")

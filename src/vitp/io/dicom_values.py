@@ -21,7 +21,7 @@ def shown_values(frame: Frame, values: np.ndarray, lowest: float, highest: float
     Args:
         frame: The image.
         values: Quantities of any part of it.
-        lowest, highest: Of all its pixels that count.
+        lowest, highest: Lowest and highest value of all its pixels that count.
     """
     item = first_item(frame.voi, "VOILUTSequence")
     table = None if item is None else LookupTable.of_item(item)

@@ -23,7 +23,7 @@ class PicturePixels(Pixels):
     """A picture by `vitp.io.image_file`, read through `Pixels`; upright, palettes resolved.
 
     Args:
-        address: Of the file itself.
+        address: Address of the file itself.
         page: Which image is meant of a file that holds several.
         where: Address, for messages.
 

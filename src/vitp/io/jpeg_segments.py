@@ -17,7 +17,7 @@ def write_bare_jpeg(source: Path, target: Path, orientation: int) -> bool:
     Args:
         source: A JPEG file.
         target: New file.
-        orientation: Of EXIF, 1 to 8.
+        orientation: Orientation of EXIF, 1 to 8.
 
     Returns:
         Whether it could be done: where segments can't be told apart nothing is written.

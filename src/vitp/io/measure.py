@@ -39,11 +39,11 @@ def measure_channels(
     squares of 256 × 256 pixels as make four million pixels together; which, the seed tells.
 
     Args:
-        addresses: Of the training split.
+        addresses: Addresses of the training split.
         bands: Names, in the wanted order; None: all of the first file's, a single one three times (grey, as RGB).
         transform: `db`: percentiles of 10 · log10 of the values above 0.
         percentiles: Which become 0 and 255.
-        seed: Of the sample.
+        seed: Seed of the sample.
         lost: Takes the address of a file that can't be read, and why: the others count. None: it is an error.
 
     Raises:

@@ -64,7 +64,7 @@ def geotiff(
 
     Args:
         values_CHW: Of any type that GeoTIFFs hold.
-        names: Of the bands.
+        names: Names of the bands.
         valid_HW: Which pixels hold something, for a mask where there is no nodata; None: all.
         nodata: Value that marks pixels that hold nothing.
         geometry: Where the pixels lie.

@@ -65,10 +65,10 @@ class FilePart:
     Attributes:
         window: In pixels of the upright image.
         bands: Names, in the wanted order.
-        page: From 1.
+        page: Number of the page, from 1.
         layer: Name of a data set in a file of several.
         series: Number, `series-1`, … or end of the UID of a DICOM series.
-        slice: Of a volume, from 0.
+        slice: Slice of a volume, from 0.
         plane: One of `PLANES`.
         around: Slices on either side that are further bands.
         mpp: Micrometres a pixel.

@@ -222,7 +222,7 @@ class RasterPixels(Pixels):
     """A raster, open for reading; see `Pixels`.
 
     Args:
-        address: Of the file itself.
+        address: Address of the file itself.
         driver: What `raster_driver` says.
         part: Which page or layer is meant; its window and bands are left to the caller.
         where: Address, for messages.

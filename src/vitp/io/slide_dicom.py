@@ -59,7 +59,7 @@ def open_dicom_slide(path: str, where: str) -> SlideSource:
     """Open the resolutions of a slide.
 
     Args:
-        path: Of a file, or of the folder of one slide.
+        path: Path of a file, or of the folder of one slide.
         where: Address, for messages.
 
     Raises:

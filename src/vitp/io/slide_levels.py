@@ -77,8 +77,8 @@ class SlideLevel:
     Attributes:
         size: Width and height.
         block: Width and height of a block.
-        samples: Of a page.
-        dtype: Of the values.
+        samples: Samples (channels) of a pixel of a page.
+        dtype: Type of the values.
         read: Reads a block.
         number: Tells levels apart in the cache.
     """

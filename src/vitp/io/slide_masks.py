@@ -93,7 +93,7 @@ def scaled_labels(path: str, onto: SlideScale, window: Window | None = None) -> 
     """Return the values of a mask on the pixels of a slide, each that of the pixel in which its centre lies.
 
     Args:
-        path: Of the mask.
+        path: Path of the mask.
         onto: The pixels of the slide.
         window: The part of them that is wanted; None: all.
 

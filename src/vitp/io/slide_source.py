@@ -45,10 +45,10 @@ class SlideSource:
     Attributes:
         kind: In words, without anything that the file calls itself.
         levels: From the finest.
-        factors: Of each level on the finest one's pixels, along x and along y.
+        factors: Factors of each level on the finest one's pixels, along x and along y.
         planes: Page and sample of each band.
-        names: Of the bands.
-        dtype: Of the values.
+        names: Names of the bands.
+        dtype: Type of the values.
         mpp: Micrometres a pixel of the finest level along x and y; None: the file doesn't say.
         all_valid: Whether every pixel holds something.
         notes: What a user should know.

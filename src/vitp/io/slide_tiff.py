@@ -84,7 +84,7 @@ def open_tiff_slide(path: str, kind: str, part: FilePart, where: str) -> SlideSo
     """Open a slide.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         kind: As `tiff_slide_kind` says; "plain": a pyramid that was asked for as a slide.
         part: Which image, plane of a stack and point in time are meant.
         where: Address, for messages.

@@ -64,7 +64,7 @@ def open_zarr_slide(path: str, part: FilePart, where: str) -> SlideSource:
     """Open an image of several resolutions.
 
     Args:
-        path: Of the folder.
+        path: Path of the folder.
         part: Which image, plane of a stack and point in time are meant.
         where: Address, for messages.
 

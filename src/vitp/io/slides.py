@@ -83,7 +83,7 @@ class SlidePixels(Pixels):
     """A slide, open for reading; see `Pixels`.
 
     Args:
-        address: Of the file itself.
+        address: Address of the file itself.
         kind: What `slide_kind` says.
         part: Resolution, image, plane and time; its window and bands are left to the caller.
         where: Address, for messages.

@@ -39,7 +39,7 @@ class VectorLayer:
     """The features of one layer.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         layer: Name of the layer.
         crs: Coordinate reference system, or None where the file doesn't say it.
         shapes_N: shapely geometries in two dimensions; None where a feature has none.
@@ -93,7 +93,7 @@ def read_features(path: Path, layer: str, crs: str | None = None) -> VectorLayer
     """Read one layer.
 
     Args:
-        path: Of the file.
+        path: Path of the file.
         layer: Its name.
         crs: What the coordinates are in, whatever the file says.
 

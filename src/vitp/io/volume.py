@@ -40,7 +40,7 @@ class Layer:
 
     Attributes:
         values_CHW: Stored values.
-        valid_CHW: Which of them count.
+        valid_CHW: Whether each of them counts.
         scale_CHW, offset_CHW: The quantity is value · scale + offset; H and W are 1 where they don't differ.
         mapped_CHW: The quantity, where it isn't proportional to the value; None: it is.
     """
@@ -104,8 +104,8 @@ class Volume(ABC):
     Attributes:
         where: Address, for messages.
         grid: Where its voxels lie.
-        bands: Of each voxel.
-        dtype: Of the values that are read.
+        bands: Bands of each voxel.
+        dtype: Type of the values that are read.
         nodata: Value that marks voxels that hold nothing; None: there is none.
         acquisition: How it was taken; None: the file doesn't say.
         notes: How it was understood, each a sentence without its full stop.

@@ -98,7 +98,7 @@ class VolumeGrid:
         """Do nothing where a plane shows a volume of a single image as that image, or there are several images.
 
         Args:
-            plane: Of the slices.
+            plane: Plane of the slices.
             wanted: Whose slices these are, for the message.
 
         Raises:

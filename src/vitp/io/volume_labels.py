@@ -117,7 +117,7 @@ def held_labels(address: str, band: int = 0, segment: int | None = None, referen
 
     Args:
         address: A volume of numbers, or a DICOM segmentation or structure set.
-        band: Of a volume that has several.
+        band: Band of a volume that has several.
         segment: Number of the segment, or of the region of interest, whose voxels are 1.
         reference: The series that contours were drawn on.
 

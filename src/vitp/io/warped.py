@@ -82,7 +82,7 @@ def warped_labels(
     """Return the values of a label raster on the pixels of an image, each that of the nearest pixel.
 
     Args:
-        path: Of the raster.
+        path: Path of the raster.
         onto: The pixels of the image.
         window: The part of them that is wanted; None: all.
 

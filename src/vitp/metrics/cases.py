@@ -67,8 +67,8 @@ class CaseScorer:
 
     Attributes:
         items: All images; in any order, but those of a case are in memory until its last one is there.
-        classes: Of the model.
-        tolerance: Of surface Dice, in mm (in px where there is no spacing).
+        classes: Classes of the model.
+        tolerance: Tolerance of surface Dice, in mm (in px where there is no spacing).
         surface: Whether distances are wanted.
     """
 
@@ -173,7 +173,7 @@ def with_cases(scores: Scores, cases: Sequence[CaseScore], classes: Sequence[str
     Cases of one patient are drawn together for the intervals.
 
     Args:
-        scores: Of all images together.
+        scores: Scores of all images together.
         cases: All that were scored.
         classes: In their order.
     """
@@ -244,7 +244,7 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
     Args:
         path: New file.
         cases: The rows.
-        tolerance: Of surface Dice.
+        tolerance: Tolerance of surface Dice.
     """
     names = case_names(cases)
     text = io.StringIO()

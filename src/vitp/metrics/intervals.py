@@ -16,6 +16,7 @@ Interval = tuple[float, float]
 
 NO_INTERVAL: Interval = (math.nan, math.nan)
 
+_CONFIDENCE = 0.95
 _AT_ONCE = 1 << 23
 """Numbers of a resampling that are in memory."""
 
@@ -26,9 +27,7 @@ def group_numbers(groups: Sequence[Hashable]) -> np.ndarray:
     return np.array([numbers.setdefault(group, len(numbers)) for group in groups], np.int64)
 
 
-def resampled_means(
-    values_NM: np.ndarray, group_N: np.ndarray, *, draws: int = 2000, seed: int = 0
-) -> np.ndarray:
+def resampled_means(values_NM: np.ndarray, group_N: np.ndarray, *, draws: int = 2000) -> np.ndarray:
     """Return (B, M): the means of columns in resamples of whole groups (the cluster bootstrap).
 
     NaN are left out; the mean of a resample without a value is NaN. All columns see the same resamples.
@@ -37,14 +36,13 @@ def resampled_means(
         values_NM: A row a case.
         group_N: From 0; cases of one group are drawn together.
         draws: B.
-        seed: Of the resampling.
     """
     groups, columns = int(group_N.max()) + 1, values_NM.shape[1]
     known_NM = ~np.isnan(values_NM)
     sums_GM, counts_GM = np.zeros((groups, columns)), np.zeros((groups, columns))
     np.add.at(sums_GM, group_N, np.where(known_NM, values_NM, 0.0))
     np.add.at(counts_GM, group_N, known_NM)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     means = []
     step = max(1, _AT_ONCE // groups)
     for first in range(0, draws, step):
@@ -55,21 +53,21 @@ def resampled_means(
     return np.concatenate(means)
 
 
-def interval_of_draws(draws_B: np.ndarray, groups: int, *, confidence: float = 0.95) -> Interval:
+def interval_of_draws(draws_B: np.ndarray, groups: int) -> Interval:
     """Return the percentiles of draws, NaN left out; nothing is known of fewer than two groups."""
     known_B = draws_B[~np.isnan(draws_B)]
     if groups < 2 or not len(known_B):
         return NO_INTERVAL
-    tail = (1 - confidence) / 2
+    tail = (1 - _CONFIDENCE) / 2
     low, high = np.quantile(known_B, [tail, 1 - tail])
     return float(low), float(high)
 
 
-def wilson(hits: float, count: float, *, confidence: float = 0.95) -> Interval:
+def wilson(hits: float, count: float) -> Interval:
     """Return Wilson's score interval of a rate (J. Am. Stat. Assoc. 1927); unknown without a trial."""
     if count <= 0:
         return NO_INTERVAL
-    z, rate = float(norm.ppf(0.5 + confidence / 2)), hits / count
+    z, rate = float(norm.ppf(0.5 + _CONFIDENCE / 2)), hits / count
     middle = rate + z * z / (2 * count)
     half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count))
     whole = 1 + z * z / count
@@ -77,7 +75,7 @@ def wilson(hits: float, count: float, *, confidence: float = 0.95) -> Interval:
     return max(0.0, min(rate, (middle - half) / whole)), min(1.0, max(rate, (middle + half) / whole))
 
 
-def rate_interval(hit_N: np.ndarray, group_N: np.ndarray, *, confidence: float = 0.95) -> Interval:
+def rate_interval(hit_N: np.ndarray, group_N: np.ndarray) -> Interval:
     """Return Wilson's interval of the mean of a bool, where values of one group are alike.
 
     With groups of several values the number of trials is divided by the design effect (Rao and Scott, Biometrics
@@ -86,32 +84,29 @@ def rate_interval(hit_N: np.ndarray, group_N: np.ndarray, *, confidence: float =
 
     Args:
         hit_N: Bool.
-        group_N: From 0.
-        confidence: Of the interval.
+        group_N: Numbers of groups, from 0.
     """
     count = len(hit_N)
     sizes_G = np.bincount(group_N) if count else np.zeros(0, np.int64)
     sizes_G = sizes_G[sizes_G > 0]
     groups = len(sizes_G)
     if groups == count:
-        return wilson(float(hit_N.sum()), count, confidence=confidence)
+        return wilson(float(hit_N.sum()), count)
     rate = float(hit_N.mean())
     if rate in (0.0, 1.0):
-        return wilson(rate * groups, groups, confidence=confidence)
+        return wilson(rate * groups, groups)
     if groups < 2:
-        return wilson(rate, 1, confidence=confidence)
+        return wilson(rate, 1)
     hits_G = np.bincount(group_N, weights=hit_N.astype(np.float64))[np.bincount(group_N) > 0]
     between = groups / (groups - 1) * float(((hits_G - rate * sizes_G) ** 2).sum()) / count**2
     effect = max(1.0, between / (rate * (1 - rate) / count))
-    return wilson(rate * count / effect, count / effect, confidence=confidence)
+    return wilson(rate * count / effect, count / effect)
 
 
 def area_under_curve(
     score_N: np.ndarray,
     positive_N: np.ndarray,
     group_N: np.ndarray | None = None,
-    *,
-    confidence: float = 0.95,
 ) -> tuple[float, Interval]:
     """Return the area under the ROC curve and its interval.
 
@@ -124,7 +119,6 @@ def area_under_curve(
         score_N: Larger is surer.
         positive_N: Bool.
         group_N: From 0; None: each value is its own.
-        confidence: Of the interval.
 
     Returns:
         NaN, and an unknown interval, without a positive or without a negative. The interval alone is unknown where
@@ -146,9 +140,9 @@ def area_under_curve(
     if several < 2:
         return area, NO_INTERVAL
     if area in (0.0, 1.0):
-        return area, wilson(area * several, several, confidence=confidence)
+        return area, wilson(area * several, several)
     spread = math.sqrt(_area_variance(area, (right_m, groups_m), (right_n, groups_n)))
-    z, logit = float(norm.ppf(0.5 + confidence / 2)), math.log(area / (1 - area))
+    z, logit = float(norm.ppf(0.5 + _CONFIDENCE / 2)), math.log(area / (1 - area))
     half = z * spread / (area * (1 - area))
     low, high = (1 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in (logit - half, logit + half))
     return area, (low, high)
@@ -166,8 +160,10 @@ def _area_variance(
         rests.append(rest_G)
         counts.append((len(shares), int(with_any.sum()), with_any))
     (m, groups_m, any_m), (n, groups_n, any_n) = counts
+    # Values of one group are summed before they are squared: that is how their likeness counts.
     own_m = groups_m / (groups_m - 1) * float((rests[0] ** 2).sum()) / m**2
     own_n = groups_n / (groups_n - 1) * float((rests[1] ** 2).sum()) / n**2
     total = int((any_m | any_n).sum())
+    # Groups that hold positives and negatives tie the two sums together.
     shared = total / (total - 1) * float((rests[0] * rests[1]).sum()) / (m * n)
     return max(0.0, own_m + own_n + 2 * shared)

@@ -9,12 +9,9 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from vitp.core import files
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import ConfigError
 from vitp.metrics.results import Prediction
-from vitp.models.rotated.boxes import hulls_of_quads
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same detections are the same file, whenever it is written."""
@@ -60,42 +57,3 @@ def write_dota_submission(
     ):
         for name, rows in zip(classes, lines, strict=True):
             archive.writestr(zipfile.ZipInfo(f"Task1_{name}.txt", EPOCH), "".join(rows), zipfile.ZIP_DEFLATED)
-
-
-def read_dota_submission(path: str | Path, classes: Sequence[str]) -> dict[str, Prediction]:
-    """Return image → its objects from an archive that `write_dota_submission` or another tool wrote.
-
-    Images without objects are not in it.
-
-    Raises:
-        DataError: It is no such archive, or a line can't be understood.
-    """
-    rows: dict[str, list[tuple[float, int, list[float]]]] = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            inside = set(archive.namelist())
-            for label, name in enumerate(classes):
-                if f"Task1_{name}.txt" not in inside:
-                    continue
-                text = archive.read(f"Task1_{name}.txt").decode()
-                for number, line in enumerate(text.splitlines(), 1):
-                    image, score, *corners = line.split() or ("", "")
-                    if len(corners) != 8:
-                        raise ValueError(
-                            f"line {number} of class {name} has {len(corners)} coordinates, not 8"
-                        )
-                    rows.setdefault(image, []).append((float(score), label, [float(c) for c in corners]))
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"is no DOTA submission ({error})", where=str(path)) from error
-    return {image: _prediction(found) for image, found in rows.items()}
-
-
-def _prediction(rows: Sequence[tuple[float, int, list[float]]]) -> Prediction:
-    rows = sorted(rows, key=lambda row: -row[0])
-    quads_N8 = torch.tensor([corners for _, _, corners in rows])
-    return Prediction(
-        boxes_N4=hulls_of_quads(quads_N8),
-        quads_N8=quads_N8,
-        scores_N=torch.tensor([score for score, _, _ in rows]),
-        labels_N=torch.tensor([label for _, label, _ in rows]),
-    )

@@ -109,10 +109,10 @@ def panoptic_scores(
     """Return PQ, SQ and RQ of all classes, of things and of stuff, and of each class.
 
     Args:
-        counts: Of all images.
+        counts: Counts of all images.
         classes: Names.
         things: Classes whose segments are single objects.
-        images: How many there are.
+        images: Number of images.
     """
     blank = Scores("pq", {"pq": np.nan}, {name: {} for name in classes}, images)
     thing_C = np.array([number in things for number in range(len(classes))])
@@ -191,7 +191,7 @@ def object_maps(
         truth_NHW, truth_N: Masks and classes of the objects.
         unknown_HW: Where something else may be; objects lie over it.
         classes: C, which the background gets as its class.
-        least_score: Of what was found.
+        least_score: Least score of what was found.
     """
     size = (unknown_HW.shape[0], unknown_HW.shape[1])
     guess_2HW = panoptic_map(found_MHW, scores_M, labels_M, size=size, least_score=least_score)

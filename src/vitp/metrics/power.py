@@ -78,7 +78,7 @@ def power_of_repeats(
         difference: The true one.
         seeds: Pretraining seeds, at least two.
         draws: Of each seed, at least two; without effect where each seed has its own.
-        confidence: Of the two-sided tests.
+        confidence: Confidence of the two-sided tests.
     """
     draws = draws if spread.draws > 1 else 1.0
     rest, difference = spread.rest / (seeds * draws), abs(difference)
@@ -140,7 +140,7 @@ def repeats_needed(
         spread: Of the runs.
         cost: (seeds, draws of each) → cost; it grows with both.
         power: Chance that the verdict's t-tests pass together.
-        confidence: Of the two-sided tests.
+        confidence: Confidence of the two-sided tests.
         least_draws: Fewest that decide, where seeds share draws.
         most: Largest number of seeds, and of draws, that is tried.
 

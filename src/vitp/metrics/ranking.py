@@ -40,7 +40,7 @@ class Ranking:
 
     Attributes:
         object_D: The object that each overlaps most, numbered over all images; -1: there is none in its image.
-        overlap_D: How far.
+        overlap_D: How far it overlaps that object.
         difficult_D: Whether that object is difficult.
         inside_D: Whether half of the detection or more lies in an ignored place.
         to_find: Objects that aren't difficult.

@@ -33,12 +33,12 @@ def with_rates(
     as what they are: alike; see `vitp.metrics.intervals`.
 
     Args:
-        scores: To which they are added.
+        scores: Scores to which they are added.
         classes: K names.
         probability_NK: Larger is surer.
         guess_NK: Bool: what is taken as a yes.
         label_NK: 1 yes, 0 no, −1 unknown: such entries count for nothing.
-        groups: Of whom each image is.
+        groups: Whose image each is.
     """
     rows: dict[str, dict[str, float]] = {}
     intervals: dict[str, dict[str, Interval]] = {}

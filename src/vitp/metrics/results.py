@@ -88,7 +88,7 @@ class CaseScore:
 
     Attributes:
         case: Address of the volume or image.
-        group: Of the patient; the case itself where the set knows none.
+        group: Group of the patient; the case itself where the set knows none.
         category: The class.
         slices: How many slices of the case were scored; 0: it is no volume.
         size: Voxels, or pixels, in the labels.
@@ -129,7 +129,7 @@ class Scores:
         images: Number of images.
         value_intervals: Name → 95 % interval of a value, where one is known.
         class_intervals: Class → name → 95 % interval.
-        cases: Of medical images: each class of each case.
+        cases: Cases of medical images: each class of each case.
     """
 
     headline: str

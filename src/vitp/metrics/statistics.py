@@ -71,7 +71,7 @@ def paired_bootstrap(
         ours, theirs: One score a seed, in the same order of seeds.
         confidence: Share of the resampled means inside the interval.
         draws: Number of resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
         higher_is_better: False for errors and losses: the verdict turns round.
 
     Raises:

@@ -62,7 +62,7 @@ class SpatialPrior(nn.Module):
         width: Channels of the maps (D).
         inner: Channels of the stem; the stages have 2, 4 and 4 times as many.
         norm: See `NormKind`.
-        channels: Of the images.
+        channels: Channels of the images.
     """
 
     def __init__(self, width: int, inner: int = 64, *, norm: NormKind = "group", channels: int = 3) -> None:

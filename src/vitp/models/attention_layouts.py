@@ -71,7 +71,7 @@ def prepare(
         branches_BL: 0 = shared by the record's questions, k = its k-th independent question.
         kind: The way; `auto` takes the fastest that device, precision and installed packages allow.
         dtype: In which queries, keys and values will come, or be cast to by autocast.
-        dropout: Of attention weights.
+        dropout: Dropout of attention weights.
         static: Keep the rows as they are, padding included, so that shapes don't change from batch to batch.
     """
     device = segments_BL.device
@@ -100,7 +100,7 @@ def attention_of(
 
     Args:
         layout: On the device.
-        device: Of queries and keys.
+        device: Device of queries and keys.
         kind, dtype, dropout: As in `prepare`.
     """
     if kind == "auto":
@@ -166,7 +166,7 @@ class VarlenAttention:
     they lie; further branches read the keys of the prefix again, which costs little with few key heads.
 
     Args:
-        ends: Of the batch, on the device of queries and keys.
+        ends: Ends of the batch, on the device of queries and keys.
         members_N: Places of the sequences' tokens among those that come; None: they are all that come.
         kernel: (query, key, value, cumulated query lengths, cumulated key lengths, longest query, longest key, scale) →
             attended values; None: the one that is there.

@@ -29,9 +29,9 @@ class CompiledForward:
     a deep copy of the module is compiled, too.
 
     Args:
-        module: Whose `forward` it is.
+        module: Module whose `forward` is compiled.
         batch_dim: Dimension of the first argument that varies from batch to batch; None: all dimensions may.
-        backend: Of torch.compile.
+        backend: Backend of torch.compile.
     """
 
     def __init__(self, module: nn.Module, batch_dim: int | None, backend: Backend) -> None:

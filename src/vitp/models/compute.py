@@ -7,8 +7,6 @@ But for fp8 none of them changes what it computes: they give the same loss and g
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -67,7 +65,7 @@ def configure_backbone(
         model: Backbone, neck and head.
         tower: Its backbone.
         config: What is wanted.
-        backend: Of torch.compile.
+        backend: Backend of torch.compile.
 
     Raises:
         ConfigError: The backbone has no blocks that could share a graph.
@@ -93,7 +91,7 @@ def configure(vlm: VisionLanguageModel, config: ComputeSettings, *, backend: Bac
     Args:
         vlm: The model.
         config: What is wanted.
-        backend: Of torch.compile, for tests that count graphs.
+        backend: Backend of torch.compile, for tests that count graphs.
     """
     vlm.attention = config.attention
     vlm.static_rows, vlm.tile_multiple = config.static_rows, config.tile_multiple
@@ -131,15 +129,10 @@ def set_recompute(
     """
     vlm.set_gradient_checkpointing(mode == "full")
     if mode == "selective":
-        contexts = selective_contexts()
+        contexts = functools.partial(create_selective_checkpoint_contexts, _keep_products)
         vlm.vision.recompute_contexts = None if compiled_vision else contexts
         if not compiled_language:
             language.recompute_layers(vlm.language, {"context_fn": contexts})
-
-
-def selective_contexts() -> Callable[[], Any]:
-    """Return torch's checkpoint contexts that keep the results of matrix products and attention."""
-    return functools.partial(create_selective_checkpoint_contexts, _keep_products)
 
 
 def _keep_products(_context: Any, operation: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:
@@ -163,26 +156,3 @@ def _products() -> frozenset[Any]:
     if hasattr(torch.ops, "torch_attn") and hasattr(torch.ops.torch_attn, "_varlen_attn"):
         kept.add(torch.ops.torch_attn._varlen_attn.default)
     return frozenset(kept)
-
-
-def bf16_speed(device: torch.device, *, side: int = 384, repeats: int = 3) -> float:
-    """Return how many times as fast as fp32 a matrix product in bf16 is on a device.
-
-    CPUs without bf16 units emulate it, some of them thirty times slower: measure before asking for it.
-    """
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        a @ b
-        _wait(device)
-        began = time.perf_counter()
-        for _ in range(repeats):
-            a @ b
-        _wait(device)
-        seconds[dtype] = time.perf_counter() - began
-    return seconds[torch.float32] / seconds[torch.bfloat16]
-
-
-def _wait(device: torch.device) -> None:
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)

@@ -72,7 +72,7 @@ def cell_centers(
         cell: Side of a cell in pixels.
         frame: Height and width in pixels of what the centres are relative to. Map and frame share the upper
             left corner; centres beyond the frame are above 1.
-        device: Where to make them.
+        device: Device on which they are made.
     """
     y_h = (torch.arange(shape[0], device=device, dtype=torch.float32) + 0.5) * (cell / frame[0])
     x_w = (torch.arange(shape[1], device=device, dtype=torch.float32) + 0.5) * (cell / frame[1])

@@ -131,7 +131,7 @@ def recompute_layers(model: PreTrainedModel, options: dict[str, Any] | None) -> 
 
     Args:
         model: The language model.
-        options: Of torch's checkpoint, beside `use_reentrant`; None: keep the activations.
+        options: Options of torch's checkpoint, beside `use_reentrant`; None: keep the activations.
     """
     # The second names are those of transformers before 5.2x; the first ones replace them.
     enable, disable = (

@@ -106,22 +106,17 @@ def _unfreeze(tower: VisionTower, first: int, *, norms: bool) -> None:
         parameter.requires_grad_(whole or "lora_" in name or (norms and is_norm))
 
 
-def _adapted_layers(module: nn.Module) -> dict[str, Any]:
-    """Return name → layer with a low-rank update."""
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer")
-    }
-
-
 @contextlib.contextmanager
 def plain_layers(module: nn.Module) -> Iterator[None]:
     """Within this context every adapted layer is a plain linear one with the update merged into its weight.
 
     For saving: names and shapes are those of the unadapted module. Afterwards the layers are as they were, to the bit.
     """
-    adapted = _adapted_layers(module)
+    adapted = {
+        name: layer
+        for name, layer in module.named_modules()
+        if hasattr(layer, "get_delta_weight") and hasattr(layer, "base_layer")
+    }
     try:
         for name, layer in adapted.items():
             _replace(module, name, _merged(layer))

@@ -33,15 +33,15 @@ def repeat_heads(x_BgLd: Tensor, heads: int) -> Tensor:
     return wide.reshape(batch, heads, length, channels)
 
 
-def group_by_length(lengths: np.ndarray, waste: float = WASTE) -> list[np.ndarray]:
-    """Return groups of item numbers whose padded size is at most `waste` times their own; longest first."""
+def group_by_length(lengths: np.ndarray) -> list[np.ndarray]:
+    """Return groups of item numbers whose padded size is at most `WASTE` times their own; longest first."""
     order = np.argsort(-lengths, kind="stable")
     groups: list[np.ndarray] = []
     first, total = 0, 0
     for place, item in enumerate(order):
         total += int(lengths[item])
         longest = int(lengths[order[first]])
-        if (place - first + 1) * longest > waste * total:
+        if (place - first + 1) * longest > WASTE * total:
             groups.append(order[first:place])
             first, total = place, int(lengths[item])
     if len(order):
@@ -104,8 +104,8 @@ class RunAttention:
     """Attention of one batch as groups of runs. See `vitp.models.attention_layouts.PackedAttention`.
 
     Args:
-        runs: Of the batch.
-        device: Of queries and keys.
+        runs: Runs of the batch.
+        device: Device of queries and keys.
     """
 
     def __init__(self, runs: TokenRuns, device: torch.device) -> None:

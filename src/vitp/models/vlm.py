@@ -62,7 +62,7 @@ class VLMSettings(SettingsModel):
         """Width of the language model (H)."""
         width = self.language.arguments.get("hidden_size")
         if width is None:
-            raise ConfigError("says no hidden_size", where="language.arguments", fix="set it")
+            raise ConfigError("doesn't say hidden_size", where="language.arguments", fix="set it")
         return int(width)
 
 
@@ -238,7 +238,7 @@ class VisionLanguageModel(nn.Module):
             tiles_TCHW: uint8 tiles of the prompt's images; all image tokens are used.
             ids_N: The prompt.
             image_index_K: Places of the image tokens in it.
-            options: Of transformers' `generate`: `max_new_tokens`, `streamer`, `do_sample`, ….
+            options: Options of transformers' `generate`: `max_new_tokens`, `streamer`, `do_sample`, ….
         """
         keep_K = torch.arange(len(tiles_TCHW) * self.tokens_per_tile, device=ids_N.device)
         inputs = self.embed(tiles_TCHW, keep_K, image_index_K, ids_N[None])

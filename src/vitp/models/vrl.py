@@ -46,7 +46,7 @@ class VisualRobustness(nn.Module):
 
     Args:
         config: Ratio, probability and ramp.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, config: VRLSettings, seed: int = 0) -> None:

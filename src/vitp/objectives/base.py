@@ -114,7 +114,7 @@ def is_of_source(fingerprint: str, source: BatchSource, own: str) -> bool:
 
     Args:
         fingerprint: As saved, by this version or an earlier one.
-        source: Of the batches.
+        source: Source of the batches.
         own: What its `fingerprint` returns.
     """
     former = getattr(source, "former_fingerprints", tuple)

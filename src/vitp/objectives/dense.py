@@ -154,7 +154,7 @@ def dense_batches(
     Args:
         labelled: Images of the wanted split only; may be lazy.
         global_batch: Images of one optimizer step, over all micro-batches and ranks.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         size: Side of the square tiles in pixels.
         micro_batches: Parts that a rank cuts its share of a step into.
         augment: Random changes.
@@ -420,7 +420,7 @@ def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> La
     """Return one epoch of a mixture as one labelled set, classes joined by name.
 
     Args:
-        sets: Of the mixture.
+        sets: Sets of the mixture.
         mixture: Says how often an image comes, and in which order.
 
     Raises:

@@ -23,6 +23,7 @@ from vitp.core.config import LearningRate, SettingsModel
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
+from vitp.data.mixture import Mixture
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.backbone import Backbone
 from vitp.models.timm_backbone import TimmStages
@@ -58,6 +59,10 @@ from vitp.objectives.teachers import (
     open_teacher,
     timm_student,
 )
+from vitp.records.labels import LabelledImage
+
+_MEASURED, _AT_ONCE = 256, 16
+"""Views whose tokens give the mean and the covariance of a whitened teacher, and how many of them are made at once."""
 
 
 class FurtherSettings(SettingsModel):
@@ -135,7 +140,9 @@ class DistilSettings(ObjectiveSettings):
         objective = DistilObjective(tower, self, sets=[one.name for one in rows])
         sizes = (tower.image_size[0], *(teacher.size for teacher in objective.teachers()))
         collate = TaughtViews(sizes, self.views, seen_by(cast(VisionTower, tower), run))
-        return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
+        images = mixture_of(run, rows)
+        objective.measure(images, collate)
+        return image_parts(run, objective, images, collate, micro_batches)
 
     def phases(self) -> tuple[Phase, ...]:
         """Return the stage that makes a teacher, where there is one."""
@@ -180,6 +187,10 @@ class TaughtBatch(TensorFields):
     set_B: Tensor
     step: int
     record_names: tuple[str, ...]
+
+    def views(self, teacher: int) -> Tensor:
+        """Return what a teacher sees, (B, C, H, W) uint8."""
+        return self.taught[teacher] if len(self.taught[teacher]) else self.tiles_BCHW
 
 
 @dataclass(frozen=True)
@@ -259,6 +270,27 @@ class DistilObjective(ImageObjective):
         }
         self._flops: dict[Any, float] = {}
 
+    def measure(self, images: Mixture[LabelledImage], collate: TaughtViews) -> None:
+        """Take mean and covariance of what teachers whiten, over the first views of the run: the same on every rank."""
+        student = cast(Backbone, self.tower)
+        stride = student.strides[self.config.student_layer]
+        grid = tuple(-(-side // stride) for side in student.image_size)
+        for number, teacher in enumerate(self.teachers()):
+            if teacher.whitening is None:
+                continue
+            found: list[Tensor] = []
+            for first in range(0, _MEASURED, _AT_ONCE):
+                batch = collate([images[first + offset] for offset in range(_AT_ONCE)], 0)
+                rows_B = self._rows(batch, number)
+                if rows_B.any():
+                    found.append(teacher.seen(batch.views(number)[rows_B], grid)[0].flatten(0, 1))
+            teacher.whitening.measure(torch.cat(found))
+            for projector in cast(nn.ModuleDict, self.projectors[number]).values():
+                last = projector[-1] if isinstance(projector, nn.Sequential) else projector
+                linear = cast(nn.Linear, last)
+                if linear.in_features == linear.out_features:
+                    teacher.whitening.start(linear)
+
     def teachers(self) -> list[TeacherModel]:
         """Return the teachers, in the order of the settings."""
         return cast(list[TeacherModel], list(self.taught_by))
@@ -286,7 +318,7 @@ class DistilObjective(ImageObjective):
         losses: dict[str, Tensor] = {}
         for number, teacher in enumerate(teachers):
             rows_B = self._rows(batch, number)
-            images_BCHW = batch.taught[number] if len(batch.taught[number]) else batch.tiles_BCHW
+            images_BCHW = batch.views(number)
             attention = attention_BaNN if teacher.settings.attention else None
             if not rows_B.all():
                 features, images_BCHW = features_BDhw[rows_B], images_BCHW[rows_B]

@@ -189,7 +189,7 @@ def sinkhorn(outputs_RK: Tensor, temperature: float) -> Tensor:
 
     Args:
         outputs_RK: Cosines with the prototypes.
-        temperature: Of the softmax.
+        temperature: Temperature of the softmax.
     """
     # No cosine is above 1, so that no rank needs another's maximum.
     share_RK = ((outputs_RK.float() - 1) / temperature).exp()
@@ -206,6 +206,6 @@ def cross_entropy_of(teacher_RK: Tensor, student_RK: Tensor, temperature: float)
     Args:
         teacher_RK: Probabilities p.
         student_RK: Logits of q before the temperature.
-        temperature: Of q.
+        temperature: Temperature of q.
     """
     return -(teacher_RK * (student_RK / temperature).log_softmax(-1)).sum(-1)

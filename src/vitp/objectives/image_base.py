@@ -73,7 +73,7 @@ class ImageObjective(Objective):
 
         Args:
             images: In a batch.
-            views: Of each image that the tower sees as a whole.
+            views: Views of each image that the tower sees as a whole.
             heads: Whose linear layers are counted, once for each view.
         """
         count = views * images
@@ -95,8 +95,8 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
     """Return the tower that a run without a language model starts from.
 
     Args:
-        settings: Where it comes from.
-        seed: Of random weights.
+        settings: Settings that say where it comes from.
+        seed: Seed of random weights.
 
     Raises:
         CheckpointError: The folder holds no backbone.

@@ -42,7 +42,7 @@ class ImageRows:
     Attributes:
         labelled: The set; all its items are used.
         digest: Hash of the files that the items come from.
-        folder: Where they come from.
+        folder: Folder that they come from.
     """
 
     labelled: LabelledSet
@@ -152,7 +152,7 @@ def image_mixture(
     Args:
         sets: What is sampled from.
         rates: How often an epoch takes each image of a set; None: once.
-        seed: Of the order.
+        seed: Seed of the order.
 
     Raises:
         ConfigError: There are not as many rates as sets.

@@ -194,7 +194,7 @@ class ImageTextBatch(TensorFields):
         text: Tokens of the texts, or their stored vectors.
         record_names: Ids of the images, for messages.
         wrong: Tokens of the same texts with one word exchanged, of those that have such a word; None: none wanted.
-        wrong_of_N: Whose they are.
+        wrong_of_N: Number of the text that each of `wrong` is made of.
     """
 
     tiles_BCHW: Tensor
@@ -215,7 +215,7 @@ class ImageTextPairs(ImageCollate[ImageTextBatch]):
         tokens: Makes tokens of texts.
         kind: What the texts are, for the fingerprint.
         seen: How images are read.
-        classes: Of each set, the names that are exchanged in wrong texts; None: no wrong texts are made.
+        classes: Classes of each set, the names that are exchanged in wrong texts; None: no wrong texts are made.
     """
 
     size: int
@@ -311,7 +311,7 @@ class ImageTextObjective(ImageObjective):
         tower: The vision tower.
         text: The text tower.
         loss: "clip" or "siglip".
-        dimension: Of the compared vectors.
+        dimension: Dimension of the compared vectors.
         image_share: See `clip_loss`.
         negatives: Weight of the loss that tells texts from wrong ones, where batches have those.
     """

@@ -32,7 +32,7 @@ class LexiconWeights:
 
     Args:
         chat: Tokenizer of the answers.
-        settings: With at least one word.
+        settings: Settings with at least one word.
     """
 
     def __init__(self, chat: ChatTokenizer, settings: LexiconSettings) -> None:

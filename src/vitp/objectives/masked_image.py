@@ -148,7 +148,7 @@ class PixelDecoder(nn.Module):
     """Visible tokens → the pixels of all patches.
 
     Args:
-        tower: Whose tokens are decoded.
+        tower: Vision tower whose tokens are decoded.
         width: W.
         layers: Blocks.
     """

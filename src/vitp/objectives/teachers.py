@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,9 @@ class TeacherSettings(SettingsModel):
     """Layer of the teacher, from 0; negative ones count from the end."""
     size: int | None = Field(None, ge=8, le=65_536)
     """Side in pixels at which it sees the images; none: where its grid is the student's, or the student's."""
+    whiten: bool = False
+    """Match vectors less the mean of all patches, with equal variance in every direction (see `Whitening`). Those of
+    a trained ViT vary along a few directions, which alone a cosine sees; what tells objects apart may lie in others."""
     projector: Literal["linear", "mlp", "none"] = "linear"
     """What makes the student's vectors the teacher's: the identity at the start where both are equally wide."""
     momentum: float = Field(0.996, ge=0, le=1)
@@ -72,7 +75,65 @@ class TeacherSettings(SettingsModel):
             raise ValueError("relations: they are those of all images of a step; leave sets out")
         if self.past and self.source != AVERAGE:
             raise ValueError(f'past: only the source "{AVERAGE}" has one')
+        if self.whiten and self.source == AVERAGE:
+            raise ValueError(f'whiten: the mean and the variance of "{AVERAGE}" move; name another source')
+        if self.whiten and not (self.tokens or self.pooled):
+            raise ValueError("whiten: only tokens and pooled are vectors; leave it out")
+        if self.whiten and self.projector == "none":
+            raise ValueError("whiten: the student's vectors need a projector to get there")
         return self
+
+
+class Whitening(nn.Module):
+    """x → (C + ε λ̄ I)^(-1/2) (x - μ): vectors without their mean, with equal variance in every direction.
+
+    Of a feature teacher's outputs PHI-S (Ranzinger et al., 2024) equalises the variance likewise. ε keeps directions in
+    which nothing but rounding varies from growing as large as the others.
+
+    Args:
+        width: T, channels of the teacher.
+    """
+
+    FLOOR: ClassVar[float] = 0.01
+    """ε: what is added to each variance, as a share of the mean variance λ̄."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.mean_T: Tensor
+        self.matrix_TT: Tensor
+        self.register_buffer("mean_T", torch.zeros(width))
+        self.register_buffer("matrix_TT", torch.eye(width))
+
+    @torch.no_grad()
+    def measure(self, vectors_NT: Tensor) -> None:
+        """Take mean μ and covariance C of some vectors.
+
+        Raises:
+            ConfigError: They don't vary.
+        """
+        vectors_NT = vectors_NT.double()
+        variances_T, directions_TT = torch.linalg.eigh(torch.cov(vectors_NT.T))
+        variances_T = variances_T.clamp(min=0)
+        if not variances_T.mean() > 0:
+            raise ConfigError(
+                "the teacher says the same of every patch",
+                where="objective.teachers.whiten",
+                fix="leave it out, or name another teacher",
+            )
+        scale_T = (variances_T + self.FLOOR * variances_T.mean()).rsqrt()
+        self.mean_T.copy_(vectors_NT.mean(0))
+        self.matrix_TT.copy_(directions_TT * scale_T @ directions_TT.T)
+
+    @torch.no_grad()
+    def start(self, linear: nn.Linear) -> None:
+        """Let a projector that is the identity do the same, so that equal towers still agree."""
+        linear.weight.copy_(self.matrix_TT)
+        linear.bias.copy_(-self.matrix_TT @ self.mean_T)
+
+    def forward(self, vectors_NT: Tensor) -> Tensor:
+        """Return whitened vectors, float32; leading dimensions are kept."""
+        with torch.autocast(vectors_NT.device.type, enabled=False):
+            return (vectors_NT.float() - self.mean_T) @ self.matrix_TT
 
 
 class TeacherModel(nn.Module):
@@ -111,6 +172,7 @@ class TeacherModel(nn.Module):
         if settings.attention:
             self._check_attention(student)
         backbone.requires_grad_(False).eval()
+        self.whitening = Whitening(backbone.channels[settings.layer]) if settings.whiten else None
         averages = settings.source == AVERAGE and settings.past
         self.past = copy.deepcopy(backbone) if averages else None
 
@@ -149,6 +211,16 @@ class TeacherModel(nn.Module):
             towards = now.to(own.dtype).lerp(start, past) if past else now.to(own.dtype)
             own.lerp_(towards, 1 - m)
 
+    @torch.no_grad()
+    def seen(self, images_BCHW: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return patch tokens (B, N, T) of uint8 images on a grid, and its attention where that is matched."""
+        settings = self.settings
+        images_BCHW = self.backbone.normalize(images_BCHW)
+        taught_BThw, theirs_BaNN = observed(
+            self.backbone, images_BCHW, settings.layer, attention=bool(settings.attention)
+        )
+        return resized_map(taught_BThw, grid).flatten(2).mT, theirs_BaNN
+
     def losses(
         self,
         student_BDhw: Tensor,
@@ -165,18 +237,14 @@ class TeacherModel(nn.Module):
             projectors: See `projectors`.
         """
         settings = self.settings
-        with torch.no_grad():
-            images_BCHW = self.backbone.normalize(images_BCHW)
-            taught_BThw, theirs_BaNN = observed(
-                self.backbone, images_BCHW, settings.layer, attention=bool(settings.attention)
-            )
-            taught_BThw = resized_map(taught_BThw, student_BDhw.shape[-2:])
-        own_BND, taught_BNT = (features.flatten(2).mT for features in (student_BDhw, taught_BThw))
+        taught_BNT, theirs_BaNN = self.seen(images_BCHW, student_BDhw.shape[-2:])
+        own_BND = student_BDhw.flatten(2).mT
+        told_BNT = taught_BNT if self.whitening is None else self.whitening(taught_BNT)
         found = {}
         if settings.tokens:
-            found["tokens"] = cosine_distance(projectors["tokens"](own_BND), taught_BNT).mean(1).sum()
+            found["tokens"] = cosine_distance(projectors["tokens"](own_BND), told_BNT).mean(1).sum()
         if settings.pooled:
-            found["pooled"] = cosine_distance(projectors["pooled"](own_BND.mean(1)), taught_BNT.mean(1)).sum()
+            found["pooled"] = cosine_distance(projectors["pooled"](own_BND.mean(1)), told_BNT.mean(1)).sum()
         if attention_BaNN is not None and theirs_BaNN is not None:
             found["attention"] = attention_divergence(theirs_BaNN, attention_BaNN).sum()
         if settings.relations:

@@ -169,7 +169,7 @@ class Captions:
     """Texts of images: a given caption, or one composed from class, counts and land cover, as ViTP asks for it.
 
     Attributes:
-        classes: Of each set of the mixture.
+        classes: Classes of each set of the mixture.
     """
 
     classes: tuple[SetClasses, ...]

@@ -235,7 +235,7 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
     if settings.init != "scratch":
         return load_vlm(settings.init, drop_path=settings.drop_path, channels=settings.channels)
     if settings.scratch is None:
-        raise ConfigError("says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
+        raise ConfigError("doesn't say the sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
     vision = settings.scratch.vision
     vision = vision.model_copy(update={"channels": settings.channels or vision.channels})
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path, "vision": vision})
@@ -259,10 +259,10 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
     return LoadedVLM(VisionLanguageModel(vlm_config, vocabulary=len(chat)), chat)
 
 
-def corpus_of(mixture: Mixture, limit: int = 20_000) -> list[str]:
+def corpus_of(mixture: Mixture) -> list[str]:
     """Return the texts of the first records of the mixture's order, for training a tokenizer."""
     texts: list[str] = []
-    for position in range(min(limit, len(mixture))):
+    for position in range(min(20_000, len(mixture))):
         for turn in mixture[position].record.turns:
             texts += [turn.question, turn.answer]
     return texts

@@ -16,7 +16,7 @@ class Device:
         name: On the command line.
         bf16_tflops: Peak of dense bf16 matrix products that are summed in fp32, as the data sheet states it; of a card
             without bf16, that of fp16.
-        bandwidth: Of its memory, in GB/s, as the data sheet states it.
+        bandwidth: Bandwidth of its memory, in GB/s, as the data sheet states it.
         memory_gib: Its memory.
         utilisation: Share of the peak that we assume training of a ViT-L and a small language model to reach, written
             in plain PyTorch. Cards with little bandwidth for their arithmetic reach less. An assumption, not a
@@ -64,7 +64,7 @@ class Machine:
 
     Attributes:
         device: The kind.
-        count: How many.
+        count: Number of devices.
     """
 
     device: Device

@@ -33,7 +33,7 @@ class Package:
     """One requirement.
 
     Attributes:
-        name: Of the distribution.
+        name: Name of the distribution.
         wanted: Versions that will do, such as ">=2.11".
         installed: Version that is there, or None.
         ok: Whether it will do.

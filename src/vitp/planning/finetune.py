@@ -29,13 +29,13 @@ class FinetunePlan:
 
     Attributes:
         machine: GPUs that share the run.
-        steps, batch: Of the run.
+        steps, batch: Steps and batch of the run.
         input_size: Side in pixels of what the model sees.
-        parameters: Of the whole model.
-        forward_tflop: Of one image (or pair).
+        parameters: Parameters of the whole model.
+        forward_tflop: TFLOP of the forward pass of one image (or pair).
         utilisation: Assumed share of the GPU's peak.
-        images_per_second: Of all GPUs.
-        dollars_per_hour: Of one GPU.
+        images_per_second: Images per second of all GPUs.
+        dollars_per_hour: Dollars per hour of one GPU.
     """
 
     machine: Machine
@@ -80,7 +80,7 @@ def plan_finetune(
         machine: GPUs.
         images: Training images; needed where the length is given in epochs.
         utilisation: Share of the peak; None: the device's assumed one.
-        dollars_per_hour: Of one GPU; None: the device's assumed one.
+        dollars_per_hour: Dollars per hour of one GPU; None: the device's assumed one.
 
     Raises:
         ConfigError: The length can't be known.

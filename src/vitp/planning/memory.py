@@ -52,7 +52,7 @@ class Memory:
         copies: Weights in bf16, which autocast keeps for the length of a step.
         vision, language: What autograd keeps of the two parts.
         logits: Logits, their logarithms and gradients, all at once.
-        gradients: That exist at that moment.
+        gradients: Gradients that exist at that moment.
         average: The moving average of the weights (`train.ema`), where there is one.
     """
 
@@ -110,7 +110,7 @@ class Activations:
     """Bytes that a part keeps for its backward pass, and those that one of its blocks needs beside in its turn.
 
     Attributes:
-        kept: From the forward pass on.
+        kept: Bytes that are kept from the forward pass on.
         working: Gradients inside of one block; with recomputed activations these as well.
     """
 

@@ -42,7 +42,7 @@ class ModelShape:
         patch_size: Side of a patch in pixels.
         shuffle: Side of the square of patches folded into an image token.
         layer_scale: Whether the ViT's blocks scale what they add.
-        channels: Of the images.
+        channels: Channels of the images.
         parameters: Part → number of parameters, embeddings counted once.
     """
 
@@ -108,7 +108,7 @@ def planned_model(settings: ModelSettings) -> tuple[ModelShape, ChatTokenizer | 
     if settings.init == "scratch":
         if settings.scratch is None:
             raise ConfigError(
-                "says no sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
+                "doesn't say the sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
             )
         return model_shape(_for_channels(settings.scratch, settings), settings.vocabulary), None
     if settings.init.rstrip("/").endswith(tuple(f"{name}{end}" for name in _BY_NAME for end in ("", "-hf"))):

@@ -99,8 +99,8 @@ class PretrainPlan:
         imbalance: Slowest rank's work in a step over the mean rank's, mean over steps.
         memory: At the worst moment on one GPU.
         utilisation: Assumed share of the GPU's peak.
-        samples_per_second: Of all GPUs.
-        dollars_per_hour: Of one GPU.
+        samples_per_second: Samples per second of all GPUs.
+        dollars_per_hour: Dollars per hour of one GPU.
     """
 
     machine: Machine
@@ -168,7 +168,6 @@ def plan_pretraining(
     *,
     utilisation: float | None = None,
     dollars_per_hour: float | None = None,
-    seed: int = 0,
 ) -> PretrainPlan:
     """Return the plan of a run.
 
@@ -178,10 +177,9 @@ def plan_pretraining(
         samples: Sizes of samples in random order; they are drawn from with repetition.
         machine: GPUs.
         utilisation: Share of the peak; None: the device's assumed one.
-        dollars_per_hour: Of one GPU; None: the device's assumed one.
-        seed: Of what is drawn.
+        dollars_per_hour: Dollars per hour of one GPU; None: the device's assumed one.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     steps = [_step(model, run, samples, machine.count, rng) for _ in range(_SIMULATED_STEPS)]
     # Ranks wait for each other once a step: the one with most work decides.
     work_SR = np.array([[sum(sum(b.flops.values()) for b in rank) for rank in step] for step in steps])
@@ -220,12 +218,12 @@ def plan_pretraining(
 
 
 def best_batch(
-    model: ModelShape, run: RunShape, samples: Sequence[SampleSize], machine: Machine, *, seed: int = 0
+    model: ModelShape, run: RunShape, samples: Sequence[SampleSize], machine: Machine
 ) -> tuple[BatchChoice, Memory] | None:
     """Return the fastest cut of a step that is predicted to fit into a GPU, as `train.batch: auto` looks for it.
 
     Args:
-        model, run, samples, machine, seed: As in `plan_pretraining`.
+        model, run, samples, machine: As in `plan_pretraining`.
 
     Returns:
         The choice and its memory at the worst moment; None: nothing fits, or the step can't be shared evenly.
@@ -236,7 +234,7 @@ def best_batch(
     limit = USABLE * machine.device.memory_gib * GIB
     for choice in batch_choices(share):
         tried = replace(run, micro_batches=choice.micro_batches, checkpointing=choice.recompute == "full")
-        memory = _worst_memory(model, tried, share, samples, np.random.default_rng(seed))
+        memory = _worst_memory(model, tried, share, samples, np.random.default_rng(0))
         if memory.total <= limit:
             return choice, memory
     return None

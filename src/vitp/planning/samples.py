@@ -23,7 +23,7 @@ class SampleSize:
     """Sizes of one record.
 
     Attributes:
-        tiles: Of all its images, thumbnails counted.
+        tiles: Tiles of all its images, thumbnails counted.
         text: Tokens that are no image tokens.
         supervised: Tokens with a loss.
     """
@@ -64,9 +64,9 @@ class AssumedSet:
     max_tiles: int
 
 
-def assumed_samples(sets: Sequence[AssumedSet], tile: int, count: int, seed: int = 0) -> list[SampleSize]:
+def assumed_samples(sets: Sequence[AssumedSet], tile: int, count: int) -> list[SampleSize]:
     """Return `count` samples drawn as a mixture draws them."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     weights = np.array([one.per_epoch for one in sets])
     samples = []
     for number in rng.choice(len(sets), size=count, p=weights / weights.sum()):
@@ -94,7 +94,7 @@ def measured_samples(
         mixture: The data.
         tile: Side of a tile in pixels.
         max_tiles: Tiles an image where the mixture says nothing.
-        count: At most so many samples.
+        count: Largest number of samples.
         chat: The model's tokenizer; without it tokens are estimated from the characters.
         max_turns: See `SequenceSettings`.
     """

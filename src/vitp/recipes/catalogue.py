@@ -160,7 +160,7 @@ def run_config_of(
     """Return the configuration of a run of the paper over prepared data; the mixture of a pretraining is written.
 
     Args:
-        name: Of the recipe.
+        name: Name of the recipe.
         data: The set, or the folder of prepared pretraining sets.
         out: Folder of the run, for `sets.json`.
         available: Leave out pretraining sets that are missing.

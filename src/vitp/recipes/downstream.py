@@ -46,7 +46,7 @@ class RealTask:
 
     Attributes:
         folder: The set.
-        task: Of `vitp finetune`.
+        task: Task of `vitp finetune`.
         score: Which score is reported.
         head: Settings of the head.
         score_name: How the table calls it.

@@ -44,7 +44,7 @@ class LanguagePlan:
     """Length and rates.
 
     Attributes:
-        seed: Of scenes, questions and the new projector.
+        seed: Seed of scenes, questions and the new projector.
         scenes: Generated scenes.
         steps: Optimizer steps.
         batch: Scenes a step.

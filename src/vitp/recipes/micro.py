@@ -98,7 +98,7 @@ def continued_from_starter(
     Args:
         mixture: Compiled folders.
         budget: Length and rates.
-        seed: Of the run.
+        seed: Seed of the run.
         rates: Sampling rate of each folder.
     """
     return make_config(
@@ -144,10 +144,10 @@ def small_finetune_config(
     """Return a short finetuning around a pyramid of 64 channels, which is scored on validation images never.
 
     Args:
-        task: Of `vitp finetune`.
+        task: Task of `vitp finetune`.
         data: Fields of the data beside the format.
         init: The backbone.
-        seed: Of the run.
+        seed: Seed of the run.
         head: Settings of the head.
         train: Fields of the training beside what is saved and scored.
         more: Other sections of the configuration.

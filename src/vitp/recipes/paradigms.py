@@ -58,7 +58,7 @@ class Paradigm:
     """A way of pretraining.
 
     Attributes:
-        title: For tables.
+        title: Title in tables.
         labels: Which label information it uses.
         batch: Images a step where a budget says nothing.
         lr: Peak learning rate where a budget says nothing.

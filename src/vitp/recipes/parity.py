@@ -35,10 +35,10 @@ class GroupRow:
 
     Attributes:
         part: As the objective names it.
-        layer: Of the vision tower; empty elsewhere.
+        layer: Layer of the vision tower; empty elsewhere.
         lr_scale: Factor on the run's learning rate.
-        weight_decay: Of these parameters.
-        tensors, parameters: How many.
+        weight_decay: Weight decay of these parameters.
+        tensors, parameters: Number of tensors and of parameters.
     """
 
     part: str

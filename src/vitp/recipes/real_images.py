@@ -53,7 +53,7 @@ class RealSet:
         crop: Side of the crops in pixels of the image.
         rate: Sampling rate in the mixture. Small sets are seen more often: at rates in proportion to their size they
             gained nothing.
-        options: Of the format.
+        options: Options of the format.
         probed: Whether it has held-out images to probe on.
         objects: Whether its labels say which objects are in an image, for supervised pretraining.
     """

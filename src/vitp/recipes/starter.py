@@ -147,11 +147,11 @@ def starter_mixture(plan: StarterPlan) -> Mixture:
     )
 
 
-def starter_tokenizer(mixture: Mixture, plan: StarterPlan, texts: int = 600) -> ChatTokenizer:
+def starter_tokenizer(mixture: Mixture, plan: StarterPlan) -> ChatTokenizer:
     """Train the tokenizer on the mixture's texts and on words of the domains that users come with."""
     corpus = [
         text
-        for position in range(min(texts, len(mixture)))
+        for position in range(min(600, len(mixture)))
         for turn in mixture[position].record.turns
         for text in (turn.question, turn.answer)
     ]

@@ -6,7 +6,6 @@ Command: `vitp recipes run starter-card --out DIR` writes `DIR/README.md` and `D
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,29 +19,20 @@ from vitp.evaluation.probes import run_probes
 from vitp.inference.ask import Assistant
 from vitp.scenes import scene_set
 
-
-@dataclass(frozen=True)
-class CardPlan:
-    """How much is measured. Scenes of the `val` bank: textures and shapes that training never saw."""
-
-    seed: int = 91
-    images: int = 150
-    questions: int = 300
-    probe_images: int = 300
+_SEED, _IMAGES, _QUESTIONS, _PROBE_IMAGES = 91, 150, 300, 300
 
 
-def write_card(out: Path, source: str = "starter", plan: CardPlan | None = None) -> Path:
-    """Measure a starter and write its card; return the card's path."""
-    plan = plan or CardPlan()
-    loaded = load_vlm(source)
+def write_card(out: Path) -> Path:
+    """Measure the starter on scenes whose textures and shapes training never saw; return the path of its card."""
+    loaded = load_vlm("starter")
     assistant = Assistant(loaded.vlm, loaded.chat, max_tiles=2)
-    scenes = scene_set("general", seed=plan.seed, count=plan.images, size=96, split="val")
-    questions = list(questions_of(scenes, plan.questions))
+    scenes = scene_set("general", seed=_SEED, count=_IMAGES, size=96, split="val")
+    questions = list(questions_of(scenes, _QUESTIONS))
     seen = mean_by_task(ask_all(assistant, questions))
     # Of a grey picture: what the language model guesses without looking.
     grey = Image.new("RGB", (96, 96), (110, 110, 110))
     blind = mean_by_task(ask_all(assistant, questions, shown=grey))
-    probes = _probes(source, plan)
+    probes = _probes()
     write_json(
         out / "card.json",
         {
@@ -61,19 +51,19 @@ def write_card(out: Path, source: str = "starter", plan: CardPlan | None = None)
     return out / "README.md"
 
 
-def _probes(source: str, plan: CardPlan) -> dict[str, ProbeTable]:
+def _probes() -> dict[str, ProbeTable]:
     sets = {
-        split: scene_set("general", seed=plan.seed + 1, count=count, size=96, split=bank)
+        split: scene_set("general", seed=_SEED + 1, count=count, size=96, split=bank)
         for split, count, bank in (
-            ("train", plan.probe_images, "train"),
-            ("val", plan.probe_images // 3, "val"),
-            ("test", plan.probe_images // 2, "test"),
+            ("train", _PROBE_IMAGES, "train"),
+            ("val", _PROBE_IMAGES // 3, "val"),
+            ("test", _PROBE_IMAGES // 2, "test"),
         )
     }
-    tower = load_backbone(source)
+    tower = load_backbone("starter")
     torch.manual_seed(0)
     return {
-        name: run_probes(t, sets, seeds=(0, 1, 2), labels_per_seed=2 * plan.probe_images // 3)
+        name: run_probes(t, sets, seeds=(0, 1, 2), labels_per_seed=2 * _PROBE_IMAGES // 3)
         for name, t in (("random", random_backbone(tower, 0)), ("starter", tower))
     }
 

@@ -21,7 +21,7 @@ def text_problem(text: str, *, file_name: bool = False) -> str | None:
     """Return why no tokenizer and no UTF-8 file can take a text: half a character or a NUL; None: nothing is wrong.
 
     Args:
-        text: To be looked at.
+        text: Text to look at.
         file_name: It is, or comes from, the name of a file. Bytes of a name that aren't UTF-8 stand in it as U+DC80 to
             U+DCFF; no tokenizer sees it, and JSON has an escape for them.
     """

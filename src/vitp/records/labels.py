@@ -139,7 +139,7 @@ class LabelledSet:
     """A labelled data set as read from disk or generated.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         items: Sequence of `LabelledImage`; may be lazy.
         object_classes: Names of the object classes, in the set's order.
         scene_classes: Names of the classes of whole images.

@@ -158,7 +158,7 @@ def rasterise(
     Args:
         rings: x1, y1, x2, y2, … in pixels, each.
         size: Height and width.
-        holes: Likewise.
+        holes: Rings of holes, likewise.
     """
     depth_HW = np.zeros(size, np.int16)
     for flat, sign in (*((ring, 1) for ring in rings), *((hole, -1) for hole in holes)):

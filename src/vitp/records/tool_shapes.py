@@ -217,8 +217,8 @@ def decode_cvat_mask(runs: str, place: tuple[int, int, int, int], height: int, w
     Args:
         runs: Between commas.
         place: Left, top, width and height of the box.
-        height: Of the image.
-        width: Of the image.
+        height: Height of the image.
+        width: Width of the image.
 
     Raises:
         ValueError: The runs don't fill the box, or it doesn't lie in the image.
@@ -238,8 +238,3 @@ def decode_cvat_mask(runs: str, place: tuple[int, int, int, int], height: int, w
     own = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(rows, columns)
     mask_HW[top : top + rows, left : left + columns] = own
     return mask_HW
-
-
-def has_area(ring: Sequence[float]) -> bool:
-    """Return whether an outline encloses something."""
-    return len(ring) >= 6 and area(as_points(ring)) > 0

@@ -27,7 +27,7 @@ class BackboneAttention:
     """Attention of one backbone on the explorer's images.
 
     Attributes:
-        name: Of the backbone.
+        name: Name of the backbone.
         layers: Number of each layer that is given, counted from 0.
         grid: Rows and columns of patches; N = rows × columns.
         maps: One array an image, (layers, N, N) already averaged over heads or (layers, heads, N, N), values
@@ -218,7 +218,7 @@ def attention_explorer(
     Args:
         towers: Name → tower; their maps are shown side by side.
         images: Name → RGB image; squeezed to the towers' size.
-        place: Of the first query patch, as shares (row, column) of the image.
+        place: Place of the first query patch, as shares (row, column) of the image.
         title: Above the explorer.
         heads: Whether single heads can be chosen, too.
         megabytes: Budget of the maps on the page.

@@ -24,11 +24,11 @@ def write_case_files(folder: Path, name: str, scores: Scores, title: str, tolera
     """Write the table of cases as `NAME.csv` and its summary as the page `NAME.html`; return both.
 
     Args:
-        folder: Of the run.
-        name: Of the files, without suffix.
-        scores: With cases.
+        folder: Folder of the run.
+        name: Name of the files, without suffix.
+        scores: Scores with cases.
         title: Heading of the page.
-        tolerance: Of surface Dice, in mm.
+        tolerance: Tolerance of surface Dice, in mm.
     """
     table, page = folder / f"{name}.csv", folder / f"{name}.html"
     write_cases(table, scores.cases, tolerance)

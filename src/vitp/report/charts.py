@@ -295,7 +295,7 @@ class BarChart(Chart):
     """Horizontal bars from zero, with the number beside each.
 
     Attributes:
-        bars: From top to bottom.
+        bars: Bars from top to bottom.
         digits: Decimals of the numbers; None chooses by size.
         unit: Behind each number, such as " %".
     """
@@ -406,7 +406,7 @@ class Histogram(Chart):
 
     Attributes:
         values: At least one.
-        unit: Of the values, in the tooltips.
+        unit: Unit of the values, in the tooltips.
     """
 
     values: Sequence[float]

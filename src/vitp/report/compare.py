@@ -34,7 +34,7 @@ def comparison_section(
     Args:
         results: Name of the backbone (or of its initialisation) → its scores.
         ours: The backbone that is compared with each of the others.
-        title: Of the section.
+        title: Title of the section.
         lead: One or two sentences on data, budget and protocol.
         percent: Scores lie on 0..1 and are shown times 100.
         lower_is_better: (task, metric) of errors and losses.

@@ -50,7 +50,6 @@ def write_features_page(
     *,
     place: tuple[float, float] = (0.5, 0.5),
     shared: bool = False,
-    title: str = "Features and attention",
 ) -> Path:
     """Write the page and return its path.
 
@@ -58,9 +57,8 @@ def write_features_page(
         backbones: Name → backbone. Those that aren't plain ViTs have no attention and are shown by their features.
         images: Name → RGB image.
         path: The page.
-        place: Of the query patch whose attention is shown, as shares (row, column) of the image.
+        place: Place of the query patch whose attention is shown, as shares (row, column) of the image.
         shared: One basis of colours for all backbones; see `feature_colours`.
-        title: Heading.
 
     Raises:
         ConfigError: There are no backbones or images, or `shared` and their widths differ.
@@ -85,7 +83,7 @@ def write_features_page(
             "Backbones", [*sections[0].blocks, Text(f"No attention among patches: {without}.", "note")]
         )
     subtitle = f"{', '.join(backbones)} on {len(images)} image{'s' if len(images) != 1 else ''}."
-    return HtmlPage(title, sections, subtitle).write(path)
+    return HtmlPage("Features and attention", sections, subtitle).write(path)
 
 
 def _facts(
@@ -220,7 +218,7 @@ def write_pictures(
 
     Args:
         backbones, images, place, shared: See `write_features_page`.
-        folder: For the files.
+        folder: Folder for the files.
 
     Raises:
         VitpError: A file can't be written.

@@ -340,7 +340,7 @@ class KeyValue(_Written):
 
     Attributes:
         facts: Name → value. Values that are mappings or lists are written as YAML.
-        title: Of the fold; empty shows the list openly.
+        title: Title of the fold; empty shows the list openly.
     """
 
     kind: ClassVar[str] = "facts"

@@ -111,8 +111,8 @@ class TextPart:
     Attributes:
         kind: "text", "mark" (where an image goes in), "class", "places" or "grid".
         text: As it stands.
-        words: Of places: how many there are.
-        rows: Of a grid: the names in its cells.
+        words: For places: how many there are, in words.
+        rows: For a grid: the names in its cells, row by row.
     """
 
     kind: str

@@ -50,7 +50,7 @@ class ShowSummary:
     """What a page shows.
 
     Attributes:
-        path: Of the page.
+        path: Path of the page.
         shown: Records with pictures.
         counted: Records in the charts.
         unreadable: Messages of records that were drawn and could not be shown.
@@ -68,7 +68,7 @@ class RecordPicture:
 
     Attributes:
         src, mask: Data addresses; the mask's is "" without one.
-        width, height: Of the image, in pixels.
+        width, height: Width and height of the image, in pixels.
         outlines: What is drawn over it.
         classes: Names of the classes in its mask.
     """
@@ -147,7 +147,7 @@ def show_records(
         source: An annotation file, a mixture, or a compiled folder (then with masks, where it has some).
         out_html: The page, one file without external resources.
         count: Records to show, taken evenly from the sets.
-        seed: Of the choice.
+        seed: Seed of the choice.
         measure: Tokens and tiles of a record; draws their histograms.
         measured: What counted them, in words: stands beside the histograms.
 
@@ -358,7 +358,7 @@ def record_card(
 
     Args:
         record: The record.
-        colours: Of the page.
+        colours: Colours of the page.
         labels: The labelled image it was made from; gives the masks.
         classes: Names of the values of its semantic mask.
         size: Tokens and tiles, in words.

@@ -59,7 +59,6 @@ def write_robustness_page(
     *,
     metric: str | None = None,
     examples: Sequence[Figure] = (),
-    title: str = "Robustness",
 ) -> Path:
     """Write the page of one model, or of several side by side, and return its path.
 
@@ -68,7 +67,6 @@ def write_robustness_page(
         path: The page.
         metric: Which score is shown; None: the headline.
         examples: Pictures of the corruptions; see `example_figures`.
-        title: Heading.
 
     Raises:
         ConfigError: The results can't be compared.
@@ -90,7 +88,7 @@ def write_robustness_page(
         f"{models} on clean images and under {len(first.cells)} corruptions; nothing was trained or chosen on corrupted "
         "images."
     )
-    return HtmlPage(title, sections, subtitle, facts).write(path)
+    return HtmlPage("Robustness", sections, subtitle, facts).write(path)
 
 
 def robustness_sections(
@@ -260,7 +258,7 @@ def example_figures(
         kind: Which labels the task learns from; None: no task. Classes of whole images aren't drawn.
         corruptions: What happens.
         severity: 1 to 5.
-        seed: Of the corruptions.
+        seed: Seed of the corruptions.
     """
     items = [labelled.items[index] for index in range(min(len(labelled), 16))]
     item = max(items, key=lambda each: len(each.objects or ()))
@@ -293,15 +291,14 @@ def _sample(item: LabelledImage, kind: LabelKind | None, channels: Channels | No
     return ImageSample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)
 
 
-def labelled_picture(sample: ImageSample, classes: Sequence[str], *, side: int = _SIDE) -> Image.Image:
-    """Return a sample's image, `side` pixels long, with its mask laid over it and its objects outlined.
+def labelled_picture(sample: ImageSample, classes: Sequence[str]) -> Image.Image:
+    """Return a sample's image, resized for the page, with its mask laid over it and its objects outlined.
 
     Difficult objects and ignored places, which count neither as found nor as missed, are outlined in grey.
 
     Args:
         sample: Image with labels.
         classes: Names of the mask's classes; "background" and "unchanged" are left as they are.
-        side: Pixels of the longer side.
     """
     pixels_HWC = sample.image_CHW.permute(1, 2, 0).numpy().astype(np.float32)
     if sample.semantic_HW is not None:
@@ -311,7 +308,7 @@ def labelled_picture(sample: ImageSample, classes: Sequence[str], *, side: int =
                 colour = np.array(ImageColor.getrgb(CLASS_COLOURS[number % len(CLASS_COLOURS)]), np.float32)
                 pixels_HWC[mask_HW == number] = 0.55 * pixels_HWC[mask_HW == number] + 0.45 * colour
     image = Image.fromarray(pixels_HWC.round().astype(np.uint8))
-    scale = side / max(image.size)
+    scale = _SIDE / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     image = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(image)

@@ -40,7 +40,7 @@ class RunFolder:
         steps: Rows of `metrics.jsonl` that measure a training step, by step.
         evidence: `evidence.json`, or None.
         probes: Rows of `probes.jsonl`, or, without that file, rows of hooks in `metrics.jsonl`, by step.
-        samples: Of `samples.json`.
+        samples: Samples of `samples.json`.
         missing: Which of `RUN_FILES` are not there.
     """
 

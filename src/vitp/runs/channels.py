@@ -62,7 +62,7 @@ def _chosen(
     Args:
         own: What it was asked for or trained with; None: pictures, or nothing yet.
         sets: Name and channels of each set.
-        band_dropout: Of the run, which the tower is told.
+        band_dropout: Band dropout of the run, which the tower is told.
 
     Raises:
         DataError: Sets differ in their channels, or lack bands of the tower.

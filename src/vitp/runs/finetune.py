@@ -55,13 +55,7 @@ from vitp.tasks.base import (
 )
 from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
-from vitp.tasks.data import (
-    LabelReader,
-    classes_of,
-    draw_labels,
-    open_configured,
-    task_splits,
-)
+from vitp.tasks.data import LabelReader, classes_of, draw_labels, open_configured, task_splits
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
@@ -80,7 +74,7 @@ class FinetuneResult:
     Attributes:
         scores: On the test images.
         model: Folder of the model.
-        step: Of the weights that were kept.
+        step: Step of the weights that were kept.
         train: What the engine says.
     """
 

@@ -140,8 +140,8 @@ def claimed(
 
     Args:
         run_dir: New folder, or the folder to resume.
-        config: Of the run.
-        device: Of the run, as in `TrainSettings`.
+        config: Configuration of the run.
+        device: Device of the run, as in `TrainSettings`.
         resume: Whether the folder holds this run already.
         phases: Folders below that may hold checkpoints of the run, too.
 

@@ -112,7 +112,7 @@ def chosen_batch(
     """Return a configuration whose `train.batch` is fixed, and what is to be said about it.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         build: Configuration → its objective and source. The objective stays as it is, but for where it is.
 
     Raises:
@@ -166,7 +166,7 @@ class MemoryProbe:
     """Measures what a step of a run takes on its device.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         objective, source: Its model and batches.
         device: Where.
     """

@@ -26,8 +26,8 @@ def described_prediction(
     """Return plain values of what was found.
 
     Args:
-        contract: Of the graph.
-        prediction: Of one image.
+        contract: Contract of the graph.
+        prediction: Prediction of one image.
         least_score: Objects with a lower score are left out; None: as the model says.
     """
     least = contract.shown_score if least_score is None else least_score

@@ -102,6 +102,7 @@ def _shared(
     first: np.ndarray, second: np.ndarray, first_area: np.ndarray, second_area: np.ndarray
 ) -> np.ndarray:
     """Return (P,) areas that are common to two rotated boxes."""
+    # The frame is the smaller box's: its centre is near all of the intersection, which keeps the digits.
     smaller = first_area <= second_area
     own, other = (
         np.where(smaller[:, None], first, second),
@@ -109,6 +110,7 @@ def _shared(
     )
     own_w, own_h, angle = own[:, 2] / 2, own[:, 3] / 2, own[:, 4]
     dx, dy, turn = other[:, 0] - own[:, 0], other[:, 1] - own[:, 1], other[:, 4] - angle
+    # Whole quarter turns only swap the sides of a box; what is left is a tilt of at most 45°.
     quarters = np.round(turn * (2 / math.pi))
     tilt = turn - quarters * (math.pi / 2)
     swapped = np.mod(quarters, 2) == 1
@@ -121,6 +123,7 @@ def _shared(
     straight = np.maximum(common_x, 0) * np.maximum(common_y, 0)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         tilted = _tilted(own_w, own_h, other_x, other_y, cx, cy, tilt)
+    # Where nearly parallel edges cross can't be told in double precision: they count as parallel.
     area = np.where(np.abs(tilt) < _PARALLEL, straight, tilted)
     limit = np.minimum(first_area, second_area)
     return np.where(limit > 0, np.minimum(np.maximum(area, 0), limit), 0.0)
@@ -172,10 +175,8 @@ def _inside(
     return lengths
 
 
-def mask_in_image(
-    mask_MM: np.ndarray, box_4: np.ndarray, size: tuple[int, int], threshold: float = 0.5
-) -> np.ndarray:
-    """Return (H, W) bool: a mask stretched over its box and cut at `threshold`.
+def mask_in_image(mask_MM: np.ndarray, box_4: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return (H, W) bool: a mask stretched over its box and cut at 0.5.
 
     Each pixel whose centre lies in the box reads the mask where the centre is.
     """
@@ -187,7 +188,7 @@ def mask_in_image(
         x = ((np.arange(left, right) + 0.5 - x1) / (x2 - x1)).astype(np.float32)
         y = ((np.arange(top, bottom) + 0.5 - y1) / (y2 - y1)).astype(np.float32)
         rows = _read_between(mask_MM, y)
-        pasted_HW[top:bottom, left:right] = threshold <= _read_between(rows.T, x).T
+        pasted_HW[top:bottom, left:right] = _read_between(rows.T, x).T >= 0.5
     return pasted_HW
 
 

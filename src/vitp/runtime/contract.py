@@ -32,15 +32,15 @@ class GraphContract:
         resize: `mode` and `size`: what size images get first; see `vitp.runtime.views.seen_size`. What is larger than
             the graph then is seen through windows of its size.
         overlap: Share of a window that the next one sees again.
-        multi_label: Of classification: whether an image may have several classes.
+        multi_label: For classification: whether an image may have several classes.
         least_score: Objects with a lower score are none.
         iou: Overlap within a class above which the weaker of two objects goes.
-        most_objects: Of one window.
+        most_objects: Most objects of one window.
         shown_score: Objects with a lower score aren't written to files.
         mask_patch: Objects come as masks of the whole window, each once, without boxes; the masks reach as far as
             whole patches of this side do. 0: they don't.
-        things: Of panoptic: classes whose segments are single objects.
-        least_share: Of panoptic: share of a mask that surer ones must leave to it.
+        things: For panoptic segmentation: classes whose segments are single objects.
+        least_share: For panoptic segmentation: least share of a mask that surer ones leave to it.
     """
 
     task: str

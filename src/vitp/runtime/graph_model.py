@@ -206,7 +206,7 @@ def open_graph(path: str | Path, *, threads: int | None = None) -> GraphModel:
 
     Args:
         path: `model.onnx`, or the folder of an export.
-        threads: Of one computation; None: as many as there are cores.
+        threads: Threads of one computation; None: as many as there are cores.
 
     Raises:
         CheckpointError: The file is missing, damaged, or no graph of vitp.

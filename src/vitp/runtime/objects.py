@@ -69,7 +69,7 @@ def objects_of_table(
     """Return the objects of one window in pixels of the image, overlapping ones suppressed.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         outputs: `detections` (4 + C or 4 + C + 1, R), and of instances `masks` (R, M, M).
         window: Where it lies in the image.
         size: Height and width that it was seen at; what lies beyond is padding.
@@ -111,7 +111,7 @@ def objects_of_masks(
     """Return the objects of one window in pixels of the image, where each is a mask of the whole window.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         outputs: `classes` (Q, C) on 0..1, and `masks` (Q, h, w) logits.
         window: Where it lies in the image.
         size: Height and width that it was seen at; what lies beyond is padding.
@@ -130,6 +130,7 @@ def objects_of_masks(
             continue
         rows, columns = np.flatnonzero(mask_hw.any(1)), np.flatnonzero(mask_hw.any(0))
         boxes.append([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+        # A query's score is its class's times how sure its mask is of its own pixels.
         within = (1 / (1 + np.exp(-logits_hw[mask_hw]))).mean()
         scores.append(classes_QC[of_query, of_class] * within)
         labels.append(of_class)
@@ -194,7 +195,7 @@ def merged_objects(
     else overlaps the surest stays.
 
     Args:
-        parts: Of each window.
+        parts: Parts of each window.
         size: Height and width of the image.
         oriented: Whether objects are compared by their quads.
     """

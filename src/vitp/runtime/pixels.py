@@ -146,7 +146,7 @@ def scaled_values(
     Args:
         values_CHW: Numbers of any type; for a model of pictures uint8 RGB.
         channels: As in `read_planes`.
-        where: For messages.
+        where: File or place that messages name.
 
     Raises:
         DataError: They aren't as many channels, or no pictures.
@@ -220,6 +220,7 @@ def _integer_weights(length: int, count: int) -> tuple[np.ndarray, np.ndarray, i
     distance = np.abs((tap + first[:, None] - centre[:, None] + 0.5) / reach)
     weights = np.where((distance < 1) & (tap < (last - first)[:, None]), 1 - distance, 0.0)
     weights /= weights.sum(1, keepdims=True)
+    # As many bits as leave the largest weight within 16 bits, as Pillow has it: the sums then equal its own.
     bits = 0
     while bits < _BITS and int(0.5 + weights.max() * (1 << (bits + 1))) < _LARGEST_WEIGHT:
         bits += 1

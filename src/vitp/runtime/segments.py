@@ -65,6 +65,7 @@ def merged_segments(
     labels: list[int] = []
     scores: list[float] = []
     stuff: dict[int, int] = {}
+    # The surest come first, so that the score of a segment of stuff is that of its surest query.
     for query in kept[np.argsort(-score_Q[kept], kind="stable")]:
         inside_HW, label = mask_of(int(query)) >= 0.5, int(label_Q[query])
         own_HW = (owner_HW == query) & inside_HW
@@ -100,7 +101,7 @@ def segments_of_graph(
     """Return the segments of an image that a graph saw as a whole.
 
     Args:
-        contract: Of the graph.
+        contract: Contract of the graph.
         classes_QC: Its output `classes`.
         masks_Qhw: Its output `masks`: logits.
         seen: Height and width that the image was seen at; what lies beyond is padding.

@@ -45,18 +45,30 @@ def window_layout(
     """
     (height, width), (rows, columns) = size, seen
     steps = [side - int(overlap * side) for side in sides]
-    found = []
-    for y in window_starts(rows, sides[0], steps[0], origin[1] * rows // height):
-        for x in window_starts(columns, sides[1], steps[1], origin[0] * columns // width):
-            y2, x2 = min(y + sides[0], rows), min(x + sides[1], columns)
-            window = (
-                x * width // columns,
-                y * height // rows,
-                min(math.ceil(x2 * width / columns), width),
-                min(math.ceil(y2 * height / rows), height),
-            )
-            found.append((window, (y2 - y, x2 - x)))
-    return found
+    ys = window_starts(rows, sides[0], steps[0], origin[1] * rows // height)
+    xs = window_starts(columns, sides[1], steps[1], origin[0] * columns // width)
+    return [window_at((x, y), sides, size, seen) for y in ys for x in xs]
+
+
+def window_at(
+    at: tuple[int, int], sides: tuple[int, int], size: tuple[int, int], seen: tuple[int, int]
+) -> tuple[SeenWindow, tuple[int, int]]:
+    """Return where the window lies in its image that begins at x and y of what is seen, and its height and width there.
+
+    Args:
+        at: x and y.
+        sides, size, seen: As in `window_layout`.
+    """
+    (x, y), (height, width), (rows, columns) = at, size, seen
+    y2, x2 = min(y + sides[0], rows), min(x + sides[1], columns)
+    # Rounded outwards: neighbours may share a pixel of the image, but none lies between two of them.
+    window = (
+        x * width // columns,
+        y * height // rows,
+        min(math.ceil(x2 * width / columns), width),
+        min(math.ceil(y2 * height / rows), height),
+    )
+    return window, (y2 - y, x2 - x)
 
 
 def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int, int]:
@@ -65,7 +77,7 @@ def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int
     Args:
         mode: `fixed`: a square of `side`; `short` or `long`: that side becomes `side`; `none`: as it is.
         side: Pixels; None with `none` alone.
-        height, width: Of the image.
+        height, width: Height and width of the image.
     """
     if mode == "none" or side is None:
         return height, width

@@ -76,12 +76,12 @@ class SceneDomain:
     """A family of generated places: its vocabulary, and the tables that its pictures are made from.
 
     Attributes:
-        name: Of the domain, as in addresses.
+        name: Name of the domain, as in addresses.
         looks: Sensors that take the pictures.
         land: How each land class looks.
         objects: How each object class looks.
         rules: What stands where, by scene type.
-        licence: Of generated images.
+        licence: Licence of generated images.
     """
 
     name: str

@@ -107,8 +107,8 @@ def render_scene(
 
     Args:
         domain: Domain or its name.
-        seed: Of the set, ≥ 0.
-        index: Of the scene in its set, ≥ 0.
+        seed: Seed of the set, ≥ 0.
+        index: Index of the scene in its set, ≥ 0.
         size: Side in pixels. Ground resolution stays: a larger image shows a larger place.
         split: `train`, `val` or `test`: which bank of textures and object variants it is made of.
 

@@ -22,7 +22,7 @@ class _Mask:
     """Renders one mask of a scene when it is called; can be pickled into data workers.
 
     Attributes:
-        address: Of the scene.
+        address: Address of the scene.
         change: The change mask of the pair, not the semantic mask.
     """
 
@@ -54,8 +54,8 @@ class SceneSet(Sequence[LabelledImage]):
 
     Attributes:
         domain: Name of the domain.
-        seed: Of the set.
-        indices: Of the scenes.
+        seed: Seed of the set.
+        indices: Indices of the scenes.
         size: Side in pixels.
         split: Whose textures and shapes are used.
         pairs: Two dates of each place. Objects, scene class, captions and mask are those of the later one's
@@ -112,29 +112,27 @@ def scene_set(
     size: int = 96,
     split: str = "train",
     pairs: bool = False,
-    start: int = 0,
 ) -> LabelledSet:
     """Return a set of `count` generated scenes that are rendered on access.
 
     Args:
         domain: Domain or its name.
-        seed: Of the set; sets with different seeds share no place.
+        seed: Seed of the set; sets with different seeds share no place.
         count: Number of scenes.
         size: Side in pixels.
         split: Which bank of textures and shapes.
         pairs: Two dates of each place.
-        start: First index.
 
     Raises:
         ConfigError: Unknown domain or split, or a negative number.
     """
     domain = get_domain(domain)
     check_split(split)
-    if count < 0 or seed < 0 or start < 0:
-        raise ConfigError("count, seed and start of a scene set must not be negative", fix="use 0 or more")
+    if count < 0 or seed < 0:
+        raise ConfigError("count and seed of a scene set must not be negative", fix="use 0 or more")
     return LabelledSet(
         name=f"scenes-{domain.name}" + ("-pairs" if pairs else ""),
-        items=SceneSet(domain.name, seed, range(start, start + count), size, split, pairs),
+        items=SceneSet(domain.name, seed, range(count), size, split, pairs),
         object_classes=domain.object_classes,
         scene_classes=domain.scene_types,
         semantic_classes=domain.semantic_classes,

@@ -148,10 +148,10 @@ def write_nnunet(
     Args:
         out: Made where it is missing.
         cases: Volumes in all.
-        seed: Of the first patient.
+        seed: Seed of the first patient.
         twice: Patients with two volumes, the first ones.
         size: Voxels along x, y and z; slices differ by case, from this number to four more.
-        orientation: Of the arrays.
+        orientation: Orientation of the arrays.
         modality: `CT` or `MR`.
 
     Returns:

@@ -33,7 +33,7 @@ class Answer:
 
     Attributes:
         content: JSON values, or the bytes of a file.
-        media_type: Of these.
+        media_type: Media type of these.
     """
 
     content: dict[str, Any] | bytes
@@ -46,7 +46,7 @@ def json_values(
     """Return what was found as JSON values.
 
     Args:
-        task: Of the model.
+        task: Task of the model.
         classes: Names.
         size: Height and width of the image.
         found: In pixels of the image; objects that are sure enough alone.

@@ -31,8 +31,8 @@ class ServerLimits:
     """Bounds of a server.
 
     Attributes:
-        upload_bytes: Of a request's body.
-        pixels: Of an image that is decoded or predicted.
+        upload_bytes: Most bytes of a request's body.
+        pixels: Pixels of an image that is decoded or predicted.
         queue: Requests that wait or are computed.
         batch: Images that are computed at once.
     """

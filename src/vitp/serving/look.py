@@ -32,8 +32,8 @@ def attended(
     """Return how much the patch at a point attends to each patch, the mean over heads, as JSON values.
 
     Args:
-        model: Whose vision transformer.
-        image: Which it sees as a whole, squeezed to its size.
+        model: Model whose vision transformer is looked at.
+        image: Image that it sees as a whole, squeezed to its size.
         at: x and y in pixels of the image.
         layer: From 0; None: the last.
 
@@ -72,8 +72,8 @@ def coloured(
     The three main directions of the image's features are red, green and blue.
 
     Args:
-        model: Whose backbone.
-        image: Which it sees as a whole, squeezed to its size.
+        model: Model whose backbone is looked at.
+        image: Image that it sees as a whole, squeezed to its size.
         layer: From 0; None: the last.
         like: Another model and its layer: axes and signs are assigned so that the colours resemble that one's.
 

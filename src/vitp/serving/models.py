@@ -168,7 +168,7 @@ def open_models(
 
     Args:
         sources: See `named_sources`.
-        device: Where they compute.
+        device: Device on which they compute.
         worker_of: Makes who computes with a model.
         say: Called with a line about each.
 
@@ -236,8 +236,8 @@ def model_named(models: dict[str, ServedModel], name: str, kinds: Sequence[str],
 
     Args:
         models: All of them.
-        name: Of one; "": the only one that can.
-        kinds: Of those that can.
+        name: Name of one; "": the only one that can.
+        kinds: Kinds of those that can.
         use: What is asked, in words.
 
     Raises:

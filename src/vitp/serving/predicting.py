@@ -53,10 +53,10 @@ class Asked:
     """One request for a prediction.
 
     Attributes:
-        model: Which.
+        model: Model that is asked.
         dates: The image, and its later date.
         threshold: Least score of objects; None: as the model says.
-        form: Of the answer.
+        form: Form of the answer.
         certainty: Whether JSON says how sure the model is of each pixel of a class map; graphs don't know.
     """
 
@@ -132,8 +132,8 @@ class Predictor:
     """Answers requests; its methods are called in the threads of the models.
 
     Args:
-        folder: For parts of rasters.
-        most_pixels: Of a slide at the resolution at which it is seen.
+        folder: Folder for parts of rasters.
+        most_pixels: Most pixels of a slide at the resolution at which it is seen.
     """
 
     def __init__(self, folder: Path, most_pixels: int) -> None:
@@ -271,7 +271,7 @@ class _RasterAnswer(RasterWork):
         asked: The request.
         task: Its model.
         source: Its raster.
-        folder: For parts and files.
+        folder: Folder for parts and files.
     """
 
     def __init__(self, asked: Asked, task: TaskModel, source: InputFile, folder: Path) -> None:

@@ -83,7 +83,7 @@ class DrainingServer(uvicorn.Server):
     """A server that finishes what it has begun when it is told to end, and exits with 0.
 
     Args:
-        config: Of uvicorn.
+        config: Configuration of uvicorn.
         gate: Refuses what comes after that.
         say: Called with what happens.
     """
@@ -124,7 +124,7 @@ class ServerOptions:
         host, port: Where it listens; port 0: any that is free.
         root: Below which clients may name files; None: nowhere.
         token: That clients must send; None: none.
-        device: Where models compute.
+        device: Device on which models compute.
         limits: Bounds.
     """
 
@@ -141,7 +141,7 @@ def serve(words: Sequence[str], options: ServerOptions, say: Callable[[str], Non
 
     Args:
         words: `FOLDER` or `NAME=FOLDER` of each model.
-        options: How.
+        options: Where and how to serve.
         say: Called with lines for the console.
 
     Raises:

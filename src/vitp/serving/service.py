@@ -29,7 +29,7 @@ class Service:
         store: Images.
         line: Requests on their way.
         predictor: Answers.
-        open_images: Whose tiles are read.
+        open_images: Open images whose tiles are read.
     """
 
     models: dict[str, ServedModel]
@@ -42,7 +42,7 @@ class Service:
         """Return the image that a request names, which stays until the stack is closed.
 
         Args:
-            stack: Of the request.
+            stack: Stack of the request.
             fields: Name → value of the fields that can name it: a file, the id of an image (whose field ends with
                 "image"), a place below the root.
 

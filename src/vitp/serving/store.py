@@ -44,7 +44,7 @@ class StoredImage:
         size: Width and height.
         bands: Names.
         name: What it is called for clients: its place below the root, or "upload".
-        bytes: Of the file.
+        bytes: Bytes of the file.
         own: Whether the file is the server's and removed with it.
         windowed: Whether parts of it are read without the whole.
         placed: Whether it says where it lies on the ground.
@@ -84,10 +84,10 @@ class ImageStore:
     """The images that clients have sent, within bounds; the oldest go first.
 
     Args:
-        folder: For their files.
+        folder: Folder for their files.
         root: Below which files may be named; None: none may.
-        most_pixels: Of an image that is decoded.
-        most_bytes: Of all files together.
+        most_pixels: Most pixels of an image that is decoded.
+        most_bytes: Most bytes of all files together.
     """
 
     def __init__(self, folder: Path, root: Path | None, most_pixels: int, most_bytes: int) -> None:
@@ -100,7 +100,7 @@ class ImageStore:
         """Write what a client has sent into a file, and look at it.
 
         Args:
-            file: At its beginning.
+            file: Open file, read from its beginning.
             name: As the client calls it; of it the suffix alone is used.
 
         Raises:

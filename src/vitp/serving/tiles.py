@@ -31,7 +31,7 @@ class ShownImage:
     """An open image, its values as 8-bit RGB that is the same in every tile.
 
     Args:
-        pixels: Of the image.
+        pixels: Pixels of the image.
     """
 
     def __init__(self, pixels: Pixels) -> None:

@@ -66,7 +66,7 @@ class _Job:
         argument: What it is about.
         together: Computes several arguments, to a result or an error of each; None: `argument` is called.
         weight: What counts towards the most that is computed together.
-        result: Of it.
+        result: What came of the call.
     """
 
     argument: Any
@@ -79,9 +79,9 @@ class Worker:
     """A thread that computes one after the other, or together what can be.
 
     Args:
-        name: Of the thread.
+        name: Name of the thread.
         most: Arguments that are computed together; 1: none are.
-        most_weight: Of arguments that are computed together.
+        most_weight: Largest weight of arguments that are computed together.
     """
 
     def __init__(self, name: str, most: int, most_weight: int) -> None:

@@ -122,7 +122,7 @@ def task_batches(
     Args:
         reader: The training images and how they are read.
         batch_size: Images of one optimizer step, over all micro-batches and ranks.
-        seed: Of order and augmentation.
+        seed: Seed of order and augmentation.
         micro_batches: Parts that a rank cuts its share of a step into.
         size: What size images get first.
         augmentation: Random changes.

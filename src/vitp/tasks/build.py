@@ -102,7 +102,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
 
     Args:
         settings: See `BackboneSettings`.
-        seed: Of random weights.
+        seed: Seed of random weights.
         data: Bands of the data that it is to be trained on: a backbone of RGB pictures is made for them, one with
             bands of its own keeps these.
 
@@ -209,7 +209,7 @@ def build_neck(backbone: Backbone, settings: NeckSettings) -> Pyramid:
     """
     if settings.kind == "none":
         if settings.options:
-            raise ConfigError("no neck has no options", where="neck.options", fix="remove them")
+            raise ConfigError("a neck of the kind none takes no options", where="neck.options", fix="remove them")
         return LastMap(backbone)
     if settings.kind == "auto":
         kind: Literal["adapter", "simple", "cnn"] = "cnn" if len(set(backbone.strides)) > 1 else "simple"

@@ -232,19 +232,16 @@ def single_label_scores(probability_NK: Tensor, truth_N: Tensor, classes: Sequen
     return Scores("accuracy", values, rows, images=len(truth_N))
 
 
-def multi_label_scores(
-    probability_NK: np.ndarray, truth_NK: np.ndarray, classes: Sequence[str], *, threshold: float = 0.5
-) -> Scores:
-    """Return mAP, and macro-F1 of the classes that occur with everything above `threshold` taken as a yes.
+def multi_label_scores(probability_NK: np.ndarray, truth_NK: np.ndarray, classes: Sequence[str]) -> Scores:
+    """Return mAP, and macro-F1 of the classes that occur with everything above 0.5 taken as a yes.
 
     Args:
         probability_NK: On 0..1.
         truth_NK: 1 yes, 0 no, −1 unknown: such entries count for nothing.
         classes: K names.
-        threshold: On 0..1.
     """
     known_NK, truth = truth_NK >= 0, truth_NK > 0.5
-    guess_NK = (probability_NK > threshold) & known_NK
+    guess_NK = (probability_NK > 0.5) & known_NK
     hit_K = (guess_NK & truth).sum(0)
     whole_K = guess_NK.sum(0) + truth.sum(0)
     f1_K = np.divide(2 * hit_K, whole_K, out=np.full(len(classes), np.nan), where=whole_K > 0)

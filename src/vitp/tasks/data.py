@@ -181,8 +181,8 @@ class LabelReader:
 
     Attributes:
         labelled: The set.
-        kind: Which labels.
-        classes: Of the model; the set's by default. Every class of the set must be among them.
+        kind: Kind of labels that is read.
+        classes: Classes of the model; the set's by default. Every class of the set must be among them.
         seen: What of the images' bands is seen.
 
     Raises:

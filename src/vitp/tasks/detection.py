@@ -118,7 +118,7 @@ def evaluate_objects(
 
     Args:
         model: The model.
-        labelled: With labels of its kind.
+        labelled: Set with labels of its kind.
         settings: How it is applied.
         masks: Whether masks are scored, too.
     """

@@ -19,7 +19,7 @@ def fold_splits(
 
     Args:
         labelled: The set.
-        kind: Of the labels.
+        kind: Kind of the labels.
         fold: How many there are, and which one is the test, from 0.
         choose: The best weights are chosen on val, which then is a fifth of the other groups; else val is the test.
 

@@ -50,7 +50,7 @@ class TaskGraph(nn.Module):
 
     Attributes:
         outputs: Names of what `forward` returns.
-        channels: Of the input.
+        channels: Channels of the input.
     """
 
     def __init__(self, model: TaskModel, size: tuple[int, int], proposals: int | None = None) -> None:

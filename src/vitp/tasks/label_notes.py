@@ -47,7 +47,7 @@ def label_notes(
 
     Args:
         splits: Name → images.
-        kind: Which labels are learned.
+        kind: Kind of labels that is learned.
         classes: Names.
         learned: Name of the split that is learned from; None: none is.
 

@@ -267,6 +267,7 @@ def merge(found: Sequence[tuple[Prediction, View]], size: tuple[int, int], *, mo
 def _parts_of_others(boxes_N4: Tensor, labels_N: Tensor, windows_N4: Tensor, size: tuple[int, int]) -> Tensor:
     """Return (N,) bool: objects cut by an edge of their window that an object which isn't cut covers."""
     border_4 = torch.tensor([0, 0, size[1], size[0]])
+    # A box that ends at an edge of its window, which is no edge of the image, goes on in the next window.
     cut_N = (((boxes_N4 - windows_N4).abs() <= 1.0) & (windows_N4 != border_4)).any(1)
     covered_N = torch.zeros(len(boxes_N4), dtype=torch.bool)
     cut, whole = torch.nonzero(cut_N).flatten(), torch.nonzero(~cut_N).flatten()

@@ -176,7 +176,7 @@ def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) 
     Those whose centre lies where the image holds nothing are marked.
 
     Args:
-        model: Of detection, instance segmentation or oriented detection.
+        model: Model of detection, instance segmentation or oriented detection.
         ground: The image.
         unit: Views.
         batch_size: Views at once.

@@ -65,8 +65,8 @@ def evaluate_pixels(model: DenseModel, labelled: LabelledSet, settings: TestSett
     """Return mIoU and the like over all pixels, and scores by case where images have a spacing.
 
     Args:
-        model: Of semantic segmentation.
-        labelled: With masks.
+        model: Model of semantic segmentation.
+        labelled: Set with masks.
         settings: How the model is applied.
     """
     reader = label_reader(model, labelled, "semantic", settings)

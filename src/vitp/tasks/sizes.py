@@ -72,7 +72,7 @@ class FittedSizes:
         regions: An image's regions in the loss; None: no objects, or as published.
         side: Long side of what the model sees while training.
         said: Lines about the choice.
-        objects: Of the fullest image.
+        objects: Objects of the fullest image.
     """
 
     resize: InputSize
@@ -135,7 +135,7 @@ def fitted_sizes(labelled: LabelledSet, kind: LabelKind, side: int, *, regions: 
     Args:
         labelled: The training images.
         kind: What is learned.
-        side: Of the images that the backbone was pretrained at.
+        side: Side of the images that the backbone was pretrained at.
         regions: Whether objects are found by anchors and regions.
     """
     square = InputSize(mode="fixed", size=side)
@@ -252,7 +252,7 @@ def fitted_head(
         width: Channels of the tower's last map.
         anchors: Scale of anchors; None: as published.
         regions: An image's regions in the loss; None: as published.
-        objects: Of the fullest training image.
+        objects: Objects of the fullest training image.
     """
     found: dict[str, Any] = dict(head)
     if task not in (*_DETECTORS, "panoptic"):
@@ -300,8 +300,8 @@ def _fill(head: dict[str, Any], part: str, **values: Any) -> None:
         head[part] = {**values, **(own or {})}
 
 
-def _multiple(value: float, *, of: int = 16, least: int = 64) -> int:
-    return max(least, round(value / of) * of)
+def _multiple(value: float, *, least: int = 64) -> int:
+    return max(least, round(value / 16) * 16)
 
 
 def new_settings(given: Mapping[str, Any], fitted: Mapping[str, Any], place: str = "head") -> list[str]:

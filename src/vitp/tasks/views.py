@@ -5,7 +5,6 @@ Shapes: N points, h × w pixels of what the model sees.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import product
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.io.open_pixels import Window
-from vitp.runtime.views import window_starts
+from vitp.runtime.views import window_at, window_starts
 from vitp.tasks.base import InputSize, TestSettings
 from vitp.tasks.ground import Ground, ImageGround
 
@@ -117,7 +116,7 @@ def views_of(
     image itself, to the pixel, so that nothing larger than a window is ever made.
 
     Args:
-        height, width: Of the image.
+        height, width: Height and width of the image.
         settings: Windows, scales, mirrors.
         resize: What size the image gets.
         origin: x and y in pixels of the image from which windows are counted.
@@ -148,14 +147,8 @@ def views_of(
         for y, x in starts:
             if flat:
                 x, y = _staggered((x, y), step, first, (max(columns - side, 0), max(rows - side, 0)), patch)
-            y2, x2 = min(y + side, rows), min(x + side, columns)
-            window = (
-                x * width // columns,
-                y * height // rows,
-                min(math.ceil(x2 * width / columns), width),
-                min(math.ceil(y2 * height / rows), height),
-            )
-            views += [View(window, (y2 - y, x2 - x), mirrored, turns, flat) for turns, mirrored in looks]
+            window, seen = window_at((x, y), (side, side), (height, width), (rows, columns))
+            views += [View(window, seen, mirrored, turns, flat) for turns, mirrored in looks]
     return sorted(
         views, key=lambda view: (view.window[1], view.window[0], view.size, view.turns, view.mirrored)
     )

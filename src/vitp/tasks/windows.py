@@ -146,7 +146,7 @@ class ClassSums:
     Args:
         size: Height and width of the image.
         columns: Which columns are summed.
-        device: Where the sums are kept.
+        device: Device on which the sums are kept.
         top: First row that is decided; what views see above it is left out.
         shares: Whether probabilities are wanted.
     """
@@ -236,10 +236,10 @@ def class_strips(
         probabilities: The model.
         dates: The image, and its later date.
         columns: Which columns are decided; `units` hold the views that see them.
-        units: From top to bottom.
+        units: Units from top to bottom.
         wanted: Numbers of units, rising.
         batch_size: Views at once.
-        device: Where the sums are kept.
+        device: Device on which the sums are kept.
         shares: Whether the strips have probabilities.
     """
     sums: ClassSums | None = None
@@ -319,7 +319,7 @@ def class_map(
         later_CHW: Second date.
         views: As `views_of` gives them.
         batch_size: Views at once.
-        device: Where the sums are kept.
+        device: Device on which the sums are kept.
         shares: Whether probabilities are wanted.
     """
     dates = [ImageGround(image) for image in (image_CHW, later_CHW) if image is not None]

@@ -89,7 +89,7 @@ class Reading:
     say `partial`.
 
     Attributes:
-        facts: Of the set.
+        facts: Facts of the set.
         root: The download.
         options: Name, licence, splits; the set's own name and licence by default.
         protocol: Which splits `finish` makes, see `under_protocol`.

@@ -35,8 +35,7 @@ from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.coco import read_coco_files
 from vitp.data.formats.dota import read_dota_objects
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
-from vitp.data.formats.walk import list_images, read_label_text
-from vitp.data.published import read_xml
+from vitp.data.formats.walk import list_images, read_label_text, read_label_xml
 from vitp.records.labels import SPLITS, LabelledSet
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
@@ -150,7 +149,7 @@ def _read_xml_boxes(reading: Reading, labels: str, box: str, numbers: tuple[str,
 def _read_objects(
     reading: Reading, path: Path, found: ImageLabels, box: str, numbers: tuple[str, ...]
 ) -> None:
-    for number, node in enumerate(read_xml(path).iter("object"), 1):
+    for number, node in enumerate(read_label_xml(path, "unpack the file again").iter("object"), 1):
         where = reading.builder.place(path, f"object {number}")
         name = (node.findtext("name") or "").strip().lower()
         try:

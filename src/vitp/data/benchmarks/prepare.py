@@ -46,7 +46,7 @@ class PrepareSettings:
         crop: Side of the crops; None: the set's own, 0: no crops.
         overlap: Pixels that neighbouring crops share; None: the set's own.
         partial: Go on without files that are missing.
-        options: Of the set's reader.
+        options: Options of the set's reader.
     """
 
     protocol: str = "official"
@@ -61,7 +61,7 @@ class Prepared:
     """The result of a preparation.
 
     Attributes:
-        facts: Of the set.
+        facts: Facts of the set.
         out: The folder; None when the download was only checked.
         splits: Split → images.
         counts: Lines about official splits that have another number of images than published.

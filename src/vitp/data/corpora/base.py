@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vitp.core.errors import DataError
-from vitp.data.published import PublishedSet, any_of, read_json
+from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.data.published import PublishedSet, any_of
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import COORDINATE_RANGE, IMAGE_MARK, InstructionRecord, Turn
 
@@ -20,7 +21,7 @@ class Download:
     """A download that is being converted.
 
     Attributes:
-        corpus: Which set.
+        corpus: The published set that it is.
         root: The download; the records' images are absolute paths below it.
         work: Folder for images that only exist inside of a table.
         findings: Lines about what was left out.
@@ -127,9 +128,9 @@ def json_rows(path: Path, key: str | None = None) -> list[dict[str, Any]]:
     Raises:
         DataError: The file isn't JSON, or holds something else.
     """
-    content = read_json(path)
-    rows = content if key is None else content.get(key) if isinstance(content, dict) else None
     again = "download the file again"
+    content = parse_label_json(read_label_text(path), path, again)
+    rows = content if key is None else content.get(key) if isinstance(content, dict) else None
     if not isinstance(rows, list):
         what = "is no list of rows" if key is None else f'has no list "{key}"'
         raise DataError(what, where=str(path), fix=again)

@@ -31,7 +31,7 @@ class Converted:
     """The result of a conversion.
 
     Attributes:
-        name: Of the set.
+        name: Name of the set.
         out: The folder.
         records: Number of records.
         questions: Number of questions.

@@ -11,8 +11,7 @@ from vitp.core import files
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json
 from vitp.data.corpora.base import Download, choice_turn, column, json_rows, one_line, table_rows
-from vitp.data.formats.walk import read_label_text
-from vitp.data.published import read_xml
+from vitp.data.formats.walk import read_label_text, read_label_xml
 from vitp.records.instructions import InstructionRecord, Turn
 
 _LETTERS = ("A", "B", "C", "D", "E")
@@ -49,7 +48,7 @@ def open_i(source: Download) -> Iterator[InstructionRecord]:
     reports = source.path("ecgen-radiology", "reports")
     images = source.images("NLMCXR_png", "images", stems=True)
     for path in sorted(reports.glob("*.xml")):
-        tree = read_xml(path)
+        tree = read_label_xml(path, "unpack the file again")
         texts = {
             str(node.get("Label", "")).upper(): one_line(node.text or "")
             for node in tree.iter("AbstractText")

@@ -8,17 +8,8 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.data.corpora.base import (
-    DESCRIBE,
-    CorpusConversion,
-    Download,
-    box_text,
-    column,
-    json_rows,
-    one_line,
-)
-from vitp.data.formats.walk import read_label_text
-from vitp.data.published import read_xml
+from vitp.data.corpora.base import DESCRIBE, CorpusConversion, Download, box_text, column, json_rows, one_line
+from vitp.data.formats.walk import read_label_text, read_label_xml
 from vitp.io.images import IMAGE_SUFFIXES, image_size
 from vitp.records.instructions import InstructionRecord, Turn
 
@@ -76,7 +67,7 @@ def dior_rsvg(source: Download) -> Iterator[InstructionRecord]:
         raise DataError(f"holds no numbers ({error})", where=str(split), fix="download it again") from error
     before = 0
     for path in sorted(annotations.glob("*.xml")):
-        nodes = list(read_xml(path).iter("object"))
+        nodes = list(read_label_xml(path, "unpack the file again").iter("object"))
         chosen = [node for number, node in enumerate(nodes, before) if number in wanted]
         before += len(nodes)
         image = source.image(images / f"{path.stem}.jpg", path, "image") if chosen else None

@@ -101,7 +101,7 @@ class SetBuilder:
 
         Args:
             error: What is wrong, and where.
-            path: Of what is left out; named where the error is about no file of the set.
+            path: Path of what is left out; named where the error is about no file of the set.
             fate: What becomes of it, as in "volume left out".
 
         Raises:
@@ -168,7 +168,7 @@ class SetBuilder:
         """Add an image.
 
         Args:
-            path: Of the image, or the address of a slice.
+            path: Path of the image, or the address of a slice.
             size: Width and height.
             split: From the layout; None when the layout doesn't say.
             name: Its id; by default its path under the set's folder without suffix.
@@ -207,7 +207,7 @@ class SetBuilder:
         tells is the group, where none is given.
 
         Args:
-            path: Of a picture, a volume or a series.
+            path: Path of a picture, a volume or a series.
             split: From the layout.
             where: "file:row" of the label, for a finding.
             category: Class of the whole image.

@@ -29,7 +29,15 @@ from vitp.data.formats.mask_classes import (
     parse_value,
     says,
 )
-from vitp.data.formats.mask_kinds import MaskFacts, find_strays, mask_facts, shares, shown, totals
+from vitp.data.formats.mask_kinds import (
+    MaskFacts,
+    find_strays,
+    mask_facts,
+    refuse_odd_looks,
+    shares,
+    shown,
+    totals,
+)
 from vitp.data.formats.pixel_masks import MaskFile, TransitionFiles, mask_values
 from vitp.io.images import load_label_pixels
 from vitp.io.warped import Grid
@@ -61,7 +69,7 @@ class ChangeMeaning:
         unchanged: Values that say "unchanged"; None: 0, or what is dark.
         names: Classes of what became what.
         values: (value, class index) pairs of masks of classes or levels.
-        former: Of masks of levels: the class index that each value had before.
+        former: For masks of levels: the class index that each value had before.
     """
 
     unchanged: int | tuple[int, ...] | None = None
@@ -75,7 +83,7 @@ class ChangeMeaning:
         """Return what reads what became what, from the masks of classes or else from the one of levels.
 
         Args:
-            mask: Of what changed, or of levels.
+            mask: Mask of what changed, or of levels.
             classes: Masks of classes at both dates.
             onto: The pixels of the image, for each of these files that has others on the ground.
         """
@@ -139,11 +147,13 @@ def _of_one_mask(
 ) -> ChangeMeaning:
     if told and not classes:
         return ChangeMeaning(told if len(told) > 1 else told[0])
-    facts, colour = _facts([path for place in places for path in place.change.values()])
+    paths = [path for place in places for path in place.change.values()]
+    facts, colour = _facts(paths)
     counts, grey = totals(facts), False
     if colour and (grey := all(value % 0x010101 == 0 for value in counts)):
         counts = Counter({value & 255: n for value, n in counts.items()})
     if not classes:
+        refuse_odd_looks(facts, paths)
         # Levels fill areas; the edges of resized masks and what JPEG leaves don't.
         solid = {value for mask in facts for value in mask.values if value not in mask.thin}
         strays = find_strays(facts, colour=colour)
@@ -219,6 +229,7 @@ def _of_classes(
     elif table is not None:
         named = from_table(table, colour=colour)
     else:
+        refuse_odd_looks(facts, paths)
         named = from_values(list(counts), builder.root, colour=colour, palette=False)
     named = _occurring(named, counts)
     builder.understand(f"what became what, {says(named, colour=colour)}")

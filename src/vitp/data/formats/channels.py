@@ -265,7 +265,7 @@ def _located(
 
     Args:
         declared: By the user.
-        heads: Of the files.
+        heads: What the heads of the files say.
         own_names: What the set calls the bands of files that call them by number.
 
     Raises:

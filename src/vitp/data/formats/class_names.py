@@ -97,7 +97,7 @@ def numbered(lines: Sequence[str], values: Collection[int] = ()) -> list[tuple[i
 
     Args:
         lines: Without blanks around them; none is empty.
-        values: That occur in the masks.
+        values: Values that occur in the masks.
     """
     found = [match for line in lines if (match := _NUMBERED.match(line))]
     if not lines or len(found) < len(lines):

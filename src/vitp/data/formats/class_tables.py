@@ -253,7 +253,7 @@ class _Reading:
     """The images of tables while they are read.
 
     Attributes:
-        builder: Of the set.
+        builder: Builder of the set.
         images: The set's images by name.
         known: Classes that were asked for; None: all.
         separator: The option.

@@ -307,7 +307,8 @@ def coco_shape(row: dict[str, Any], size: tuple[int, int]) -> tuple[LabelShape |
     if box is None:
         return None, broken if broken and not row.get("bbox") else wrong
     said = f"{broken}; only its box is used" if broken else ""
-    return LabelShape(box=box, polygons=rings, holes=holes), said
+    corners = (box[0], box[1], box[2] - box[0], box[3] - box[1])
+    return LabelShape(box=box, polygons=rings, holes=holes, corners=corners), said
 
 
 def _box(bbox: Any) -> tuple[Box | None, str]:

@@ -17,7 +17,7 @@ def join_dates(labelled: LabelledSet, most: int) -> LabelledSet:
     """Return the set with images of the same pixels, labels and split, but of other dates, joined into one.
 
     Args:
-        labelled: With metadata.
+        labelled: Set with metadata.
         most: Dates of one record; 1 leaves the set as it is.
 
     Raises:

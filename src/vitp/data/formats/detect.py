@@ -27,6 +27,7 @@ from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
+from vitp.data.formats.label_files import TEXTS_BESIDE_LABELS, first_rows, label_places
 from vitp.data.formats.label_studio import label_studio_files
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
@@ -155,6 +156,11 @@ def _refuse_unlabelled(root: Path) -> None:
     if boxes:
         what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
         raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+    _refuse_strange_rows(root)
+    for path in table_files(root):
+        if path.suffix.lower() in (".csv", ".tsv") and (problem := _problem_of(path)) is not None:
+            fix = "save it as UTF-8, or move it away; --format reads the folder without it"
+            raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
     if not _are_class_folders(root):
         _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
@@ -165,6 +171,20 @@ def _refuse_unlabelled(root: Path) -> None:
             where=str(root),
             fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
         )
+
+
+def _refuse_strange_rows(root: Path) -> None:
+    """Raise for text files of images in labels/ or labelTxt/ whose rows are of no format."""
+    for place in label_places(root, ("labels", "labelTxt", "annfiles")):
+        rows = [] if place.images == place.labels else first_rows([place], TEXTS_BESIDE_LABELS)
+        if any(rows):
+            text = " ".join(rows[0])
+            raise DataError(
+                f'the first row of the text files is "{text[:60]}", which is neither one of YOLO nor of DOTA',
+                where=str(place.labels),
+                fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
+                "parted by blanks",
+            )
 
 
 def _refuse_strange_tables(root: Path) -> None:

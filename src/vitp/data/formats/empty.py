@@ -18,7 +18,7 @@ def limit_empty(labelled: LabelledSet, share: float, seed: int) -> LabelledSet:
 
     Args:
         labelled: The set.
-        share: Of the training images, 0 (none) to 1 (all may stay).
+        share: Share of the training images, 0 (none) to 1 (all may stay).
         seed: Which ones stay follows from it.
 
     Raises:

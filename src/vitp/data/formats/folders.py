@@ -117,7 +117,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
         raise DataError(
             f"no labels found: {names} {'is' if len(roles) == 1 else 'are'} named after what they hold, not after "
-            "classes",
+            f"classes{_differ(roles)}",
             where=str(root),
             fix="put labels beside the images (masks/, labels/, annotations/, a table), name folders of masks with "
             f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
@@ -126,6 +126,14 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         only = within(folders[0].path, root)
         what = f"no labels found: all images lie in {only}"
         raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+
+
+def _differ(folders: Sequence[Folder]) -> str:
+    """Return that the files of masks aren't called like those of images, with an example; "" where there are none."""
+    image, mask = (next((folder for folder in folders if folder.role == role), None) for role in ("image", "mask"))
+    if image is None or mask is None:
+        return ""
+    return f", and masks have other names than images ({mask.files[0].name}, {image.files[0].name})"
 
 
 def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:

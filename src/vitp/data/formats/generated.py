@@ -58,11 +58,11 @@ def read_scenes(
         domain: A key of `vitp.scenes.DOMAINS`.
         count: Scenes in all splits together.
         size: Width and height in pixels.
-        seed: Of the scenes.
+        seed: Seed of the scenes.
         val: Share of validation scenes.
         test: Share of test scenes.
         pairs: Two dates of each place.
-        name: Of the set; the domain's by default.
+        name: Name of the set; the domain's by default.
 
     Raises:
         ConfigError: There is no such domain, or the numbers can't be used.

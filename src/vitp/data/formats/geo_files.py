@@ -60,7 +60,7 @@ class LabelSource:
     """A layer with labels.
 
     Attributes:
-        features: Of the layer.
+        features: Features of the layer.
         image: The raster that it belongs to; None: to all.
         title: What objects without a class of their own are called.
     """

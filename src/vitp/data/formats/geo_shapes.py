@@ -16,7 +16,7 @@ from vitp.core.extras import need
 from vitp.data.formats.drawn_masks import DrawnPart
 from vitp.data.formats.places import GroundPlace
 from vitp.data.formats.walk import Note
-from vitp.io.ground import corners, ground_matrix, reproject
+from vitp.io.ground import corners, ground_matrix, is_geographic, reproject
 from vitp.io.vectors import VectorLayer
 from vitp.records.geometry import as_flat, as_points, bounds, min_area_quad
 from vitp.records.labels import NOT_LABELLED, ObjectLabel
@@ -39,7 +39,7 @@ class PlacedShapes:
     """The shapes of one layer, mended, and found again in each reference system.
 
     Attributes:
-        features: Of the layer.
+        features: Features of the layer.
         shapes_N: shapely geometries in its reference system; None where there is none.
         met_N: Whether a raster met it so far.
     """
@@ -87,8 +87,12 @@ class PlacedShapes:
         outline = shapely.polygons(corners(geometry, size))
         reach = shapely.buffer(outline, _reach(placed, widths)) if widths != Widths() else outline
         ground = ground_matrix(*placed) if widths != Widths() else None
-        for number in np.sort(tree.query(reach, predicate="intersects")).tolist():
-            shape = shapely.transform(shapes_N[number], geometry.to_pixels)
+        found = set(tree.query(reach, predicate="intersects").tolist())
+        beyond = _beyond_180(shapely, tree, reach) if is_geographic(geometry.crs) else set()
+        for number in sorted(found | beyond):
+            own = shapes_N[number]
+            own = _brought_to(shapely, own, outline.centroid.x) if number in beyond else own
+            shape = shapely.transform(own, geometry.to_pixels)
             if _KINDS.get(shapely.get_type_id(shape)) == _LINES and ground is not None:
                 shape = _widened(shapely, shape, ground, float(widths.line or 0))
             if not shape.is_empty:
@@ -104,6 +108,22 @@ class PlacedShapes:
             moved_N[~np.isfinite(shapely.bounds(moved_N)).all(1)] = None
             self._known[crs] = moved_N, shapely.STRtree(moved_N)
         return self._known[crs]
+
+
+def _beyond_180(shapely: Any, tree: Any, reach: Any) -> set[int]:
+    """Return the shapes that meet a raster once a whole turn is added to their longitudes or taken from them."""
+    turned = [shapely.transform(reach, lambda points, by=by: points + (by, 0)) for by in (-360.0, 360.0)]
+    return {int(number) for one in turned for number in tree.query(one, predicate="intersects")}
+
+
+def _brought_to(shapely: Any, shape: Any, longitude: float) -> Any:
+    """Return a shape whose parts lie on the same side of the 180th meridian as a longitude; parts that touch join."""
+    parts = []
+    for part in shapely.get_parts(shape):
+        west, _, east, _ = shapely.bounds(part)
+        by = 360.0 * round((longitude - (west + east) / 2) / 360)
+        parts.append(shapely.transform(part, lambda points, by=by: points + (by, 0)))
+    return parts[0] if len(parts) == 1 else shapely.union_all(parts)
 
 
 def _check_kinds(features: VectorLayer, widths: Widths) -> None:

@@ -220,7 +220,7 @@ def series_findings(items: Sequence[LabelledImage], root: Path, *, drawn: bool) 
     """Return a line when groups, names or folders of images show series, and a series is on several sides.
 
     Args:
-        items: With their splits.
+        items: Items with their splits.
         root: The set's folder.
         drawn: The splits were drawn by us.
     """

@@ -43,6 +43,8 @@ class Tally:
         flat: Labels without area, likewise.
         excluded: Labels of classes that weren't asked for, by class.
         largest: Largest coordinate of a source's used boxes in pixels.
+        doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, and
+            those whose numbers would be two corners in it.
         first: First line about a label that is lost or has no area, by (source, class).
         folders: Sources that are folders of label files.
         unlabelled: Images that lost a label without a place.
@@ -55,6 +57,7 @@ class Tally:
     flat: Counter[_Key] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     largest: dict[str, float] = field(default_factory=dict)
+    doubtful: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     first: dict[_Key, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     unlabelled: int = 0
@@ -65,6 +68,11 @@ class Tally:
         """Count a label that can't be used, or one without area; the line says which and why."""
         (self.flat if flat else self.lost)[source, category] += 1
         self.first.setdefault((source, category), line)
+
+    def doubt(self, source: str, *, outside: bool, corners: bool) -> None:
+        """Count a box whose four numbers could be two corners."""
+        boxes, far, fitting = self.doubtful.get(source, (0, 0, 0))
+        self.doubtful[source] = boxes + 1, far + outside, fitting + corners
 
     def check(self, root: str, images: int, *, partial: bool = False) -> None:
         """Refuse a set whose labels are lost.
@@ -92,6 +100,14 @@ class Tally:
             if self.largest.get(source, 2.0) <= 1.0:
                 what = "all boxes lie within the first pixel: their coordinates look like shares of the image"
                 raise DataError(what, where=source, fix="write them in pixels")
+        for source, (boxes, far, fitting) in self.doubtful.items():
+            if fitting == boxes >= _FEWEST_IN_FOLDER and 2 * far > boxes:
+                raise DataError(
+                    f"{far:,} of {boxes:,} boxes reach outside their images, but all lie inside when their numbers are "
+                    "two corners (x1, y1, x2, y2)",
+                    where=source,
+                    fix="write position and size as the format has them; cut boxes that are meant so at the image's border",
+                )
         for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
             self._refuse_lost(root, category=category)
         self._refuse_lost(root)
@@ -127,9 +143,9 @@ class Tally:
         what = f"none of the {lost + flat:,} labels{of} can be used (the first: {line})"
         raise DataError(what, where=where, fix=_MEND)
 
-    def _excluded(self, most: int = 8) -> str:
-        named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(most))
-        return named + (" …" if len(self.excluded) > most else "")
+    def _excluded(self) -> str:
+        named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(8))
+        return named + (" …" if len(self.excluded) > 8 else "")
 
     def lines(self) -> list[str]:
         """Return what became of the labels, in words; nothing when all are used."""
@@ -155,12 +171,14 @@ class LabelShape:
         quad: Four corners of an oriented box, in order; they may lie outside the image.
         polygons: Rings of the outline.
         holes: Rings that are cut out of it.
+        corners: What the box would be if its four numbers were those of two corners; only where that may be meant.
     """
 
     box: Sequence[float] | None = None
     quad: Sequence[float] | None = None
     polygons: Sequence[Sequence[float]] = ()
     holes: Sequence[Sequence[float]] = ()
+    corners: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -227,6 +245,9 @@ class ImageLabels:
             self._exclude(where, category, shape)
             return None
         label = self._checked(where, category, shape, difficult)
+        if shape.corners is not None and shape.box is not None:
+            outside, corners = not self._holds(shape.box), self._holds(shape.corners)
+            self.tally.doubt(self.source, outside=outside, corners=corners)
         if isinstance(label, _Misfit):
             self._miss(where, category, category, label)
             return None
@@ -319,6 +340,12 @@ class ImageLabels:
             tuple(tuple(map(float, ring)) for ring in rings) for rings in (shape.polygons, shape.holes)
         )
         return ObjectLabel(category, clipped, quad, polygons, difficult, holes)
+
+    def _holds(self, box: Sequence[float]) -> bool:
+        """Return whether a box has an area and lies in the image, but for rounding."""
+        x1, y1, x2, y2 = box
+        far = max(-x1, -y1, x2 - self.size[0], y2 - self.size[1])
+        return x1 < x2 and y1 < y2 and far <= _ROUNDING_PIXELS
 
     def _clipped(self, where: str, category: str, box: Sequence[float]) -> Box | _Misfit:
         x1, y1, x2, y2 = (float(value) for value in box)

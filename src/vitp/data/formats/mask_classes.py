@@ -179,6 +179,10 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
             fix="name the classes with the option classes, and use lossless masks; numbers of instances are read "
             "with the option mask_type=instances",
         )
+    if len(found) == 1 and found[0] != 0:
+        text = f"#{found[0]:06x}" if colour else str(found[0])
+        what = f"all pixels of all masks have one value, {text}: a class, or what nothing is known of"
+        raise DataError(what, where=str(root), fix=f"name it: -o classes=NAME={text} or -o classes=ignore={text}")
     ignored = [] if colour else _ignored(found, root, palette=palette)
     used = [v for v in found if v not in ignored]
     if set(used) <= {0, max(used, default=0)}:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -43,6 +43,8 @@ class MaskFacts:
         whole: Values, 0 excepted, that are one region (or differ from one by a few pixels).
         format: Pillow's name of the file's format.
         mode: Pillow's name of its mode.
+        palette: Of a palette file: value → its colour 0xRRGGBB, for the values that occur.
+        hidden: Values of which some pixels are transparent and others aren't.
     """
 
     values: dict[int, int]
@@ -50,6 +52,8 @@ class MaskFacts:
     whole: frozenset[int]
     format: str
     mode: str
+    palette: dict[int, int] = field(default_factory=dict)
+    hidden: frozenset[int] = frozenset()
 
 
 def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
@@ -60,10 +64,12 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     """
     try:
         if slide_kind(path) is not None:
-            kind, mode = "TIFF", "L"
+            kind, mode, colours, alpha = "TIFF", "L", [], None
         else:
             with Image.open(path) as image:
                 kind, mode = image.format or "", image.mode
+                colours = (image.getpalette("RGB") or []) if mode == "P" else []
+                alpha = image.getchannel("A") if mode in ("LA", "RGBA") and _is_upright(image) else None
     except OSError as error:
         raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
     found, numbers_HW, counts = _numbered(values_HW)
@@ -71,7 +77,43 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     solid = _solid(numbers_HW, len(found))
     thin = frozenset(int(v) for v, has in zip(found, solid, strict=True) if not has)
     whole = _whole(numbers_HW, found, counts) if regions else frozenset()
-    return MaskFacts(values, thin, whole, kind, mode)
+    triples = {v: tuple(colours[3 * v : 3 * v + 3]) for v in values if len(colours) >= 3 * v + 3}
+    palette = {v: r << 16 | g << 8 | b for v, (r, g, b) in triples.items()}
+    hidden: frozenset[int] = frozenset()
+    if alpha is not None and (clear_HW := np.asarray(alpha) == 0).shape == values_HW.shape and clear_HW.any():
+        hidden = frozenset(map(int, np.intersect1d(values_HW[clear_HW], values_HW[~clear_HW])))
+    return MaskFacts(values, thin, whole, kind, mode, palette, hidden)
+
+
+def _is_upright(image: Image.Image) -> bool:
+    return image.getexif().get(0x0112, 1) == 1
+
+
+def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
+    """Refuse masks that look otherwise than their values say: by transparency, or by palettes that differ.
+
+    Raises:
+        DataError: Pixels of one value are partly transparent, or one value has two colours.
+    """
+    colours: dict[int, tuple[int, Path]] = {}
+    for mask, path in zip(facts, paths, strict=True):
+        if mask.hidden:
+            one = min(mask.hidden)
+            raise DataError(
+                f"has pixels of one value ({f'#{one:06x}' if one > 255 else one}) that are partly transparent and partly "
+                "not: its transparency may hold the mask",
+                where=str(path),
+                fix="save what the masks mean as values or colours, without transparency; -o classes=… reads the values",
+            )
+        for value, colour in mask.palette.items():
+            before, other = colours.setdefault(value, (colour, path))
+            if before != colour:
+                raise DataError(
+                    f"shows the value {value} as #{colour:06x}, {other.name} as #{before:06x}: either the values or the "
+                    "colours say the classes",
+                    where=str(path),
+                    fix="save the masks as RGB if the colours count; -o classes=… reads the values",
+                )
 
 
 def _numbered(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -16,15 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import (
-    IMAGE_WORDS,
-    MASK_WORDS,
-    Folder,
-    described,
-    image_folders,
-    shared,
-    within,
-)
+from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, Folder, described, image_folders, shared, within
 
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
@@ -112,10 +104,12 @@ def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None
         for role, option in (("image", "images"), ("mask", "masks"), ("instance", "masks")):
             several = [within(other.path, root) for other in same if other.role == role]
             if len(several) > 1:
+                dates = role == "image" and len(several) == 2
+                more = "; two dates: --format pairs -o before={} -o after={} -o masks=FOLDER" if dates else ""
                 raise DataError(
                     f"{' and '.join(several)} may both hold the {option}",
                     where=str(root),
-                    fix="name both folders with the options images=FOLDER and masks=FOLDER",
+                    fix="name both folders with the options images=FOLDER and masks=FOLDER" + more.format(*several),
                 )
     layout = _matched(root, images, masks)
     layout.without = without

@@ -25,6 +25,7 @@ from vitp.data.formats.mask_kinds import (
     large_indices,
     look_like_instances,
     mask_facts,
+    refuse_odd_looks,
     shares,
     shown,
     totals,
@@ -253,6 +254,8 @@ def _read_classes(
     min_area: int | None,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
+    if not classes:
+        refuse_odd_looks([found.facts for found in entries], [found.entry.masks[0] for found in entries])
     modes = {found.facts.mode for found in entries}
     colour = not modes <= _INDEX_MODES
     if colour and modes & _INDEX_MODES:

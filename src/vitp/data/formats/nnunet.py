@@ -10,6 +10,7 @@ from typing import Any
 from vitp.core.errors import DataError
 from vitp.data.formats.class_names import is_ignored_name
 from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.io.open_pixels import open_pixels
 from vitp.records.labels import BACKGROUND, IGNORE
 
 DATASET_FILE, FOLDS_FILE = "dataset.json", "splits_final.json"
@@ -29,13 +30,14 @@ class DatasetHead:
     """What `dataset.json` says.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         channels: Names of the channels, in their order; empty where it names none.
         regions: The classes with their values.
         order: Values that nnU-Net writes for the regions, in the order in which it paints them: that of the file.
         ignore: Value of what counts for nothing; None: none.
-        ending: Of the files, such as ".nii.gz"; "" where it isn't told.
+        ending: Ending of the files, such as ".nii.gz"; "" where it isn't told.
         listed: Cases that the file lists: (split, image, mask or "").
+        count: How many cases there are for training; None where it isn't told.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class DatasetHead:
     ignore: int | None = None
     ending: str = ""
     listed: tuple[tuple[str, str, str], ...] = ()
+    count: int | None = None
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -62,6 +65,37 @@ class DatasetHead:
         """Whether some value belongs to several classes."""
         values = [value for region in self.regions for value in region.values]
         return len(set(values)) < len(values)
+
+    def missing(self, addresses: Sequence[str]) -> list[str]:
+        """Return lines about cases that the file lists and that aren't among the volumes' addresses."""
+        root = self.path.parent
+        return [
+            f"{image} ({split}) is missing"
+            for split, image, _ in self.listed
+            if not (root / image).is_file()
+            and not any(one.startswith(str(root / image.partition(".")[0])) for one in addresses)
+        ]
+
+    def fewer(self, cases: int) -> str:
+        """Return that fewer cases with masks are there than the file tells of; "" where that isn't so."""
+        told = 0 if self.listed else self.count or 0
+        return f"numTraining is {told}, but {cases} cases with masks are there" if told > cases else ""
+
+    def check_bands(self, address: str) -> None:
+        """Check that a slice of a case has the channels that the file names.
+
+        Raises:
+            DataError: It has more or fewer.
+        """
+        with open_pixels(address) as pixels:
+            bands = len(pixels.bands)
+        if self.channels and bands != len(self.channels):
+            raise DataError(
+                f"names {len(self.channels)} channels ({', '.join(self.channels)}), but the cases have {bands}",
+                where=str(self.path),
+                fix="mend the file, add the missing files (CASE_0001), or choose the channels that are there with "
+                "-o channels=NAME,…",
+            )
 
     def painted(self) -> tuple[tuple[str, ...], tuple[tuple[int, int], ...], list[str]]:
         """Return class names, (value, class index) pairs, and lines about how overlaps are resolved.
@@ -108,10 +142,19 @@ def dataset_head(root: Path) -> DatasetHead | None:
     if not path.is_file():
         return None
     content = parse_label_json(read_label_text(path), path, _FIX)
-    if not isinstance(content, dict) or not isinstance(content.get("labels"), dict):
+    if not isinstance(content, dict) or "labels" not in content:
         return None
+    labels = content["labels"]
+    if isinstance(labels, list) and all(isinstance(name, str) for name in labels):
+        if not labels or labels[0].strip().lower() != BACKGROUND:
+            what = 'lists its labels, but not with "background" first: which value the first has isn\'t known'
+            raise DataError(what, where=str(path), fix='write "labels": {"background": 0, NAME: 1, …}')
+        labels = {str(value): name for value, name in enumerate(labels)}
+    if not isinstance(labels, dict):
+        raise DataError("has labels that name no values", where=str(path), fix=_FIX)
+    count = content.get("numTraining")
     named = content.get("channel_names") or content.get("modality")
-    regions, ignore = _regions(content["labels"], path)
+    regions, ignore = _regions(labels, path)
     order = content.get("regions_class_order") or ()
     if not isinstance(order, list | tuple) or not all(isinstance(value, int) for value in order):
         raise DataError("regions_class_order is no list of numbers", where=str(path), fix=_FIX)
@@ -123,6 +166,7 @@ def dataset_head(root: Path) -> DatasetHead | None:
         ignore,
         str(content.get("file_ending") or ""),
         tuple(_listed(content, path)),
+        count if isinstance(count, int) else None,
     )
 
 

@@ -13,22 +13,25 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.change_masks import ChangeMasks, ChangeMeaning, understood_changes
 from vitp.data.formats.mask_layouts import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of
+from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of, within
 from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
 _ROLES: dict[str, tuple[str, ...]] = {
-    "before": ("a", "before", "pre", "imagea", *(f"{word}1" for word in _NUMBERED)),
-    "after": ("b", "after", "post", "imageb", *(f"{word}2" for word in _NUMBERED)),
+    "before": ("a", "before", "pre", "old", "imagea", "imga", "imgsa", *(f"{word}1" for word in _NUMBERED)),
+    "after": ("b", "after", "post", "new", "imageb", "imgb", "imgsb", *(f"{word}2" for word in _NUMBERED)),
     "mask": (
         *("label", "labels", "mask", "masks", "out", "gt", "change", "changes", "cd", "target", "targets"),
-        *("changemask", "changemasks", "changelabel", "changelabels", "labelcd", "cdlabel"),
+        *("changemask", "changemasks", "changelabel", "changelabels", "labelcd", "cdlabel", "diff", "changemap"),
     ),
     "before mask": ("label1", "labels1", "mask1", "masks1", "labela", "gt1"),
     "after mask": ("label2", "labels2", "mask2", "masks2", "labelb", "gt2"),
 }
 """What a folder holds → its names, in lower case without marks between words."""
+
+_FURTHER = re.compile(rf"(?:image|img|imgs)?[c-e]|(?:{'|'.join(_NUMBERED)})[3-9]")
+"""Names of folders of a third date and of those after it."""
 
 _MODALITIES = frozenset({"flair", "t1ce", "t1c", "t1gd", "pd", "adc", "dwi"})
 
@@ -57,6 +60,7 @@ def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[Pa
         DataError: Two folders may be the same date, or T1 and T2 are kinds of MRI.
     """
     roles = {role: (_bare(names[role]),) if names and role in names else _ROLES[role] for role in _ROLES}
+    dates_are_told = names is not None and {"before", "after"} <= names.keys()
     found: dict[tuple[str | None, tuple[str, ...]], PairPlace] = defaultdict(lambda: PairPlace(None))
     for folder in image_folders(root):
         split, role, rest = _describe(folder.path.relative_to(root).parts, roles)
@@ -70,6 +74,8 @@ def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[Pa
             raise DataError(what, where=str(folder.path.parent), fix=fix)
     places = [place for place in found.values() if {"before", "after"} <= place.folders.keys()]
     for place in places:
+        if place.has_mask and not dates_are_told:
+            _refuse_further_dates(root, place)
         base = place.folders["before"].path
         others = {path.name.lower() for path in base.parent.iterdir() if path.is_dir()} & _MODALITIES
         if base.name.lower() == "t1" and others:
@@ -79,6 +85,24 @@ def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[Pa
                 fix="put one kind into images/ and its masks into masks/, or prepare the set as its publisher's",
             )
     return places
+
+
+def _refuse_further_dates(root: Path, place: PairPlace) -> None:
+    """Refuse a third date beside two: which of them a mask of what changed is about isn't known."""
+    before, after = (place.folders[role].path for role in ("before", "after"))
+    for folder in image_folders(root):
+        beside = folder.path.parent == before.parent
+        own, *below = folder.path.relative_to(root).parts or ("",)
+        # A/train and C/train, or train/A and train/C
+        name = folder.path.name if beside else own if below == [*before.relative_to(root).parts[1:]] else ""
+        if _FURTHER.fullmatch(_bare(name)) and shared(place.folders["before"], folder) > 0:
+            raise DataError(
+                f"{within(before, root)}, {within(after, root)} and {within(folder.path, root)} are three dates, and "
+                "masks say what changed between two",
+                where=str(root),
+                fix=f"name the two with --format pairs -o before={before.name} -o after={after.name}, or move the "
+                "others away",
+            )
 
 
 def _bare(name: str) -> str:
@@ -123,8 +147,8 @@ def read_pairs(
             `mask`; `T1`, `T2`; `im1`, `im2`, `label1`, `label2`.
         options: Name, licence, splits.
         before: Name of the folder of the earlier dates, where it isn't one of these.
-        after: Of the later dates.
-        masks: Of the masks.
+        after: Name of the folder of the later dates.
+        masks: Name of the folder of the masks.
         unchanged: Values or colours that say "unchanged".
         classes: "name=value,…" of masks of classes, levels or kinds of change; for masks of classes by default from
             classes.txt or a table of colours, else the values are the names.

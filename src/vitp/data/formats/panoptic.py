@@ -109,7 +109,7 @@ class _PanopticReading(CocoReading):
         builder: Takes images and findings.
         files: The annotation files.
         things: Classes of things; None: the files say it.
-        folder: Of the PNGs; None: it is looked for.
+        folder: Folder of the PNGs; None: it is looked for.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ class ParquetRow:
         shard: File, relative to the set.
         number: From 1, in the file.
         values: Column → value.
-        split: Of the file, where its name says it.
+        split: Split of the file, where its name says it.
     """
 
     shard: str

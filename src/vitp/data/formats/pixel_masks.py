@@ -47,7 +47,7 @@ class MaskFile:
     """Class of each pixel, from a file of indices or colours.
 
     Attributes:
-        path: Of the mask.
+        path: Path of the mask.
         values: (value in the file, class index) pairs; colours are 0xRRGGBB.
         window: The part that counts; None for all.
         nearest: Other values are those of the nearest value; else they are ignored (255).
@@ -105,7 +105,7 @@ class ChangeFile:
     """Change of each pixel: everything in the file that isn't 0 (or dark, in a file of 0–255).
 
     Attributes:
-        path: Of the mask.
+        path: Path of the mask.
         window: The part that counts; None for all.
         unchanged: The value, or the values, that say "unchanged" instead; colours are 0xRRGGBB.
         onto: The pixels of the image, where the file has others on the ground; it must cover all of them.
@@ -230,7 +230,7 @@ def remapped(mask: Any, numbers: Mapping[int, int], where: str) -> MaskFile | Tr
     Args:
         mask: From files or outlines.
         numbers: Class number → new one.
-        where: Of the image, for the error.
+        where: Place of the image, for the error.
 
     Raises:
         DataError: The mask is another one.

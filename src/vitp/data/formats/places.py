@@ -134,7 +134,7 @@ def split_by_place(shapes_N: np.ndarray, groups: Sequence[str], how: PlaceSplit)
 
     Args:
         shapes_N: Outlines in metres.
-        groups: Of each image; those of one group belong together like neighbours, as far as clusters are drawn.
+        groups: Groups of each image; those of one group belong together like neighbours, as far as clusters are drawn.
         how: Shares, seed, block, buffer.
 
     Raises:

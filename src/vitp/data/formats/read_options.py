@@ -14,8 +14,8 @@ class ReadOptions:
     """Options of every label format.
 
     Attributes:
-        name: Of the set; the folder's name by default.
-        licence: Of the data, as its publisher states it.
+        name: Name of the set; the folder's name by default.
+        licence: Licence of the data, as its publisher states it.
         split_file: File that names the split of each image; goes before the layout's splits.
         val: Share of validation images where neither the layout nor `split_file` says it.
         test: Share of test images, likewise.

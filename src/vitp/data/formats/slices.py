@@ -34,7 +34,7 @@ class VolumeFacts:
     """What the head of a volume says.
 
     Attributes:
-        address: Of the volume.
+        address: Address of the volume.
         grid: Where its voxels lie.
         acquisition: How it was taken.
         findings: What is wrong with it.
@@ -151,7 +151,7 @@ def limit_background(labelled: LabelledSet, empty: set[str], share: float) -> La
     Args:
         labelled: The set.
         empty: Ids of the slices in which nothing is labelled.
-        share: Of the training slices with labels.
+        share: Share of the training slices with labels.
     """
     training = [item for item in labelled.items if item.split == "train"]
     blank = [item.id for item in training if item.id in empty]

@@ -185,7 +185,7 @@ def with_tissue(
     Args:
         item: The slide.
         windows: Parts of it.
-        classes: Of its mask.
+        classes: Classes of its mask.
 
     Raises:
         DataError: The slide or its mask can't be read.

@@ -18,7 +18,7 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 IMAGE_KEYS = (
     *("image", "file_name", "filename", "path", "filepath", "image_path", "image_name", "imagename", "img"),
-    *("image_id", "file", "fname", "img_path", "image_file", "image_index", "dicom_id"),
+    *("image_id", "file", "fname", "img_path", "image_file", "image_index", "imageid", "dicom_id"),
 )
 PATIENT_KEYS = (
     "patient",

@@ -96,14 +96,14 @@ class ToolImage:
     """What a tool says of an image that somebody was done with.
 
     Attributes:
-        path: Of the image.
+        path: Path of the image.
         where: "file:row".
         found: The objects.
         drawn: Whether a shape was drawn, of whatever use.
-        classes: Of the whole image.
+        classes: Classes of the whole image.
         captions: Texts.
         later: The later date of a pair.
-        split: That the tool names.
+        split: Split that the tool names.
         looked_at: Somebody said that there is nothing; None: an image without shapes may mean that or be new.
     """
 

@@ -43,7 +43,7 @@ class ValueWindows:
     """What was chosen.
 
     Attributes:
-        names: Of `WINDOWS`, LEVEL/WIDTH, `volume` or `own`.
+        names: Names of `WINDOWS`, LEVEL/WIDTH, `volume` or `own`.
         why: Where they come from, in words.
     """
 
@@ -108,7 +108,7 @@ def windows_of(
 
     Args:
         named: By the user; None: none.
-        modalities: Of the files, as DICOM names them; None: a file doesn't say.
+        modalities: Modalities of the files, as DICOM names them; None: a file doesn't say.
         ranged: Whether the user gave ranges, which go before what the modality says.
         where: The set.
 

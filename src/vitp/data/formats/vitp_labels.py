@@ -79,23 +79,20 @@ class LineWriter(ExitStack):
         self._files[split].write(line + "\n")
 
 
-def write_head(
-    labelled: LabelledSet, roots: Roots, *, image_root: str | None = None, label_root: str | None = None
-) -> None:
+def write_head(labelled: LabelledSet, roots: Roots, *, image_root: str | None = None) -> None:
     """Write `labels/set.json`.
 
     Args:
         labelled: The set; its items aren't looked at.
         roots: Folders; those inside `roots.out` are recorded relative to it.
         image_root: What to record instead of `roots.images`, when the images are still to be moved.
-        label_root: What to record instead of `roots.labels`, likewise.
     """
     head = {
         "format": "vitp-labels",
         "version": _VERSION,
         "name": labelled.name,
         "image_root": image_root or relative(roots.images, roots.out),
-        "label_root": label_root or relative(roots.labels, roots.out),
+        "label_root": relative(roots.labels, roots.out),
         **{key: list(getattr(labelled, key)) for key in _LISTS[:3]},
         "licence": labelled.licence,
         **{key: list(getattr(labelled, key)) for key in _LISTS[3:]},

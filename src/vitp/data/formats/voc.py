@@ -213,6 +213,7 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
         by_stem[image.stem].append(image)
     owners: dict[Path, Path] = {}
     entries = []
+    named: dict[str, str] = {}
     for path in files_below(place.labels, ".xml"):
         tree = read_label_xml(path)
         if tree.tag != "annotation":
@@ -225,6 +226,7 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
             .replace("\\", "/")
             .rpartition("/")[2]
         )
+        named[path.stem] = Path(name).stem
         images = [image for image in images if image.name == name] or images
         if not images:
             builder.lose(builder.place(path), "its image is missing; left out", absent=True)
@@ -239,12 +241,31 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
             what = f"is labelled in {builder.place(other)} and in {builder.place(path)}"
             raise DataError(what, where=builder.place(images[0]), fix="keep one of the files")
         entries.append((path, tree, images[0]))
+    _refuse_exchanged(builder, entries, named)
     bare = [image for group in by_place.values() for image in group if image not in owners]
     if bare:
         count = f"{len(bare):,} {'image has' if len(bare) == 1 else 'images have'}"
         text = f"{count} no annotation (the first: {bare[0].name}); left out"
         builder.note(builder.place(place.images), text)
     return entries
+
+
+def _refuse_exchanged(
+    builder: SetBuilder, entries: Sequence[tuple[Path, ElementTree.Element, Path]], named: dict[str, str]
+) -> None:
+    """Refuse files whose <filename> is another image of the set, of which that one's own file says the same.
+
+    Copies (as of augmentation) often keep the name of the image that they were made from; its own file names it.
+    """
+    images = {image.stem: image for _, _, image in entries}
+    for path, _, image in entries:
+        other = named[path.stem]
+        if other != image.stem and other in images and named.get(other) != other and named.get(other) in images:
+            raise DataError(
+                f"is called like {builder.place(image)}, but <filename> is that of {builder.place(images[other])}",
+                where=builder.place(path),
+                fix="mend <filename>, or call the file like its image",
+            )
 
 
 def voc_shape(

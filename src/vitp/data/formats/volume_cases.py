@@ -51,9 +51,9 @@ class VolumeCase:
 
     Attributes:
         name: Unique in the set; what lists of splits call it.
-        address: Of the volume.
+        address: Address of the volume.
         labels: Its files of labels; empty where it isn't labelled.
-        split: That its folder names.
+        split: Split that its folder names.
         patient: What tells one patient from another; used in memory alone.
         channels: Words of its files, where there are several for one case.
         word: That at the end of its name which says how it was taken, where it is one file; "" where none does.

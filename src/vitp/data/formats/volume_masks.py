@@ -27,11 +27,11 @@ class VolumeLayer:
     """Labels of one file that are painted onto a mask.
 
     Attributes:
-        path: Of the file.
+        path: Path of the file.
         values: (value, class index) pairs. 0 leaves what is below unless it is among them. Others are unknown,
             where several are named; where only one is, they are none of this layer's.
-        band: Of a volume that has several.
-        segment: Of a DICOM segmentation or structure set.
+        band: Band of a volume that has several.
+        segment: Segment of a DICOM segmentation or structure set.
         reference: The series that contours were drawn on.
     """
 
@@ -96,8 +96,8 @@ class VolumeMask:
 
     Attributes:
         layers: In the order in which they are painted.
-        place: Of the slice; None: the layers are the image's own voxels, of slice `number` in `plane`.
-        number, plane: Of the slice.
+        place: Place of the slice; None: the layers are the image's own voxels, of slice `number` in `plane`.
+        number, plane: Number and plane of the slice.
         window: The part that counts; None for all.
         turned: Address of a volume in whose place the voxels are taken to lie, in their order; "": where they say.
     """

@@ -45,11 +45,11 @@ class LabelScan:
     """The labels of one case.
 
     Attributes:
-        grid: Of the image.
-        plane: Of the slices.
+        grid: Grid of the image.
+        plane: Plane of the slices.
         slices: Value → pixels in each slice; 0 is left out. Of layers: class index → pixels.
-        path: Of the one file of values.
-        layers: Of files that are painted together.
+        path: Path of the one file of values.
+        layers: Layers of files that are painted together.
         moved: The labels lie on other voxels than the image.
         turned: Address of the image, whose place counts for the voxels of the mask in their order.
     """
@@ -126,9 +126,9 @@ def scan_values(
 
     Args:
         builder: Takes findings.
-        cases: Of the set; those without labels are left out.
+        cases: Cases of the set; those without labels are left out.
         facts: Case → head of its volume.
-        plane: Of the slices.
+        plane: Plane of the slices.
         grid: See `read_volumes`.
 
     Raises:

@@ -76,7 +76,7 @@ def read_volumes(
         grid: What counts where a mask has the shape of its image and lies elsewhere: "world": its place, each pixel has
             the nearest voxel's label; "voxels": its shape.
         background: Training slices in which nothing is labelled, as a share of those in which something is.
-        fold: Of splits_final.json, whose val cases are the split val.
+        fold: Fold of splits_final.json, whose val cases are the split val.
 
     Raises:
         DataError: There are no volumes with masks, or they have no or two readings.
@@ -100,6 +100,8 @@ def read_volumes(
     own = VolumeOptions(classes, mask_type, grid, background, fold)
     reading = _Reading(SetBuilder(root, options), layout, own)
     named = reading.fill()
+    if reading.head is not None and not chosen:
+        reading.head.check_bands(next(iter(reading.facts.values())).slice_address(0, "stored"))
     if own.mask_type == "instances":
         labelled = reading.builder.build(object_classes=named.names)
     else:
@@ -112,7 +114,7 @@ def add_volumes(builder: SetBuilder, layout: CaseLayout, own: VolumeOptions) -> 
     """Add the slices of cases to a set, all of them, and return their classes.
 
     Args:
-        builder: Of the set; its options say which slices.
+        builder: Builder of the set; its options say which slices.
         layout: The cases.
         own: See `read_volumes`.
 
@@ -128,10 +130,10 @@ class _Reading:
     """A set of volumes while it is read.
 
     Attributes:
-        builder: Of the set.
+        builder: Builder of the set.
         layout: Its cases.
         own: Options of the format.
-        head: Of dataset.json.
+        head: Head of dataset.json.
         facts: Case → head of its volume.
         scans: Case → what its labels hold.
         empty: Ids of slices in which nothing is labelled.
@@ -234,12 +236,11 @@ class _Reading:
             builder.leave_out(error, builder.root, "left out")
         for path in self.layout.strangers:
             builder.lose(builder.place(path), "its image is missing; left out", absent=True)
-        for split, image, _ in self.head.listed if self.head is not None else ():
-            if not (builder.root / image).is_file() and not any(
-                case.address.startswith(str(builder.root / image.partition(".")[0]))
-                for case in self.layout.cases
-            ):
-                builder.lose(DATASET_FILE, f"{image} ({split}) is missing; left out", absent=True)
+        if self.head is not None:
+            for text in self.head.missing([case.address for case in self.layout.cases]):
+                builder.lose(DATASET_FILE, f"{text}; left out", absent=True)
+            if text := self.head.fewer(sum(bool(case.labels) for case in self.layout.cases)):
+                builder.note(DATASET_FILE, text)
         for case in self.layout.cases:
             if not case.labels and case.split != "test":
                 builder.note(builder.place(case.address), "no mask; its slices are not labelled")

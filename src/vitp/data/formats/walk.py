@@ -87,7 +87,7 @@ def parse_label_json(text: str, path: Path, fix: str = "mend the file", row: int
         raise DataError(f"is not JSON ({error.msg})", where=f"{path}:{line}", fix=fix) from error
 
 
-def read_label_xml(path: Path) -> ElementTree.Element:
+def read_label_xml(path: Path, fix: str = "mend or remove the file") -> ElementTree.Element:
     """Return the root element of an XML file.
 
     Raises:
@@ -97,7 +97,7 @@ def read_label_xml(path: Path) -> ElementTree.Element:
         return parse_xml(read_label_text(path))
     except ElementTree.ParseError as error:
         where = f"{path}:{error.position[0]}"
-        raise DataError(f"is not XML ({error})", where=where, fix="mend or remove the file") from error
+        raise DataError(f"is not XML ({error})", where=where, fix=fix) from error
 
 
 def check_ordinary(path: Path) -> None:
@@ -248,9 +248,9 @@ class Folder:
     """A folder that holds images.
 
     Attributes:
-        path: Of the folder.
+        path: Path of the folder.
         files: Its images, sorted.
-        split: That its path names.
+        split: Split that its path names.
         role: "image", "mask", "instance" or "".
         rest: What else its path says, in lower case.
     """

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -86,12 +87,15 @@ def read_yolo(
     if form.text:
         builder.understand(form.text)
 
+    numbers: Counter[int] = Counter()
+
     def read_one(path: Path, found: ImageLabels) -> int:
         count = 0
         for row, words in label_rows(path):
             count += 1
             where = builder.place(path, row)
             number, values = parse_row(words, path, row, form)
+            numbers[number] += 1
             name = names[number] if 0 <= number < len(names) else ""
             shape = yolo_shape(values, form, found.size)
             if isinstance(shape, str):
@@ -104,7 +108,18 @@ def read_yolo(
         return count
 
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
+    _refuse_from_one(root, numbers, names, origin)
     return with_drawn_masks(builder.build(object_classes=tuple(dict.fromkeys(names))), semantic)
+
+
+def _refuse_from_one(root: Path, numbers: Collection[int], names: Sequence[str], origin: str) -> None:
+    """Refuse numbers that run from 1 to the number of the classes: each would be taken for the class after its own."""
+    if numbers and (min(numbers), max(numbers)) == (1, len(names)):
+        raise DataError(
+            f"the class numbers of the labels run from 1 to {len(names)}, those of {origin} from 0 to {len(names) - 1}",
+            where=str(root),
+            fix=f"count from 0 in the labels; or, if no label is of class 0, name it, too: -o classes=unused,{names[0]},…",
+        )
 
 
 def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:

@@ -127,7 +127,7 @@ def yolo_shape(values: list[float], form: RowForm, size: tuple[int, int]) -> Lab
     scaled = [value * (height if i % 2 else width) for i, value in enumerate(values)]
     if box:
         cx, cy, w, h = scaled
-        return LabelShape(box=(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2))
+        return LabelShape(box=(cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), corners=scaled)
     if form.kind == "oriented" and len(values) == 8:
         return LabelShape(quad=scaled)
     return LabelShape(polygons=(scaled,))
@@ -143,7 +143,7 @@ def parse_row(words: list[str], path: Path, row: int, form: RowForm) -> tuple[in
     try:
         if count == 6:
             raise ValueError(
-                "6 columns: the last is a confidence or the number of a track, as of predictions"
+                "6 columns: the last is a confidence or the number of a track, as of predictions, or an angle"
             )
         if count != 5 and not _fits(count, form):
             raise ValueError(f"{count} columns")

@@ -339,8 +339,8 @@ def synthesize_with_tasks(
 
     Args:
         item: The image and its labels; its mask is read once.
-        classes: Of the set; `SetClasses.from_set` adds the statistics that balance the answers.
-        seed: From 0 on.
+        classes: Classes of the set; `SetClasses.from_set` adds the statistics that balance the answers.
+        seed: Seed, from 0 on.
         config: What to ask.
         epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
         volumes: The slices of the set, for questions about a slice's volume and for `config.neighbours`.

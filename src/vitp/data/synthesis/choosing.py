@@ -82,7 +82,7 @@ def yes_or_no(
     about the same image come in pairs of yes and no, as one side has often far more to ask for than the other.
 
     Args:
-        facts: Of the image; knows what was asked already.
+        facts: Facts of the image; knows what was asked already.
         rng: Chooses the side.
         absent: What a no answers.
         present: What a yes answers.

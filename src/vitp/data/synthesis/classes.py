@@ -66,8 +66,8 @@ class SetClasses:
 
     Attributes:
         object_classes, scene_classes, semantic_classes, change_classes: Names, in the set's order.
-        name: Of the set; becomes the records' source.
-        licence: Of the set.
+        name: Name of the set; becomes the records' source.
+        licence: Licence of the set.
         statistics: How often classes occur; without them every class counts as present in half of the images.
         abnormal_classes: Those that are findings.
     """

@@ -50,8 +50,8 @@ def constant_tasks(
     Tasks that the configuration names with a weight are asked as they were asked for.
 
     Args:
-        items: Of the training split; some of them are looked at.
-        classes: Of the set, with statistics.
+        items: Items of the training split; some of them are looked at.
+        classes: Classes of the set, with statistics.
         config: What is to be asked.
     """
     answers: dict[str, Counter[str]] = {}
@@ -73,7 +73,7 @@ def constant_pretext(
     """Return the tasks about an image's own pixels whose answer is the same for nearly every image of a set.
 
     Args:
-        items: Of the training split; some of them are looked at.
+        items: Items of the training split; some of them are looked at.
         channels: What is seen of the set's bands.
         config: What is to be asked.
     """

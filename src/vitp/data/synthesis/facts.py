@@ -68,7 +68,7 @@ class Placed:
     Attributes:
         label: As it was read.
         x, y: Centre, 0..1.
-        share: Of the image's area, by the box clipped to the image.
+        share: Share of the image's area, by the box clipped to the image.
         box: The clipped box x1, y1, x2, y2, 0..1.
     """
 
@@ -123,7 +123,7 @@ def match_pairs(overlaps: Iterable[tuple[float, int, int]], least: float) -> lis
     """Match two lists one to one, best overlap first.
 
     Args:
-        overlaps: Of (overlap, place in the first list, place in the second list) rows.
+        overlaps: Rows of (overlap, place in the first list, place in the second list).
         least: Pairs that overlap less don't match.
     """
     matched: list[tuple[int, int]] = []
@@ -184,8 +184,8 @@ class Facts:
 
     Args:
         item: The image's labels.
-        classes: Of its set.
-        limits: Of the answers.
+        classes: Classes of its set.
+        limits: Limits of the answers.
         volumes: The other slices of its volume, where it is a slice.
         shown: The slices that are seen, the image among them; None: only the image.
     """

@@ -213,7 +213,7 @@ def turned_box(quad: tuple[float, ...], width: int, height: int, limit: int) -> 
 
     Args:
         quad: Corners in pixels, clockwise.
-        width, height: Of the image in pixels.
+        width, height: Width and height of the image in pixels.
         limit: Coordinates are integers on 0..limit; the box may leave them, as it is not turned yet.
 
     Returns:

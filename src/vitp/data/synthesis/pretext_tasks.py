@@ -333,8 +333,8 @@ def pretext_records(
         item: The image; what is shown of a pair or series is the first one.
         named: The same, as records name it.
         channels: What is seen of the set's bands.
-        weights: Of `PRETEXT_TASKS`; those that aren't named have 0.
-        seed: From 0 on.
+        weights: Weights of `PRETEXT_TASKS`; those that aren't named have 0.
+        seed: Seed, from 0 on.
         most: Questions of an image; a third of them, at least one, are about views.
         **head: Source and licence of the records.
     """

@@ -23,10 +23,10 @@ class LabelledRecords(Sequence[InstructionRecord]):
 
     Args:
         labelled: The set; every item must have something to ask about.
-        seed: Of the questions.
+        seed: Seed of the questions.
         config: What to ask.
         epoch: Another epoch asks other questions about the same images.
-        classes: Of the set, with statistics; taken from the set when missing. Give those of the training
+        classes: Classes of the set, with statistics; taken from the set when missing. Give those of the training
             split to a validation split, so that both are balanced alike.
     """
 
@@ -59,12 +59,6 @@ class LabelledRecords(Sequence[InstructionRecord]):
 
     def __len__(self) -> int:
         return len(self.labelled.items)
-
-    def with_epoch(self, epoch: int) -> LabelledRecords:
-        """Return the same set with other questions."""
-        return LabelledRecords(
-            self.labelled, seed=self.seed, config=self.config, epoch=epoch, classes=self.classes
-        )
 
     def with_tasks(self, index: int) -> tuple[InstructionRecord, tuple[str, ...]]:
         """Return a record and the task of each of its turns.

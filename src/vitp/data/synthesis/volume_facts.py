@@ -53,7 +53,7 @@ class VolumeIndex:
     Slices that were left out of the set are known all the same, where their masks lie in the same files.
 
     Args:
-        items: Of the set; those that are no slices are left out.
+        items: Items of the set; those that are no slices are left out.
     """
 
     def __init__(self, items: Iterable[LabelledImage]) -> None:

@@ -121,7 +121,7 @@ def side(facts: Facts, rng: np.random.Generator) -> Question | None:
     aside = [
         name
         for name, (x, least, most) in centres.items()
-        if abs(x - 0.5) >= _ASIDE and _one_half(least, most)
+        if abs(x - 0.5) >= _ASIDE and (most <= 0.5 + _ASIDE / 2 or least >= 0.5 - _ASIDE / 2)
     ]
     if not aside or not has_sides(facts.item):
         return None
@@ -377,11 +377,6 @@ def _centres(facts: Facts) -> dict[str, tuple[float, float, float]]:
     return found
 
 
-def _one_half(least: float, most: float) -> bool:
-    """Return whether something lies in one half of the picture, but for a little."""
-    return most <= 0.5 + _ASIDE / 2 or least >= 0.5 - _ASIDE / 2
-
-
 def _regions(facts: Facts, name: str) -> list[np.ndarray]:
     assert facts.mask is not None
     return _components(facts.mask == facts.classes.semantic_classes.index(name))
@@ -403,7 +398,7 @@ def longest_diameter(region_HW: np.ndarray, spacing: tuple[float, float]) -> flo
     """Return the largest distance between two corners of a region's pixels.
 
     Args:
-        region_HW: With at least one pixel.
+        region_HW: Region with at least one pixel.
         spacing: Lengths of a pixel along x and along y.
     """
     y_N, x_N = np.nonzero(region_HW)

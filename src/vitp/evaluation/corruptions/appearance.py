@@ -143,10 +143,9 @@ def fractal_noise(
     rng: np.random.Generator,
     *,
     coarsest: float,
-    octaves: int = 6,
     persistence: float = 0.5,
 ) -> np.ndarray:
-    """Return (H, W) float32 noise of zero mean and unit deviation: smooth random fields of halving size, summed.
+    """Return (H, W) float32 noise of zero mean and unit deviation: six smooth random fields of halving size, summed.
 
     The field is a function of the random numbers and of the place in the scene: an image of twice the size, with
     `coarsest` twice as far, gets the same field, finer.
@@ -155,12 +154,11 @@ def fractal_noise(
         size: Height and width.
         rng: Decides.
         coarsest: Distance in pixels of the points that the first field goes through.
-        octaves: Number of fields.
         persistence: Height of a field, relative to that of the one before.
     """
     height, width = size
     total_HW = np.zeros(size, np.float32)
-    for octave in range(octaves):
+    for octave in range(6):
         step = coarsest / 2**octave
         # Cubic interpolation needs a node before and two after the places that it is asked for.
         nodes = (int(np.ceil(height / step)) + 4, int(np.ceil(width / step)) + 4)

@@ -133,7 +133,7 @@ class BoxStage(nn.Module):
         classes: C.
         class_agnostic: Whether one move serves all classes.
         stage: Match and scale.
-        settings: Of the whole head.
+        settings: Settings of the whole head.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class CascadeHead(nn.Module):
     """One or more `BoxStage`s on the same levels.
 
     Args:
-        strides: Of the levels that regions are read from, finest first.
+        strides: Strides of the levels that regions are read from, finest first.
         channels: D, of the levels.
         classes: C.
         settings: Stages and what is kept at test.

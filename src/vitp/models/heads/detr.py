@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
     """Self-attention, a look at the levels, two linear layers; each is added and normalised.
 
     Args:
-        settings: Of the head.
+        settings: Settings of the head.
         levels: Maps to look at; 0: none, as in the encoder.
     """
 
@@ -220,10 +220,10 @@ class DETR(nn.Module):
     """Maps of a pyramid → queries with class logits and boxes.
 
     Args:
-        channels: Of the maps.
-        strides: Of the maps, finest first; there may be one.
+        channels: Channels of the maps.
+        strides: Strides of the maps, finest first; there may be one.
         classes: C.
-        geometry: Which boxes.
+        geometry: Kind of boxes.
         settings: See `DETRSettings`.
 
     Raises:
@@ -271,7 +271,7 @@ class DETR(nn.Module):
         """Return what the chosen cells say of themselves, and then each layer's word on the queries, noised ones first.
 
         Args:
-            maps: Of the pyramid, finest first.
+            maps: Maps of the pyramid, finest first.
             sizes: Height and width of each image without padding; a single one is that of all.
             noised: Further queries.
             count: Queries; None: as the settings say.

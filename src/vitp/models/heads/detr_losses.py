@@ -44,7 +44,7 @@ def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> 
 
     Args:
         head: The detector.
-        maps: Of the pyramid, finest first.
+        maps: Maps of the pyramid, finest first.
         truths: What to learn, one for each image.
     """
     sizes = [truth.size for truth in truths]

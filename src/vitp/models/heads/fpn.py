@@ -25,8 +25,8 @@ class DetectionNeck(nn.Module):
     """Feature pyramid network (Lin et al., CVPR 2017) with one more, subsampled level for large anchors.
 
     Args:
-        channels: Of each of the maps, finest first.
-        strides: Of each of the maps in pixels.
+        channels: Channels of each of the maps, finest first.
+        strides: Strides of each of the maps in pixels.
         width: Channels of all levels that come out.
     """
 
@@ -52,7 +52,7 @@ class RegionPool(nn.Module):
     cell beside the region; here strides are given, and regions are read where they are.
 
     Args:
-        strides: Of the levels to read from, finest first.
+        strides: Strides of the levels to read from, finest first.
         size: P, cells on a side of what comes out.
         sampling: Points a cell and direction.
         canonical_size: Side of the square, in pixels, that is read at stride 16; smaller ones are read at finer

@@ -66,7 +66,7 @@ class MaskHead(nn.Module):
             maps: Levels, finest first.
             boxes: (N, 4) regions of each image that hold an object.
             matched: (N,) index of that object in the image's truth.
-            truths: With masks.
+            truths: True objects with masks.
         """
         logits_RCMM = self(maps, boxes)
         labels_R = torch.cat([t.labels_N[m] for t, m in zip(truths, matched, strict=True)])

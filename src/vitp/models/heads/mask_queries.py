@@ -155,8 +155,8 @@ def masked_shares(progress: float, blocks: int) -> list[float]:
     Of blocks + 2 equal parts of the run the first masks all; block i is annealed in part i + 1; the last has no masks.
 
     Args:
-        progress: From 0 to 1.
-        blocks: That queries run through.
+        progress: Share of the run that is done, from 0 to 1.
+        blocks: Number of blocks that queries run through.
     """
     parts = [progress * (blocks + 2) - (number + 1) for number in range(blocks)]
     return [(1 - min(max(part, 0.0), 1.0)) ** ANNEALING_POWER for part in parts]

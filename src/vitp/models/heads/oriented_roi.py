@@ -72,7 +72,7 @@ class OrientedBoxHead(nn.Module):
     """Oriented proposals → classes, and one move a proposal whatever its class.
 
     Args:
-        strides: Of the levels that regions are read from, finest first.
+        strides: Strides of the levels that regions are read from, finest first.
         channels: D, of the levels.
         classes: C.
         settings: See `OrientedBoxSettings`.

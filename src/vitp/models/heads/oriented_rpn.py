@@ -17,14 +17,7 @@ from torchvision.ops import batched_nms
 
 from vitp.core.config import Count
 from vitp.models.heads.oriented_targets import OrientedTruth, match_anchors
-from vitp.models.heads.rpn import (
-    MIN_SIDE,
-    ProposalSettings,
-    StrideAnchors,
-    near,
-    outside,
-    sampled_losses,
-)
+from vitp.models.heads.rpn import MIN_SIDE, ProposalSettings, StrideAnchors, near, outside, sampled_losses
 from vitp.models.heads.sampling import BatchSampler, counts_of
 from vitp.models.rotated.boxes import hulls_of
 from vitp.models.rotated.coders import MidpointOffsetCoder
@@ -47,7 +40,7 @@ class OrientedProposalNetwork(nn.Module):
     """Axis-aligned anchors on every level → rotated boxes that may hold an object.
 
     Args:
-        strides: Of the levels, finest first.
+        strides: Strides of the levels, finest first.
         width: Channels of the levels.
         settings: Anchors, matching, sampling, suppression.
     """

@@ -38,8 +38,8 @@ class RCNN(nn.Module):
     a stage.
 
     Args:
-        strides: Of the levels, finest first; the coarsest serves proposals only.
-        channels: Of the levels.
+        strides: Strides of the levels, finest first; the coarsest serves proposals only.
+        channels: Channels of the levels.
         classes: C, without background.
         settings: See `DetectorSettings`.
         masks: Whether to have a mask head.

@@ -113,7 +113,7 @@ class ProposalNetwork(RegionProposalNetwork):  # type: ignore[misc]  # torchvisi
     image's anchors rather than over the batch's, so that a batch can be cut.
 
     Args:
-        strides: Of the levels, finest first.
+        strides: Strides of the levels, finest first.
         width: Channels of the levels.
         settings: Anchors, matching, sampling, suppression.
     """

@@ -8,7 +8,6 @@ Shapes: B images, C channels, h × w cells of a level (level 0 is the finest), K
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import torch
@@ -35,23 +34,19 @@ class PyramidPooling(nn.Module):
     Args:
         channels: Channels of the map.
         width: Channels of the result.
-        pools: Cells on a side that the map is pooled to. Of each, `width` channels are kept.
         norm: See `NormKind`.
     """
 
-    def __init__(
-        self, channels: int, width: int, *, pools: Sequence[int] = POOLS, norm: NormKind = "group"
-    ) -> None:
+    def __init__(self, channels: int, width: int, *, norm: NormKind = "group") -> None:
         super().__init__()
-        self.pools = tuple(pools)
-        self.branches = nn.ModuleList(ConvNorm(channels, width, 1, norm=norm) for _ in self.pools)
-        self.bottleneck = ConvNorm(channels + len(self.pools) * width, width, 3, norm=norm)
+        self.branches = nn.ModuleList(ConvNorm(channels, width, 1, norm=norm) for _ in POOLS)
+        self.bottleneck = ConvNorm(channels + len(POOLS) * width, width, 3, norm=norm)
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """Return (B, width, h, w)."""
         pooled = [
             resize_map(branch(F.adaptive_avg_pool2d(map_BChw, pool)), map_BChw.shape[-2:])
-            for branch, pool in zip(self.branches, self.pools, strict=True)
+            for branch, pool in zip(self.branches, POOLS, strict=True)
         ]
         map_BDhw: Tensor = self.bottleneck(torch.cat([map_BChw, *pooled], dim=1))
         return map_BDhw
@@ -64,7 +59,6 @@ class UperNet(nn.Module):
         channels: Channels of the maps, finest first.
         width: Channels of the decoder (512 in the paper's segmentation runs, 1024 for LEVIR-CD).
         classes: Number of classes.
-        pools: See `PyramidPooling`.
         norm: See `NormKind`.
         dropout: Share of the channels that is left out before the classifier while training.
 
@@ -78,7 +72,6 @@ class UperNet(nn.Module):
         width: int,
         classes: int,
         *,
-        pools: Sequence[int] = POOLS,
         norm: NormKind = "group",
         dropout: float = 0.1,
     ) -> None:
@@ -86,7 +79,7 @@ class UperNet(nn.Module):
         if not channels:
             raise ConfigError("UperNet needs at least one map", where="channels")
         *finer, coarsest = channels
-        self.pooling = PyramidPooling(coarsest, width, pools=pools, norm=norm)
+        self.pooling = PyramidPooling(coarsest, width, norm=norm)
         self.laterals = nn.ModuleList(ConvNorm(each, width, 1, norm=norm) for each in finer)
         self.smoothers = nn.ModuleList(ConvNorm(width, width, 3, norm=norm) for _ in finer)
         self.fuse = ConvNorm(len(channels) * width, width, 3, norm=norm)
@@ -118,13 +111,12 @@ class UperNet(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """3×3 convolutions and a classifier on one map: the auxiliary head of the published segmentation runs.
+    """A 3×3 convolution and a classifier on one map: the auxiliary head of the published segmentation runs.
 
     Args:
         channels: Channels of the map.
-        width: Channels of the convolutions.
+        width: Channels of the convolution.
         classes: Number of classes.
-        convolutions: How many.
         norm: See `NormKind`.
         dropout: Share of the channels that is left out before the classifier while training.
     """
@@ -135,17 +127,13 @@ class FCNHead(nn.Module):
         width: int,
         classes: int,
         *,
-        convolutions: int = 1,
         norm: NormKind = "group",
         dropout: float = 0.1,
     ) -> None:
         super().__init__()
-        widths = [channels] + [width] * convolutions
-        self.convolutions = nn.Sequential(
-            *(ConvNorm(before, after, 3, norm=norm) for before, after in itertools.pairwise(widths))
-        )
+        self.convolutions = nn.Sequential(ConvNorm(channels, width, 3, norm=norm))
         self.dropout = nn.Dropout2d(dropout)
-        self.classify = _classifier(widths[-1], classes)
+        self.classify = _classifier(width, classes)
 
     def forward(self, map_BChw: Tensor) -> Tensor:
         """Return logits (B, K, h, w)."""

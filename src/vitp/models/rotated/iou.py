@@ -106,7 +106,7 @@ def _tilted_intersection(
     Args:
         own_x, own_y, other_x, other_y: Half the sides of both boxes, (P,).
         cx, cy: Centre of the other box, (P,).
-        tilt: Of the other box, (P,), at most π/4 and not 0.
+        tilt: Tilt of the other box, (P,), at most π/4 and not 0.
     """
     cos, sin = torch.cos(tilt), torch.sin(tilt)
     # The other box's centre along its own axes; seen from there, this box's centre is at the negative of it.

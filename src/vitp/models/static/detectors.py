@@ -51,7 +51,7 @@ class StaticProposals(nn.Module):
 
     Args:
         network: The one whose proposals are wanted.
-        maps: Of any image of the size, which tell the sizes of the levels.
+        maps: Maps of any image of the size, which tell the sizes of the levels.
         size: Height and width of the images.
         count: Proposals; None: as many as the network keeps at test.
     """
@@ -100,7 +100,7 @@ class StaticRCNN(nn.Module):
 
     Args:
         head: The one whose detections are wanted.
-        maps: Of any image of the size.
+        maps: Maps of any image of the size.
         size: Height and width of the images.
         count: Proposals; None: as many as the head keeps at test.
     """
@@ -186,7 +186,7 @@ class StaticOriented(nn.Module):
     Args:
         proposals: First stage.
         boxes: Second stage.
-        maps: Of any image of the size.
+        maps: Maps of any image of the size.
         size: Height and width of the images.
         count: Proposals; None: as many as the first stage keeps at test.
     """

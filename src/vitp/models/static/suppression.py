@@ -31,9 +31,7 @@ def box_overlaps(boxes_BN4: Tensor) -> Tensor:
     return shared_BNN / whole_BNN.clamp(min=1e-9)
 
 
-def kept_boxes(
-    boxes_BN4: Tensor, valid_BN: Tensor, iou: float, labels_BN: Tensor | None = None, rounds: int = ROUNDS
-) -> Tensor:
+def kept_boxes(boxes_BN4: Tensor, valid_BN: Tensor, iou: float, labels_BN: Tensor | None = None) -> Tensor:
     """Return (B, N) float32: 1 for boxes that stay, 0 for others.
 
     Args:
@@ -41,7 +39,6 @@ def kept_boxes(
         valid_BN: float32: 0 for boxes that neither stay nor suppress others.
         iou: Overlap above which the weaker of two boxes goes.
         labels_BN: Boxes of different labels leave each other alone.
-        rounds: See the top of this file.
     """
     count = boxes_BN4.shape[1]
     surer_NN = torch.ones(count, count, device=boxes_BN4.device).triu(1)
@@ -49,7 +46,7 @@ def kept_boxes(
     if labels_BN is not None:
         above_BNN = above_BNN * (labels_BN[:, :, None] == labels_BN[:, None, :]).float()
     kept_BN = valid_BN
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         over_BN = torch.matmul(kept_BN[:, None], above_BNN)[:, 0]
         kept_BN = valid_BN * (over_BN < 0.5).float()
     return kept_BN

@@ -80,7 +80,7 @@ class Subject:
     Attributes:
         objective: Model and loss.
         source: Batches.
-        settings: Of the steps.
+        settings: Settings of the steps.
         description: Plain values that are equal where two results can be compared.
     """
 

@@ -211,7 +211,7 @@ class StepRunner:
 
     Args:
         objective: The model and its loss; moved to the device.
-        settings: Of the steps.
+        settings: Settings of the steps.
     """
 
     def __init__(self, objective: Objective, settings: StepSettings) -> None:
@@ -263,7 +263,7 @@ def measure_steps(
     Args:
         objective: Model and loss.
         source: Its batches.
-        settings: Of the steps.
+        settings: Settings of the steps.
         on_step: Called after each timed step with its number, by a profiler for instance.
     """
     runner = StepRunner(objective, settings)

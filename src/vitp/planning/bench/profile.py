@@ -51,7 +51,7 @@ def profiled(vlm: VisionLanguageModel, folder: Path) -> Iterator[Callable[[int],
     write_text(folder / "summary.md", profile_page(profiler))
 
 
-def profile_page(profiler: Any, *, rows: int = 15) -> str:
+def profile_page(profiler: Any) -> str:
     """Return the page: by part, by kind of work, and the operations that take longest."""
     averages = profiler.key_averages()
     events = [event for event in averages if not event.key.startswith(("ProfilerStep", "vitp."))]
@@ -74,7 +74,7 @@ def profile_page(profiler: Any, *, rows: int = 15) -> str:
     ]
     lines += ["", "| operation | calls | ms | share |", "|---|---|---|---|"]
     calls = {event.key: event.count for event in events}
-    for name, value in sorted(times.items(), key=lambda item: -item[1])[:rows]:
+    for name, value in sorted(times.items(), key=lambda item: -item[1])[:15]:
         lines.append(f"| `{name[:80]}` | {calls[name]} | {value / 1e3:,.1f} | {value / total:.0%} |")
     lines += ["", "The whole course is in `trace.json`: open it in Perfetto or chrome://tracing.", ""]
     return "\n".join(lines)

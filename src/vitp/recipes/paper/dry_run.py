@@ -41,7 +41,7 @@ class DryRun:
     """Findings of a dry run.
 
     Attributes:
-        loss: Of the last step.
+        loss: Loss of the last step.
         train, test: Records or images that the whole run would learn from and be tested on.
         scores: On a few test images, of a model that knows nothing; None for pretraining.
     """

@@ -15,7 +15,7 @@ class PretrainingSet:
     """One row of a mixture (tables 2 and 8).
 
     Attributes:
-        name: Of the set, as `vitp data prepare` calls it.
+        name: Name of the set, as `vitp data prepare` calls it.
         title: As the paper writes it.
         thousands: Records in thousands.
         rate: How often an epoch takes each record on average.

@@ -20,10 +20,10 @@ class AdapterFacts:
     Attributes:
         parts: First and last block of each interaction.
         value_ratio, ffn_ratio: See `ViTAdapter`.
-        heads, points: Of the deformable attention.
+        heads, points: Heads and points of the deformable attention.
         patch_size: The patches of 14 are resized to this.
         positions: How the position table is resampled to the run's images.
-        drop_path: Of the ViT and of the adapter.
+        drop_path: Drop path of the ViT and of the adapter.
     """
 
     parts: tuple[tuple[int, int], ...] = ((0, 7), (8, 11), (12, 15), (16, 23))
@@ -44,9 +44,9 @@ class DownstreamFacts:
     """One downstream run.
 
     Attributes:
-        name: Of the set, as `vitp data prepare` calls it.
+        name: Name of the set, as `vitp data prepare` calls it.
         title: As the paper writes it.
-        task: Of `vitp finetune`.
+        task: Task of `vitp finetune`.
         modality: What the images are.
         classes: Number of classes, background included where pixels are classified.
         head: What sits on the adapter.

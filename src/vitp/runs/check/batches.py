@@ -29,8 +29,8 @@ class BatchChecks:
 
     Args:
         objective: On its device; its state is left as it was, gradients apart.
-        source: Of the run.
-        device: Where to compute.
+        source: Source of the run.
+        device: Device on which to compute.
         records: That are compared.
     """
 

@@ -100,7 +100,7 @@ def compare(
 
     Args:
         a, b: The outcomes; `b` is the reference.
-        tolerance: Of the loss and of the gradient, relative.
+        tolerance: Tolerance of the loss and of the gradient, relative.
         cosine: Smallest cosine between the gradients.
     """
     names = sorted(a.gradients.keys() | b.gradients.keys())

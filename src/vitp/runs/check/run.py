@@ -66,7 +66,7 @@ def check_run(
     """Yield what each check finds, as soon as it is known.
 
     Args:
-        config: Of the run.
+        config: Configuration of the run.
         records: That are compared, and that a step of the short runs has.
         ranks: Processes of the last check.
         only: Names out of `CHECKS`; none: all.

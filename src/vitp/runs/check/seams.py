@@ -84,7 +84,7 @@ def moved_pixels(
     """Return how many pixels of an image change class with each of `SHIFTS`; None: it has no windows to move.
 
     Args:
-        model: Of class maps.
+        model: Model of class maps.
         image_CHW: uint8.
         settings: How it is applied.
         later: The second date.
