@@ -77,13 +77,9 @@ def swap_language(
         source: Folder or hub id of a causal language model (Qwen2, Qwen2.5, Qwen3, Llama) in transformers' layout, or
             of a vision-language model, whose language model is taken.
         template: Chat template; None: that of the vision-language model, or ChatML for a language model.
-<<<<<<< HEAD
         layers: Take its first layers only, with its embeddings and its last norm; None: all.
         trained: False: its sizes and its tokenizer, with random weights.
-        seed: Of the new projector, of new tokens, and of random weights.
-=======
-        seed: Seed of the new projector.
->>>>>>> main
+        seed: Seed of the new projector, of new tokens, and of random weights.
 
     Raises:
         CheckpointError: It holds no language model that vitp can run.
