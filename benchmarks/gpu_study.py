@@ -79,7 +79,7 @@ def make_start(folder: Path, scale: str, language: Path | None) -> None:
 
 
 def run_piece(command: list[str], seconds: float) -> int:
-    """Run a command for so many seconds at most; return its exit code, or 0 where its time was up."""
+    """Run a command for so many seconds at most; return its exit code: 0 where nothing is left, 1 where its time was up."""
     process = subprocess.Popen(command)
     try:
         return process.wait(max(1.0, seconds - GRACE))
@@ -90,7 +90,7 @@ def run_piece(command: list[str], seconds: float) -> int:
             process.wait(GRACE)
         except subprocess.TimeoutExpired:
             process.kill()
-        return 0
+        return 1
 
 
 def main() -> int:

@@ -191,4 +191,4 @@ def test_a_piece_of_a_study_starts_everywhere_from_the_same_model_and_ends_in_ti
     assert piece.run_piece([sys.executable, "-c", "raise SystemExit(3)"], 600) == 3
     monkeypatch.setattr(piece, "GRACE", 5.0)
     endless = "import time\nwhile True: time.sleep(1)"
-    assert piece.run_piece([sys.executable, "-c", endless], 6.0) == 0
+    assert piece.run_piece([sys.executable, "-c", endless], 6.0) == 1

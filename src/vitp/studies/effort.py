@@ -44,7 +44,7 @@ class Effort:
     Attributes:
         difference: Measured; mean over all pairs.
         seen: The smallest that today's repeats would find; None for fewer than three seeds.
-        needed: (seeds, draws of each; 1 where each seed has its own); None: more than `MOST`, or two seeds aren't there.
+        needed: (seeds, draws of each; 1 where each seed has its own); None: more than `MOST`, or there is one seed.
         seconds: Further time that takes, or the least that more than `MOST` take; None where it isn't known.
         seeds, draws: That both have today.
     """
@@ -105,7 +105,10 @@ def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: 
     # What was evaluated fewer than three times decides nothing.
     least = 3 if any(arm.alike for arm in arms) else 2
     needed = repeats_needed(spread, cost=cost, least_draws=least, most=MOST)
-    if needed == (spread.seeds, spread.draws):  # where the tests of these very repeats were less lucky than most
+    if needed == (
+        spread.seeds,
+        spread.draws,
+    ):  # where the tests of these very repeats were less lucky than most
         needed = (spread.seeds + 1, spread.draws)
     seconds = None
     if known and needed:
