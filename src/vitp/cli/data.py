@@ -170,31 +170,18 @@ def merge_command(
     out: Annotated[Path, typer.Option("--out", help="New folder for the compiled set of both.")],
     splits: Annotated[
         Literal["drawn", "own", "train", "val", "test"],
-        typer.Option(
-            "--splits",
-            help="Splits of new images: drawn at random, those that they have in NEW, or all images in one split.",
-        ),
+        typer.Option("--splits", help="Of new images: drawn at random, as in NEW, or all in one split."),
     ] = "drawn",
-    val: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With drawn splits: share of validation images.")
-    ] = None,
-    test: Annotated[
-        float | None, typer.Option(min=0, max=1, help="With drawn splits: share of test images.")
-    ] = None,
+    val: Annotated[float | None, typer.Option(min=0, max=1, help="Drawn: share of val images.")] = None,
+    test: Annotated[float | None, typer.Option(min=0, max=1, help="Drawn: share of test images.")] = None,
     seed: Seed = 0,
     complete: Annotated[
         bool,
-        typer.Option(
-            "--complete",
-            help="Both sets were labelled for the classes of both: an image without a class really lacks it.",
-        ),
+        typer.Option("--complete", help="Both sets were labelled for the classes of both."),
     ] = False,
     other_patients: Annotated[
         bool,
-        typer.Option(
-            "--other-patients",
-            help="A patient number that occurs in both sets stands for two different patients.",
-        ),
+        typer.Option("--other-patients", help="A patient number in both sets means two different patients."),
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
 ) -> None:
@@ -267,9 +254,7 @@ def prepare_command(
         list[str] | None,
         typer.Option("--option", "-o", help="Option of the set: NAME=VALUE, as in modality=MRI. Repeatable."),
     ] = None,
-    partial: Annotated[
-        bool, typer.Option("--partial", help="Prepare what is there, although files are missing.")
-    ] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="Go on although files are missing.")] = False,
     check_only: Annotated[bool, typer.Option("--check", help="Only check that all files are there.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace what was prepared before.")] = False,
 ) -> None:
@@ -415,8 +400,7 @@ def check_data_command(
     ] = None,
     max_tiles: MaxTiles = None,
     buffer: Annotated[
-        float,
-        typer.Option(min=0, max=1e7, help="Least distance in metres between images of different splits."),
+        float, typer.Option(min=0, max=1e7, help="Least metres between images of different splits.")
     ] = 0.0,
     as_json: JsonFlag = False,
 ) -> None:

@@ -213,7 +213,7 @@ def export_command(
     """Export a ViT for other software, or a finetuned model as a graph, and check that it gives the same outputs.
 
     A ViT for timm takes images of any size; for the others --image-size fixes it. A finetuned model is exported
-    whole, with pre- and post-processing, as onnx or torch-export (docs/deployment.md); in other formats only its ViT is.
+    whole as onnx or torch-export, with pre- and post-processing (docs/deployment.md); else only its ViT is.
     """
     from vitp.checkpoints.formats import LOADS, export_as
     from vitp.checkpoints.verify import verify_export

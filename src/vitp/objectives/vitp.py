@@ -235,7 +235,9 @@ def _initial_model(run: RunSettings, mixture: Mixture) -> LoadedVLM:
     if settings.init != "scratch":
         return load_vlm(settings.init, drop_path=settings.drop_path, channels=settings.channels)
     if settings.scratch is None:
-        raise ConfigError("doesn't say the sizes", where="model.scratch", fix='set it, or use model.init: "starter"')
+        raise ConfigError(
+            "doesn't say the sizes", where="model.scratch", fix='set it, or use model.init: "starter"'
+        )
     vision = settings.scratch.vision
     vision = vision.model_copy(update={"channels": settings.channels or vision.channels})
     vlm_config = settings.scratch.model_copy(update={"drop_path": settings.drop_path, "vision": vision})

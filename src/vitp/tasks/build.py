@@ -209,7 +209,9 @@ def build_neck(backbone: Backbone, settings: NeckSettings) -> Pyramid:
     """
     if settings.kind == "none":
         if settings.options:
-            raise ConfigError("a neck of the kind none takes no options", where="neck.options", fix="remove them")
+            raise ConfigError(
+                "a neck of the kind none takes no options", where="neck.options", fix="remove them"
+            )
         return LastMap(backbone)
     if settings.kind == "auto":
         kind: Literal["adapter", "simple", "cnn"] = "cnn" if len(set(backbone.strides)) > 1 else "simple"
