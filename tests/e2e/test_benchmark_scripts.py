@@ -12,10 +12,15 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from tests.e2e.conftest import ROOT, environment
+from vitp.checkpoints.loading import load_vlm
+from vitp.checkpoints.tensors import WEIGHTS
+from vitp.core.files import sha256
 from vitp.planning.bench.measure import Measurement
 from vitp.runs.check.findings import CheckFinding, Difference
+from vitp.studies.scales import scale_of
 
 
 @pytest.fixture(scope="module")
@@ -159,3 +164,31 @@ def test_a_broken_cell_of_annotation_begins_again_from_its_start(
     assert annotation.cell(tmp_path, 4, "random")["AP50"] == ["data", "model", "uncertain-1-model"]
     (tmp_path / "seed-4" / "model" / "scores.json").unlink()  # the start is broken, too
     assert annotation.cell(tmp_path, 4, "uncertain")["AP50"] == []
+
+
+@pytest.mark.slow
+def test_a_piece_of_a_study_starts_everywhere_from_the_same_model_and_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = ROOT / "benchmarks" / "gpu_study.py"
+    spec = importlib.util.spec_from_file_location("piece_of_a_study", path)
+    assert spec is not None and spec.loader is not None
+    piece = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(piece)
+    for name in ("one", "other"):
+        piece.make_start(tmp_path / name, "micro", None)
+    assert sha256(tmp_path / "one" / WEIGHTS) == sha256(tmp_path / "other" / WEIGHTS)
+    made, starter = load_vlm(tmp_path / "one").vlm, load_vlm("starter").vlm
+    assert not torch.equal(
+        made.vision.model.blocks[0].mlp.fc1.weight, starter.vision.model.blocks[0].mlp.fc1.weight
+    )
+    assert torch.equal(
+        made.language.get_input_embeddings().weight, starter.language.get_input_embeddings().weight
+    )
+    # Sizes that the scale doesn't have would be found out on the GPU.
+    for scale, changes in piece.SIZES.items():
+        scale_of(scale, overrides=changes, study="cheap-labels")
+    assert piece.run_piece([sys.executable, "-c", "raise SystemExit(3)"], 600) == 3
+    monkeypatch.setattr(piece, "GRACE", 5.0)
+    endless = "import time\nwhile True: time.sleep(1)"
+    assert piece.run_piece([sys.executable, "-c", endless], 6.0) == 1

@@ -1,4 +1,4 @@
-"""SmolLM2-135M from its package: our packed rows against transformers' own logits and greedy answers."""
+"""SmolLM2-135M from its package: packed rows, answers and first layers against transformers' own."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from vitp.checkpoints.swap import swap_language
 from vitp.data.packing import pack
 from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord, Turn
+from vitp.studies.definitions import packaged_arms
+from vitp.studies.scales import scale_of
 
 TURNS = (
     Turn("What is the capital of France?", "Paris."),
@@ -70,3 +72,12 @@ def test_packed_rows_and_answers_are_those_of_transformers(tmp_path, monkeypatch
             said = Assistant(vlm, chat).answer([], turn.question, max_new_tokens=12)
             assert said == chat.decode(wanted.tolist())
         assert start == len(logits)
+        # Cut to its first layers it computes what they compute in the whole, and is as large as studies say.
+        cut = swap_language(load_vlm("starter"), folder, layers=6).vlm.language.eval()
+        ids = torch.tensor([tokenizer(TURNS[1].answer)["input_ids"]])
+        states = published(ids, output_hidden_states=True).hidden_states[6]
+        expected = published.model.norm(states)
+        torch.testing.assert_close(cut.model(ids).last_hidden_state, expected, atol=1e-4, rtol=1e-4)
+        blocks = sum(p.numel() for p in cut.model.layers.parameters() if p.dim() > 1)
+        (_, parameters), _ = packaged_arms(scale_of("micro", overrides=["smollm2_layers=[6]"]))
+        assert blocks == parameters

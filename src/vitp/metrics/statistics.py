@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.stats import nct, t
+from scipy.stats import t
 
 from vitp.core.errors import ConfigError
 
@@ -151,7 +151,7 @@ def paired_repeats(
     Raises:
         ConfigError: The two have no seed and draw in common.
     """
-    found_SD = _differences(ours, theirs)
+    found_SD = differences_of_repeats(ours, theirs)
     if not found_SD.size:
         raise ConfigError("the scores have no seed in common", fix="run both methods on the same seeds")
     rng = np.random.default_rng(seed)
@@ -195,60 +195,7 @@ def _p_of_t_test(differences_N: np.ndarray) -> float | None:
     return 0.0 if known_N.any() else 1.0  # the same difference each time
 
 
-def repeats_needed(
-    ours: Repeats, theirs: Repeats, *, power: float = 0.8, confidence: float = 0.95, most: int = 1000
-) -> int | None:
-    """Return how often a comparison would have to be repeated for the t-tests to see the difference of these runs.
-
-    Where each seed has one draw (its own): pretraining seeds. Where all seeds share several draws: pretraining seeds
-    and, for each, as many draws. The mean and the spreads are taken as the truth; a handful of runs knows its spreads
-    only roughly, so this is an order of magnitude and not a plan.
-
-    Args:
-        ours, theirs: (pretraining seed, draw) → score.
-        power: Chance that a t-test sees a difference of this size; each, where there are two.
-        confidence: Confidence of the two-sided tests.
-        most: Largest number that is tried.
-
-    Returns:
-        The smallest number from 2 to `most`; None when that is not enough, or when fewer than two seeds are in common.
-    """
-    found_SD = _differences(ours, theirs)
-    mean = float(np.nanmean(found_SD)) if found_SD.size else 0.0
-    if len(found_SD) < 2 or not mean:
-        return None
-    n_N = np.arange(2, most + 1)
-    critical_N = t.ppf(0.5 + confidence / 2, n_N - 1)
-    reached_N = np.ones(len(n_N), bool)
-    for own, shared in _variances(found_SD):
-        std_N = np.sqrt(own + shared / n_N)
-        with np.errstate(divide="ignore"):
-            # Beyond 38 standard errors the noncentral t has no digits left; the power is 1 long before.
-            shift_N = np.minimum(abs(mean) * np.sqrt(n_N) / std_N, 30.0)
-        # The other tail is next to nothing where the power is of use, and not a number where it is below all digits.
-        reached_N &= nct.sf(critical_N, n_N - 1, shift_N) >= power
-    return int(n_N[reached_N.argmax()]) if reached_N.any() else None
-
-
-def _variances(found_SD: np.ndarray) -> list[tuple[float, float]]:
-    """Return for each t-test the variance that stays, and the one that averages out over the other's repeats.
-
-    By the analysis of variance of two random factors, seeds and draws, and what is left.
-    """
-    seeds, draws = found_SD.shape
-    rows_S = np.nanmean(found_SD, 1)
-    if draws < 2:
-        return [(float(rows_S.var(ddof=1)), 0.0)]
-    columns_D = np.nanmean(found_SD, 0)
-    rest_SD = found_SD - rows_S[:, None] - columns_D + np.nanmean(found_SD)
-    freedom = max(1, int((~np.isnan(rest_SD)).sum()) - seeds - draws + 1)
-    rest = float(np.nansum(rest_SD**2)) / freedom
-    of_seeds = max(0.0, float(rows_S.var(ddof=1)) - rest / draws)
-    of_draws = max(0.0, float(columns_D.var(ddof=1)) - rest / seeds)
-    return [(of_seeds, rest), (of_draws, rest)]
-
-
-def _differences(ours: Repeats, theirs: Repeats) -> np.ndarray:
+def differences_of_repeats(ours: Repeats, theirs: Repeats) -> np.ndarray:
     """Return the differences (seeds, draws) of all that both have; NaN where a draw of a seed is missing."""
     found = {key: ours[key] - theirs[key] for key in sorted(ours.keys() & theirs.keys())}
     found = {key: value for key, value in found.items() if not np.isnan(value)}

@@ -15,7 +15,9 @@ import torch
 
 from vitp.checkpoints.description import Provenance
 from vitp.checkpoints.export import write_backbone
+from vitp.checkpoints.gguf import dequantised, packaged_digest, packaged_language
 from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
+from vitp.checkpoints.swap import swap_language
 from vitp.checkpoints.writing import save_vlm
 from vitp.core.config import make_config
 from vitp.core.distributed import resolve_device
@@ -42,6 +44,8 @@ RUN = "run"
 MODEL_OF_RUN = f"{RUN}/model"
 NOT_PRETRAINED = "none"
 """The paradigm of a backbone that is left as it is."""
+TRAINED = "trained"
+"""Weights of a packaged language model, beside "random"."""
 
 _TASK_NAMES = {"presence": "classification"}
 """Downstream tasks of a study that `vitp finetune` calls otherwise."""
@@ -54,7 +58,7 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
 
     Settings: `paradigm`, `init` ("start" or "scratch"), `start` (what that is), `images`, `batch` (none: the
     paradigm's own times `batch_factor`), `lr`, `align_share`, `rates`, `seed`, `changes` (`key.key=value` over the
-    run's configuration), `language` (sizes of a new language model).
+    run's configuration), `language` (sizes of a new language model, or which of a package, layers and weights).
     Needs: `data…`; `lr` (a choice of the rate); `equal` (a run whose floating-point operations are matched).
     """
     settings, inputs = context.cell.settings, context.inputs
@@ -79,6 +83,8 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
     (run / "start_vision.safetensors").unlink(missing_ok=True)
     for leftover in (*(run / name for name in ("checkpoints", "align", "prior")), context.folder / "start"):
         shutil.rmtree(leftover, ignore_errors=True)
+    if "packaged" in (settings.get("language") or {}):  # half a gigabyte of it is not asked for again
+        _keep_backbone(context)
     evidence = run / "evidence.json"
     moved = parse_json(read_text(evidence)) if evidence.is_file() else {}
     return {
@@ -125,12 +131,26 @@ def run_config(context: Context, images: int, lr: float | None) -> PretrainConfi
 
 
 def _with_new_language_model(context: Context, init: str) -> Path:
-    """Return the folder of a model with the ViT of `init` and a random language model of other sizes."""
-    folder = context.folder / "start"
+    """Return the folder of a model with the ViT of `init` and another language model.
+
+    That is a random one of other sizes, or the first layers of a package's, with its weights or random ones.
+    """
+    folder, sizes = context.folder / "start", context.cell.settings["language"]
     if folder.is_dir():
         return folder
     before = load_vlm(init)
-    language = micro_qwen2(**context.cell.settings["language"])
+    if "packaged" in sizes:
+        source = packaged_language(sizes["packaged"])
+        if packaged_digest(source) != sizes["file"]:
+            what = "is another release than the one that this cell is of"
+            raise ConfigError(what, where=source.package, fix="plan the study anew")
+        trained, seed = sizes["weights"] == TRAINED, int(context.cell.settings["seed"])
+        swapped = swap_language(
+            before, dequantised(source), layers=sizes["layers"], trained=trained, seed=seed
+        )
+        save_vlm(folder, swapped.vlm, swapped.chat)
+        return folder
+    language = micro_qwen2(**sizes)
     config = before.vlm.config.model_copy(update={"language": language})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(context.cell.settings["seed"]))
@@ -138,6 +158,13 @@ def _with_new_language_model(context: Context, init: str) -> Path:
     vlm.vision.load_state_dict(before.vlm.vision.state_dict())
     save_vlm(folder, vlm, before.chat)
     return folder
+
+
+def _keep_backbone(context: Context) -> None:
+    """Leave the ViT alone of a run's model."""
+    tower = load_backbone(context.folder / RUN)
+    with atomic_dir(context.folder / MODEL_OF_RUN) as temporary:
+        write_backbone(temporary, tower, Provenance(source=context.cell.name), name="model")
 
 
 def _write_untrained(context: Context) -> dict[str, Any]:
@@ -369,6 +396,7 @@ def _pretraining_pace(context: Context) -> dict[str, float]:
         images += steps * config.data.global_batch
         seconds += steps * of_step
         flops += steps * count_steps(run.objective, run.source).flops
+    shutil.rmtree(context.folder / "start", ignore_errors=True)
     return {"seconds": _OPTIMIZER * seconds / images, "fixed": STARTUP, "flops": flops / images}
 
 

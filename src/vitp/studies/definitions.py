@@ -7,10 +7,11 @@ Hardware: two processor cores for a night; `--quick` in less than half an hour, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from vitp.checkpoints.gguf import packaged_digest, packaged_language
 from vitp.checkpoints.loading import vlm_folder
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.errors import ConfigError, did_you_mean
@@ -24,9 +25,10 @@ from vitp.studies.arms import (
     untrained_arm,
     vitp_arm,
 )
+from vitp.studies.cells import TRAINED
 from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.grid import Claim, Study
-from vitp.studies.planner import StudyPlanner
+from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import Scale
 from vitp.studies.sources import extra_scenes, questions, study_sources
 
@@ -227,19 +229,56 @@ _LANGUAGE_MODELS: dict[str, dict[str, int]] = {
     "3 layers": {"width": 192, "layers": 3, "heads": 6, "kv_heads": 2, "mlp": 512},
     "6 layers": {"width": 320, "layers": 6, "heads": 10, "kv_heads": 2, "mlp": 864},
 }
+_SMOLLM2 = {"width": 576, "heads": 9, "kv_heads": 3, "mlp": 1536}
+
+
+def block_parameters(sizes: Mapping[str, int]) -> float:
+    """Return the parameters of a language model's blocks: attention with grouped keys, gated MLP."""
+    width, head = sizes["width"], sizes["width"] // sizes["heads"]
+    attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
+    return float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
+
+
+def packaged_arms(scale: Scale) -> list[tuple[Arm, float]]:
+    """Return the arms with a language model of a package, cut to its first layers, and their blocks' parameters.
+
+    Raises:
+        ConfigError: The scale asks for some, and the package isn't installed.
+    """
+    if not scale.smollm2_layers:
+        return []
+    file, found = packaged_digest(packaged_language("smollm2")), []
+    for layers in scale.smollm2_layers:
+        for weights in (TRAINED, "random"):
+            language: dict[str, int | str] = {"packaged": "smollm2", "file": file}
+            language |= {"layers": layers, "weights": weights}
+            arm = vitp_arm(scale.vrl, f"SmolLM2, {layers} layer{'s' * (layers > 1)}, {weights}")
+            parameters = block_parameters({**_SMOLLM2, "layers": layers})
+            found.append((replace(arm, language=tuple(sorted(language.items()))), parameters))
+    return found
 
 
 def language_size_study(plan: StudyPlanner) -> Study:
-    """Compare three sizes of the language model, all from random weights (figure 7)."""
+    """Compare three sizes of the language model, all from random weights (figure 7); trained ones where asked for."""
     group = "the start's ViT, a new language model"
     for name, sizes in _LANGUAGE_MODELS.items():
-        width, head = sizes["width"], sizes["width"] // sizes["heads"]
-        # Parameters of the blocks: attention with grouped keys, gated MLP.
-        attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
-        parameters = float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
         arm = replace(vitp_arm(plan.scale.vrl, name), language=tuple(sorted(sizes.items())))
+        plan.tested(arm, group, block_parameters(sizes))
+    packaged = packaged_arms(plan.scale)
+    for arm, parameters in packaged:
         plan.tested(arm, group, parameters)
     small, middle, large = _LANGUAGE_MODELS
+    trained, untrained = ([arm.name for arm, _ in packaged[kind::2]] for kind in (0, 1))
+    notes = (
+        "No size has seen text before: in the paper all language models are trained ones, and the larger the "
+        "better trained. Rates are chosen for each size on validation images.",
+    )
+    if packaged:
+        notes = (
+            "SmolLM2-135M-Instruct is cut to its first layers, with its embeddings and its last norm; random: the same "
+            "shape and tokenizer, weights of another chance for each seed. The micro ones have seen no text. All have a "
+            "new projector and see as many images; rates are chosen for each on validation images.",
+        )
     return Study(
         "language-size",
         "Size of the language model",
@@ -248,14 +287,18 @@ def language_size_study(plan: StudyPlanner) -> Study:
         claims=(
             Claim("The middle size is better than the large one.", middle, large, group),
             Claim("The small size is better than the large one.", small, large, group),
+            *(
+                Claim(f"{one} is better than random.", one, other, group)
+                for one, other in zip(trained, untrained, strict=True)
+            ),
+            *(Claim(f"{one} is better than {middle}, micro.", one, middle, group) for one in trained),
+            *(Claim(f"{one} is better than {trained[-1]}.", one, trained[-1], group) for one in trained[:-1]),
         ),
         ours=middle,
-        x_label="parameters of the language model's blocks",
+        # A trained and a random one are of one size: arms are names then.
+        x_label="" if packaged else "parameters of the language model's blocks",
         information={"all": information_of(plan.scale)[VITP_ARM]},
-        notes=(
-            "No size has seen text before: in the paper all language models are trained ones, and the larger the "
-            "better trained. Rates are chosen for each size on validation images.",
-        ),
+        notes=notes,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vitp.metrics.statistics import mean_std, repeats_needed
+from vitp.metrics.statistics import mean_std
 from vitp.report.page import (
     Block,
     Code,
@@ -22,6 +22,7 @@ from vitp.report.page import (
 )
 from vitp.report.text import format_number
 from vitp.studies.cost import duration, operations
+from vitp.studies.effort import EFFORT_COLUMNS, EFFORT_NOTE, comparison_cells, undecided_claims
 from vitp.studies.grid import Store, Study, machine
 from vitp.studies.plots import bars, curves
 from vitp.studies.results import (
@@ -29,11 +30,9 @@ from vitp.studies.results import (
     LOWER_IS_BETTER,
     Measure,
     Row,
-    compared,
     groups_of,
     label,
     measures_of,
-    paired,
     read_claim,
     repeats,
     several_sets,
@@ -51,14 +50,9 @@ _DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
     "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
-    "Repeats to see it: pretraining seeds, and as many draws where there are several, with which each test would find a "
-    "difference of this size and spread four times in five; an order of magnitude. What was "
-    "not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three times."
+    "What was not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three "
+    f"times. {EFFORT_NOTE}"
 )
-
-
-_MOST_REPEATS = 100
-"""Pretraining seeds beyond which it doesn't matter how many more a comparison would need."""
 
 
 @dataclass(frozen=True)
@@ -127,10 +121,10 @@ def _answer(report: Report) -> Section:
     if report.left:
         blocks.append(Text(f"{report.left} cells have not been run yet; run the command again.", "note"))
     rows: list[list[TableCell]] = []
-    for claim in report.study.claims:
-        found = read_claim(report.rows, claim)
+    readings = [read_claim(report.rows, claim) for claim in report.study.claims]
+    for found in readings:
         better, worse = ("; ".join(map(label, measures)) or "–" for measures in (found.better, found.worse))
-        rows.append([claim.text, found.answer, better, worse, len(found.undecided)])
+        rows.append([found.claim.text, found.answer, better, worse, len(found.undecided)])
     if rows:
         columns: list[Column | str] = [
             "claim",
@@ -139,7 +133,7 @@ def _answer(report: Report) -> Section:
             "worse on",
             Column("no evidence", digits=0),
         ]
-        blocks.append(Table(columns, rows))
+        blocks += [Table(columns, rows), *undecided_claims(report.rows, readings)]
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
@@ -238,13 +232,9 @@ def _minus(
     table: list[list[TableCell]] = []
     for measure in measures:
         for arm in others:
-            found = compared(rows, group, ours, arm, measure)
-            if found is None:
-                continue
-            low, high = (format_number(100 * value, 1, signed=True) for value in (found.low, found.high))
-            interval = f"{low} to {high}" if found.n > 1 else None  # one seed has none
-            name, needed = label(measure, with_set=sets), _needed(rows, group, ours, arm, measure)
-            table.append([name, arm, 100 * found.mean, interval, found.n, found.p, found.verdict, needed])
+            cells = comparison_cells(rows, group, ours, arm, measure)
+            if cells is not None:
+                table.append([label(measure, with_set=sets), arm, *cells])
     columns: list[Column | str] = [
         "measure",
         f"{ours} minus",
@@ -253,18 +243,9 @@ def _minus(
         Column("seeds", digits=0),
         Column("p", digits=3),
         "verdict",
-        "repeats to see it",
+        *EFFORT_COLUMNS,
     ]
     return Table(columns, table)
-
-
-def _needed(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> str | None:
-    """Return how many repeats would show a difference like this one."""
-    mine, others, _ = paired(rows, group, ours, theirs, measure)
-    if len({seed for seed, _ in mine.keys() & others.keys()}) < 2:
-        return None
-    needed = repeats_needed(mine, others, most=_MOST_REPEATS)
-    return f"> {_MOST_REPEATS}" if needed is None else str(needed)
 
 
 def _cost(report: Report) -> list[Section]:

@@ -26,7 +26,7 @@ class Arm:
         init: "start" or "scratch".
         images: Images seen; None: the scale's.
         changes: `key.key=value` over the run's configuration.
-        language: Sizes of a new language model.
+        language: Sizes of a new language model, or which of a package (`packaged_arm`).
         sources: Sets that it learns from; None: the study's.
         equal: Match the operations of another arm's run instead of its images.
         tuned_as: Take the rate that was chosen for this arm instead of tuning it anew.
@@ -37,7 +37,7 @@ class Arm:
     init: str = "start"
     images: int | None = None
     changes: tuple[str, ...] = ()
-    language: tuple[tuple[str, int], ...] = ()
+    language: tuple[tuple[str, int | str], ...] = ()
     sources: tuple[StudySource, ...] | None = None
     equal: Arm | None = None
     tuned_as: Arm | None = None

@@ -35,6 +35,7 @@ class Row:
         draw: Of the labels and the head.
         value: The number; None when the cell failed or nothing could be counted.
         images, flops, seconds: Of the pretraining run, alignment included.
+        evaluation_seconds: Of this number: a finetuning, with its test on corrupted images; a draw's share of a probe.
         status: "done", "failed" or "open".
         message: Why it failed.
         cell: Hash of the evaluation.
@@ -56,6 +57,7 @@ class Row:
     images: int | None
     flops: float | None
     seconds: float | None
+    evaluation_seconds: float | None
     status: str
     message: str
     cell: str
@@ -97,6 +99,7 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
         "images": None if run is None else run["values"]["images"],
         "flops": None if run is None else run["values"]["flops"],
         "seconds": None if run is None else run["cost"]["seconds"],
+        "evaluation_seconds": _evaluation_seconds(store, [cell] if source is cell else [cell, source]),
         "message": failure.message if failure else "",
         "status": "done" if result is not None else "failed" if failure else "open",
         "cell": store.keys[cell.name],
@@ -114,8 +117,10 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 "main": main,
                 **common,
             }
+            spent_seconds = shown.pop("evaluation_seconds")
+            share = None if spent_seconds is None else spent_seconds / len(row["values"])
             for draw, value in enumerate(row["values"]):
-                yield Row(draw=draw, value=value, **shown)
+                yield Row(draw=draw, value=value, evaluation_seconds=share, **shown)
     else:
         corrupted = CORRUPTED if cell.kind == "robustness" else ""
         for metric, value in result["values"]["values"].items():
@@ -127,6 +132,11 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 value=value,
                 **common,
             )
+
+
+def _evaluation_seconds(store: Store, cells: Sequence[StudyCell]) -> float | None:
+    costs = [found["cost"].get("seconds") for cell in cells if (found := store.known(cell)) is not None]
+    return sum(costs) if len(costs) == len(cells) and None not in costs else None
 
 
 def to_csv(rows: Sequence[Row]) -> str:
@@ -180,14 +190,15 @@ def paired(
     """Return (pretraining seed, draw) → value of two arms in pairs, and whether their spread is known."""
     mine, others = (repeats(rows, group, arm, measure) for arm in (ours, theirs))
     known = True
-    if not _pretrained(rows, group, theirs):
+    if not is_pretrained(rows, group, theirs):
         known, others = len(others) >= 3, _spread(others, mine)
-    if not _pretrained(rows, group, ours):
+    if not is_pretrained(rows, group, ours):
         known, mine = known and len(mine) >= 3, _spread(mine, others)
     return mine, others, known
 
 
-def _pretrained(rows: Sequence[Row], group: str, arm: str) -> bool:
+def is_pretrained(rows: Sequence[Row], group: str, arm: str) -> bool:
+    """Return whether an arm was pretrained here, and so has seeds that differ."""
     return any(row.images for row in rows if row.group == group and row.arm == arm)
 
 
