@@ -10,13 +10,13 @@ import pytest
 from scipy import stats
 
 from vitp.core.errors import ConfigError
+from vitp.metrics.power import repeats_needed, spread_of_repeats
 from vitp.metrics.statistics import (
     PairedDifference,
     difference_of_draws,
     mean_std,
     paired_bootstrap,
     paired_repeats,
-    repeats_needed,
 )
 
 OURS = [0.61, 0.66, 0.70, 0.64, 0.69]
@@ -128,43 +128,35 @@ def test_the_bootstrap_of_seeds_and_draws_is_its_loop() -> None:
     assert paired_repeats(*grid(4, 3, 1), higher_is_better=False).verdict == "worse"
 
 
-def needed(variances: list[tuple[float, float]], mean: float, power: float, confidence: float) -> int | None:
-    for n in range(2, 1001):
+def needed(variance: float, mean: float, power: float, confidence: float) -> int:
+    for n in range(3, 1001):
         critical = stats.t.ppf(1 - (1 - confidence) / 2, n - 1)
-        powers = [
-            stats.nct.sf(critical, n - 1, min(30.0, abs(mean) * math.sqrt(n) / math.sqrt(own + rest / n)))
-            for own, rest in variances
-        ]
-        if all(found >= power for found in powers):
+        if stats.nct.sf(critical, n - 1, min(30.0, abs(mean) * math.sqrt(n / variance))) >= power:
             return n
-    return None
+    raise AssertionError("more than 1000")
 
 
 def test_repeats_needed_with_one_draw_a_seed() -> None:
     ours, theirs = grid(5, 1, 4, shift=0.1)
     difference = np.array([ours[key] - theirs[key] for key in ours])
-    variances = [(float(difference.var(ddof=1)), 0.0)]
-    for power, confidence in ((0.8, 0.95), (0.5, 0.9)):
-        wanted = needed(variances, float(difference.mean()), power, confidence)
-        assert repeats_needed(ours, theirs, power=power, confidence=confidence) == wanted
-    assert repeats_needed(ours, theirs) == needed(variances, float(difference.mean()), 0.8, 0.95) > 2
+    variance, mean = float(difference.var(ddof=1)), float(difference.mean())
+    spread = spread_of_repeats(ours, theirs)
+    assert spread is not None and (spread.of_seeds, spread.mean) == pytest.approx((variance, mean))
+    for power, confidence in ((0.8, 0.95), (0.99, 0.99)):
+        wanted = max(5, needed(variance, mean, power, confidence))
+        assert repeats_needed(spread, power=power, confidence=confidence) == (wanted, 1)
     # Effects at which one degree of freedom more or less would give another number.
     for effect, wanted in ((3.24, 4), (2.12, 5), (1.68, 6), (0.52, 32)):
         three = {(0, 0): effect - 1, (1, 0): effect, (2, 0): effect + 1}
-        assert (
-            repeats_needed(three, dict.fromkeys(three, 0.0))
-            == wanted
-            == needed([(1.0, 0.0)], effect, 0.8, 0.95)
-        )
-    assert repeats_needed(ours, theirs, most=2) is None
-    assert repeats_needed({(0, 0): 1.0}, {(0, 0): 0.5}) is None
-    assert repeats_needed({}, {}) is None
-    assert repeats_needed({(0, 0): 1.0, (1, 0): 2.0}, {(0, 0): 2.0, (1, 0): 1.0}) is None
-    steady = {(s, 0): 1.0 for s in range(3)}
-    assert repeats_needed(steady, dict.fromkeys(steady, 0.5)) == 2
+        found = spread_of_repeats(three, dict.fromkeys(three, 0.0))
+        assert found is not None and repeats_needed(found) == (wanted, 1)
+        assert wanted == needed(1.0, effect, 0.8, 0.95)
+    opposite = spread_of_repeats({(0, 0): 1.0, (1, 0): 2.0}, {(0, 0): 2.0, (1, 0): 1.0})
+    assert opposite is not None and repeats_needed(opposite) is None
+    assert spread_of_repeats({}, {}) is None
 
 
-def test_repeats_needed_with_seeds_and_draws() -> None:
+def test_spreads_of_seeds_and_draws_by_hand() -> None:
     for seed, (seeds, draws) in enumerate([(4, 3)] * 8 + [(2, 2)] * 4):
         ours, theirs = grid(seeds, draws, seed, shift=0.06)
         table = np.array([[ours[s, d] - theirs[s, d] for d in range(draws)] for s in range(seeds)])
@@ -175,5 +167,6 @@ def test_repeats_needed_with_seeds_and_draws() -> None:
         rest = sum(squares) / ((seeds - 1) * (draws - 1))
         of_seeds = max(0.0, rows.var(ddof=1) - rest / draws)
         of_draws = max(0.0, columns.var(ddof=1) - rest / seeds)
-        wanted = needed([(of_seeds, rest), (of_draws, rest)], float(mean), 0.8, 0.95)
-        assert repeats_needed(ours, theirs) == wanted
+        found = spread_of_repeats(ours, theirs)
+        assert found is not None
+        assert (found.of_seeds, found.of_draws, found.rest) == pytest.approx((of_seeds, of_draws, rest))
