@@ -390,6 +390,11 @@ def test_a_deflated_file_is_inflated_within_bounds(tmp_path, monkeypatch):
 
 def test_images_of_one_uid_at_several_places_are_refused(tmp_path):
     folder = write_series(tmp_path / "ct", voxels((5, 6, 8)), affine())
+    copy = pydicom.dcmread(next(folder.iterdir()))
+    copy.ImagePositionPatient[2] += 0.004  # written anew, with fewer digits
+    copy.save_as(folder / "copy.dcm")
+    volume = vitp.open_volume(folder)
+    assert volume.grid.shape[2] == 8 and any("1 images twice" in line for line in volume.findings)
     with pytest.raises(DataError, match="same SOPInstanceUID as another image"):
         _changed(folder, lambda _, data: setattr(data, "SOPInstanceUID", "1.2.3"))
 

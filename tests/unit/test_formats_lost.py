@@ -280,6 +280,10 @@ def test_coco_corners_in_the_place_of_sizes_are_refused(tmp_path: Path) -> None:
     coco(tmp_path, [{"image_id": i % 2 + 1, "category_id": 1, "bbox": box} for i, box in enumerate(corners)])
     with pytest.raises(DataError, match=r"2 of 3 boxes reach outside .* two corners"):
         read_labels("coco", tmp_path)
+    # Objects that fill their images, with boxes that reach a little beyond the border.
+    close = [[6, 5, 61, 46], [3, 4, 64, 47], [5, 2, 62, 49]]
+    coco(tmp_path, [{"image_id": i % 2 + 1, "category_id": 1, "bbox": box} for i, box in enumerate(close)])
+    assert sum(len(item.objects or ()) for item in read_labels("coco", tmp_path).items) == 3
 
 
 def test_voc_files_that_name_the_images_of_each_other_are_refused(tmp_path: Path) -> None:
@@ -297,3 +301,11 @@ def test_voc_files_that_name_the_images_of_each_other_are_refused(tmp_path: Path
         file = tmp_path / f"Annotations/{stem}.xml"
         file.write_text(file.read_text().replace(names[stem], "d.png"))
     assert len(read_labels("voc", tmp_path)) == 4
+    # So do copies of copies, whose names hold that of the one before.
+    for stem, named in (("d_turned", "d"), ("small_d_turned", "d_turned")):
+        image(tmp_path / f"JPEGImages/{stem}.png", len(stem))
+        content = (
+            f"<annotation><filename>{named}.png</filename>{voc_object('ship', 5, 6, 25, 30)}</annotation>"
+        )
+        text(tmp_path / f"Annotations/{stem}.xml", content)
+    assert len(read_labels("voc", tmp_path)) == 6

@@ -313,3 +313,32 @@ def test_tables_in_another_encoding_are_named(tmp_path: Path, encoding: str) -> 
     (tmp_path / "labels.csv").write_bytes("\n".join(rows).encode(encoding))
     with pytest.raises(DataError, match=r"labels\.csv: may be a table of labels, but is not UTF-8 text"):
         detect_format(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("old", "new"), ("A", "B", "C"), ("with_mask", "without_mask")])
+def test_classes_that_are_called_like_dates_or_masks(tmp_path: Path, folders: tuple[str, ...]) -> None:
+    for place, folder in enumerate(folders):
+        for number in range(6 - 3 * place if place < 2 else 1):
+            photo(
+                tmp_path
+                / "train"
+                / folder
+                / f"{number if 'mask' not in folder else f'{folder}_{number}'}.png"
+            )
+    # Neither is a table about something else, in whatever encoding, one of labels.
+    (tmp_path / "sources.csv").write_bytes("file;author\n0.png;Müller\n".encode("latin-1"))
+    assert detect_format(tmp_path) == "folders"
+    assert read_labels("auto", tmp_path).scene_classes == tuple(sorted(folders))
+    (tmp_path / "labels.csv").write_bytes("image;label\n0.png;Käse\n".encode("latin-1"))
+    with pytest.raises(DataError, match=r"labels\.csv: may be a table of labels"):
+        detect_format(tmp_path)
+
+
+def test_a_drawing_of_changes_beside_their_masks(tmp_path: Path) -> None:
+    for number in range(2):
+        for folder in ("A", "B", "diff"):
+            photo(tmp_path / folder / f"{number}.png")
+        mask(tmp_path / "label" / f"{number}.png")
+    found = read_labels("auto", tmp_path)
+    assert any("what changed: label" in line for line in found.understood)
+    assert [item.change().sum() for item in found.items] == [120, 120]  # type: ignore[misc]

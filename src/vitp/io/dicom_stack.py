@@ -14,6 +14,8 @@ from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3
+_ELSEWHERE_MM = 0.01
+"""How far apart files with one UID are other images: copies that were written anew round their place."""
 _UNEVEN = 0.02
 """Share of a step that steps may differ by: headers round them."""
 _MISSING = 1.5
@@ -98,7 +100,7 @@ def _once(frames: list[Frame], said: _Said) -> list[Frame]:
         uid = frame.header.data.get("SOPInstanceUID") or frame.header.path
         first = seen.setdefault((uid, frame.index), frame)
         places = [one.position_3 for one in (first, frame) if one.position_3 is not None]
-        if len(places) == 2 and np.abs(places[0] - places[1]).max() > _SAME_PLACE_MM:
+        if len(places) == 2 and np.abs(places[0] - places[1]).max() > _ELSEWHERE_MM:
             raise DataError(
                 "has the same SOPInstanceUID as another image of the series, which lies elsewhere",
                 where=str(frame.header.path),

@@ -6,6 +6,7 @@ Files that are labels by their name and place, but can't be read, are refused, t
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_xml, read_text
-from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
+from vitp.data.formats.captions import TEXT_KEYS, caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_tables import (
+    CLASS_KEYS,
     class_tables,
     class_weight,
     columns_of,
@@ -159,13 +161,17 @@ def _refuse_unlabelled(root: Path) -> None:
         what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
         raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
     _refuse_strange_rows(root)
+    classes = _are_class_folders(root)
     for path in table_files(root):
-        if path.suffix.lower() in (".csv", ".tsv") and (problem := _problem_of(path)) is not None:
+        if path.suffix.lower() not in (".csv", ".tsv") or (classes and not _head_labels(path)):
+            continue
+        if (problem := _problem_of(path)) is not None:
             fix = "save it as UTF-8, or move it away; --format reads the folder without it"
             raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
-    if not _are_class_folders(root):
-        refuse_unannotated(root)
-        _refuse_strange_tables(root)
+    if classes:
+        return
+    refuse_unannotated(root)
+    _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
@@ -174,6 +180,16 @@ def _refuse_unlabelled(root: Path) -> None:
             where=str(root),
             fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
         )
+
+
+def _head_labels(path: Path) -> bool:
+    """Return whether the head of a table has columns of images and of classes or texts, whatever its encoding."""
+    try:
+        head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
+    except OSError:
+        return True
+    row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (head.splitlines() or [""])[0])}
+    return all(find_key(row, keys) is not None for keys in (IMAGE_KEYS, (*CLASS_KEYS, *TEXT_KEYS)))
 
 
 def _refuse_strange_rows(root: Path) -> None:

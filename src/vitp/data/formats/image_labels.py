@@ -23,6 +23,9 @@ _ROUNDING_PIXELS = 1.0
 FEWEST_FOR_SHARE = 10
 """Labels from which on a set is refused when more than half of them are lost; below, only when all are."""
 
+_SLOPPY = 0.1
+"""Share of its sides by which a box that was drawn carelessly around a cut object may reach outside of the image."""
+
 _FEWEST_IN_FOLDER = 3
 """Labels from which on a folder of label files is refused when all of its labels are lost."""
 
@@ -246,7 +249,7 @@ class ImageLabels:
             return None
         label = self._checked(where, category, shape, difficult)
         if shape.corners is not None and shape.box is not None:
-            outside, corners = not self._holds(shape.box), self._holds(shape.corners)
+            outside, corners = not self._holds(shape.box, _SLOPPY), self._holds(shape.corners)
             self.tally.doubt(self.source, outside=outside, corners=corners)
         if isinstance(label, _Misfit):
             self._miss(where, category, category, label)
@@ -341,11 +344,12 @@ class ImageLabels:
         )
         return ObjectLabel(category, clipped, quad, polygons, difficult, holes)
 
-    def _holds(self, box: Sequence[float]) -> bool:
-        """Return whether a box has an area and lies in the image, but for rounding."""
+    def _holds(self, box: Sequence[float], share: float = 0.0) -> bool:
+        """Return whether a box has an area and lies in the image, but for rounding and a share of its own sides."""
         x1, y1, x2, y2 = box
-        far = max(-x1, -y1, x2 - self.size[0], y2 - self.size[1])
-        return x1 < x2 and y1 < y2 and far <= _ROUNDING_PIXELS
+        wide, high = (max(_ROUNDING_PIXELS, share * side) for side in (x2 - x1, y2 - y1))
+        within = max(-x1, x2 - self.size[0]) <= wide and max(-y1, y2 - self.size[1]) <= high
+        return x1 < x2 and y1 < y2 and within
 
     def _clipped(self, where: str, category: str, box: Sequence[float]) -> Box | _Misfit:
         x1, y1, x2, y2 = (float(value) for value in box)

@@ -18,6 +18,9 @@ from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import LabelledSet
 
 _NUMBERED = ("t", "time", "im", "image", "images", "img", "imgs", "date", "phase")
+_SPARE_MASKS = ("diff", "changemap")
+"""Names of folders of masks that may be drawings of these beside a folder with another of the names."""
+
 _ROLES: dict[str, tuple[str, ...]] = {
     "before": ("a", "before", "pre", "old", "imagea", "imga", "imgsa", *(f"{word}1" for word in _NUMBERED)),
     "after": ("b", "after", "post", "new", "imageb", "imgb", "imgsb", *(f"{word}2" for word in _NUMBERED)),
@@ -30,8 +33,7 @@ _ROLES: dict[str, tuple[str, ...]] = {
             "changelabels",
             "labelcd",
             "cdlabel",
-            "diff",
-            "changemap",
+            *_SPARE_MASKS,
         ),
     ),
     "before mask": ("label1", "labels1", "mask1", "masks1", "labela", "gt1"),
@@ -77,6 +79,12 @@ def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[Pa
             continue
         place = found[split, rest]
         place.split = split
+        if role == "mask" and role in place.folders and role not in (names or {}):
+            both = (place.folders[role], folder)
+            others = [one for one in both if _bare(one.path.name) not in _SPARE_MASKS]
+            if len(others) == 1:
+                place.folders[role] = others[0]
+                continue
         if (other := place.folders.setdefault(role, folder)) is not folder:
             what = f"{other.path.name} and {folder.path.name} may both be the {role} folder"
             fix = "name the folders with the options before=FOLDER, after=FOLDER and masks=FOLDER"

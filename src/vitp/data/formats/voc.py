@@ -255,14 +255,15 @@ def _refuse_exchanged(
 ) -> None:
     """Refuse files whose <filename> is another image of the set, of which that one's own file says the same.
 
-    Copies (as of augmentation) often keep the name of the image that they were made from; its own file names it.
+    Copies (as of augmentation) often keep the name of the image that they were made from: its own file names it, or
+    their names hold its name.
     """
     images = {image.stem: image for _, _, image in entries}
     for path, _, image in entries:
         other = named[path.stem]
         if (
-            other != image.stem
-            and other in images
+            other in images
+            and not re.search(rf"(?<![^\W_]){re.escape(other)}(?![^\W_])", image.stem)
             and named.get(other) != other
             and named.get(other) in images
         ):
