@@ -46,8 +46,8 @@ class Tally:
         flat: Labels without area, likewise.
         excluded: Labels of classes that weren't asked for, by class.
         largest: Largest coordinate of a source's used boxes in pixels.
-        doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, and
-            those whose numbers would be two corners in it.
+        doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, those
+            that reach far outside, and those whose numbers would be two corners in it.
         first: First line about a label that is lost or has no area, by (source, class).
         folders: Sources that are folders of label files.
         unlabelled: Images that lost a label without a place.
@@ -60,7 +60,7 @@ class Tally:
     flat: Counter[_Key] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
     largest: dict[str, float] = field(default_factory=dict)
-    doubtful: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    doubtful: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     first: dict[_Key, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     unlabelled: int = 0
@@ -72,10 +72,10 @@ class Tally:
         (self.flat if flat else self.lost)[source, category] += 1
         self.first.setdefault((source, category), line)
 
-    def doubt(self, source: str, *, outside: bool, corners: bool) -> None:
+    def doubt(self, source: str, *, outside: bool, far: bool, corners: bool) -> None:
         """Count a box whose four numbers could be two corners."""
-        boxes, far, fitting = self.doubtful.get(source, (0, 0, 0))
-        self.doubtful[source] = boxes + 1, far + outside, fitting + corners
+        boxes, beyond, further, fitting = self.doubtful.get(source, (0, 0, 0, 0))
+        self.doubtful[source] = boxes + 1, beyond + outside, further + far, fitting + corners
 
     def check(self, root: str, images: int, *, partial: bool = False) -> None:
         """Refuse a set whose labels are lost.
@@ -103,10 +103,10 @@ class Tally:
             if self.largest.get(source, 2.0) <= 1.0:
                 what = "all boxes lie within the first pixel: their coordinates look like shares of the image"
                 raise DataError(what, where=source, fix="write them in pixels")
-        for source, (boxes, far, fitting) in self.doubtful.items():
-            if fitting == boxes >= _FEWEST_IN_FOLDER and 2 * far > boxes:
+        for source, (boxes, outside, far, fitting) in self.doubtful.items():
+            if fitting == boxes >= _FEWEST_IN_FOLDER and 2 * outside > boxes and far:
                 raise DataError(
-                    f"{far:,} of {boxes:,} boxes reach outside their images, but all lie inside when their numbers are "
+                    f"{outside:,} of {boxes:,} boxes reach outside their images, but all lie inside when their numbers are "
                     "two corners (x1, y1, x2, y2)",
                     where=source,
                     fix="write position and size as the format has them; cut boxes that are meant so at the image's border",
@@ -249,8 +249,9 @@ class ImageLabels:
             return None
         label = self._checked(where, category, shape, difficult)
         if shape.corners is not None and shape.box is not None:
-            outside, corners = not self._holds(shape.box, _SLOPPY), self._holds(shape.corners)
-            self.tally.doubt(self.source, outside=outside, corners=corners)
+            outside, far = not self._holds(shape.box), not self._holds(shape.box, _SLOPPY)
+            corners = self._holds(shape.corners)
+            self.tally.doubt(self.source, outside=outside, far=far, corners=corners)
         if isinstance(label, _Misfit):
             self._miss(where, category, category, label)
             return None

@@ -81,9 +81,9 @@ def find_pair_places(root: Path, names: dict[str, str] | None = None) -> list[Pa
         place.split = split
         if role == "mask" and role in place.folders and role not in (names or {}):
             both = (place.folders[role], folder)
-            others = [one for one in both if _bare(one.path.name) not in _SPARE_MASKS]
-            if len(others) == 1:
-                place.folders[role] = others[0]
+            main = [one for one in both if _bare(one.path.name) not in _SPARE_MASKS]
+            if len(main) == 1:
+                place.folders[role] = main[0]
                 continue
         if (other := place.folders.setdefault(role, folder)) is not folder:
             what = f"{other.path.name} and {folder.path.name} may both be the {role} folder"
