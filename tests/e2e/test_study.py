@@ -80,6 +80,10 @@ def rows(folder: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
+def without_time(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != "evaluation_seconds"}
+
+
 @pytest.mark.slow
 def test_a_study_is_killed_resumed_and_complete(tiny_start: Path, tmp_path: Path) -> None:
     command = ("study", "paradigms", "--out", tmp_path, *overrides(tiny_start))
@@ -207,7 +211,8 @@ def test_cheap_labels_of_own_images_and_another_machine(
     assert made == {"data", "pretrain", "finetune"}
     assert len(list((tmp_path / "b" / "cells").glob("pretrain-*"))) == 1
     second = tmp_path / "b" / "cheap-labels-micro-compiled"
-    assert rows(second) == table
+    # The lost finetuning took another time; all else is the same.
+    assert [without_time(row) for row in rows(second)] == [without_time(row) for row in table]
     assert len(carried.read_text(encoding="utf-8").splitlines()) == len(lines)
 
 

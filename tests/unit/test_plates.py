@@ -75,3 +75,16 @@ def test_where_one_label_fits_it_is_that_of_the_surest_object() -> None:
     first, second = (np.asarray(picture(blank, found, ["ship", "quay"])) for found in (one, two))
     assert np.array_equal(first, second)
     assert len(places_of(Image.fromarray(first), class_colour(1))) > 200
+
+
+def test_where_nothing_was_found_the_picture_is_the_image() -> None:
+    image = Image.new("RGB", (30, 20), "teal")
+    none = {"scores_N": torch.zeros(0), "labels_N": torch.zeros(0, dtype=torch.long)}
+    masks = torch.zeros(0, 20, 30, dtype=torch.bool)
+    for found in (
+        Prediction(boxes_N4=torch.zeros(0, 4), **none),
+        Prediction(quads_N8=torch.zeros(0, 8), **none),
+        Prediction(boxes_N4=torch.zeros(0, 4), masks_NHW=masks, **none),
+        Prediction(masks_NHW=masks, things_N=torch.zeros(0, dtype=torch.bool), **none),
+    ):
+        assert picture(image, found, ["ship", "quay"]).tobytes() == image.tobytes()

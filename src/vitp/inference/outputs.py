@@ -298,7 +298,7 @@ def _draw_segments(
     """Draw the outlines of segments in white, and the name of each within it, those of large ones first."""
     scores_N, labels_N = _scored(prediction)
     masks_NHW = present(prediction.masks_NHW).numpy()
-    order = (-masks_NHW.reshape(len(masks_NHW), -1).sum(1)).argsort(kind="stable").tolist()
+    order = (-masks_NHW.sum((1, 2), dtype=np.int64)).argsort(kind="stable").tolist()
     named: list[tuple[str, tuple[float, float], int]] = []
     for number in order:
         mask_HW, label = masks_NHW[number], int(labels_N[number])
