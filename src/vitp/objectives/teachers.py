@@ -56,8 +56,9 @@ class TeacherSettings(SettingsModel):
     size: int | None = Field(None, ge=8, le=65_536)
     """Side in pixels at which it sees the images; none: where its grid is the student's, or the student's."""
     whiten: bool = False
-    """Match vectors less the mean of all patches, with equal variance in every direction (see `Whitening`). Those of
-    a trained ViT vary along a few directions, which alone a cosine sees; what tells objects apart may lie in others."""
+    """Take the mean of all patches from the teacher's vectors and give them equal variance in every direction before
+    they are matched (see `Whitening`). Raw vectors of a trained ViT vary mostly along a few directions, and a cosine
+    hardly sees the others, which may tell objects apart."""
     projector: Literal["linear", "mlp", "none"] = "linear"
     """What makes the student's vectors the teacher's: the identity at the start where both are equally wide."""
     momentum: float = Field(0.996, ge=0, le=1)

@@ -159,7 +159,7 @@ def _of_one_mask(
             raise DataError(
                 f"all pixels of all masks of what changed have one value, {text}: either nothing or everything changed",
                 where=str(builder.root),
-                fix=f"-o unchanged={text} says that nothing did, another value that everything did",
+                fix=f"-o unchanged={text} if nothing changed; -o unchanged= with another value if everything did",
             )
         # Levels fill areas; the edges of resized masks and what JPEG leaves don't.
         solid = {value for mask in facts for value in mask.values if value not in mask.thin}
