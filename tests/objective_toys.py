@@ -27,12 +27,13 @@ from vitp.objectives.image_base import ImageObjective
 from vitp.objectives.image_rows import image_mixture, read_image_rows
 from vitp.objectives.image_text import ImageTextObjective, ImageTextPairs
 from vitp.objectives.masked_image import MaskedImageObjective, MaskedImageSettings, MaskedViews
+from vitp.objectives.regions import RegionTextObjective, RegionTextSettings, RegionViews
 from vitp.objectives.simclr import SimCLRObjective, SimCLRSettings, TwoViews
 from vitp.objectives.supervised import ClassNames, LabelledViews, SupervisedObjective, SupervisedSettings
 from vitp.objectives.teachers import TeacherSettings
 from vitp.objectives.text_tower import SmallTextTower, Tokens, captions_of
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn, to_line
-from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.records.labels import BACKGROUND, LabelledImage, LabelledSet, ObjectLabel
 
 SIZE, PATCH = 32, 8
 SCENES, OBJECTS, SEMANTIC = ("harbour", "field"), ("ship", "plane"), ("water", "land", "ship")
@@ -177,6 +178,18 @@ def _labelled(folder: Path) -> SampledBatches[LabelledImage]:
     return source_of(folder, LabelledViews(SIZE, views, ClassNames(SCENES, OBJECTS), (OBJECTS,)))
 
 
+def regions(tower: VisionTower | None = None) -> RegionTextObjective:
+    tower = tower or tiny_tower()
+    text = SmallTextTower(len(tiny_chat()), width=32, layers=1, heads=2, length=16)
+    return RegionTextObjective(tower, text, dimension=16)
+
+
+def region_views(settings: RegionTextSettings | None = None) -> RegionViews:
+    texts = (*OBJECTS, BACKGROUND)
+    tokens = Tokens(tiny_chat().tokenizer, 16)
+    return RegionViews(SIZE, settings or RegionTextSettings(), texts, ((True,) * 3,), tokens)
+
+
 TOWER_AND_HEAD = ("vision tower", "head")
 
 CASES = {
@@ -242,6 +255,13 @@ CASES = {
         partial(image_text, "siglip"),
         _pairs,
         frozenset({"contrast"}),
+        ("vision tower", "text tower", "head"),
+        1,
+    ),
+    "regions": Case(
+        regions,
+        lambda folder: source_of(folder, region_views()),
+        frozenset({"regions"}),
         ("vision tower", "text tower", "head"),
         1,
     ),

@@ -14,6 +14,7 @@ from vitp.objectives.dropped_positions import DroppedPositionSettings
 from vitp.objectives.image_text import ImageTextSettings
 from vitp.objectives.joint import JointSettings
 from vitp.objectives.masked_image import MaskedImageSettings
+from vitp.objectives.regions import RegionTextSettings
 from vitp.objectives.settings import ObjectiveSettings
 from vitp.objectives.simclr import SimCLRSettings
 from vitp.objectives.supervised import SupervisedSettings
@@ -39,6 +40,7 @@ _Single = (
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")]
     | Annotated[DroppedPositionSettings, Tag("droppos")]
+    | Annotated[RegionTextSettings, Tag("regions")]
 )
 
 # pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.

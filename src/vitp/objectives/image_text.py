@@ -63,7 +63,7 @@ from vitp.objectives.text_vectors import ImageIds, StoredVectors, VectorBatch, V
 
 TextTower = SmallTextTower | LanguageTextTower | VectorTower
 
-_LARGEST_SCALE = 100.0
+LARGEST_SCALE = 100.0
 """CLIP keeps its learned scale below this; above it training became unstable."""
 
 _TEXT = 0x545854
@@ -341,7 +341,7 @@ class ImageTextObjective(ImageObjective):
         """Return {"contrast": sum over the pairs}, and "negatives" where they are wanted and the batch has some."""
         image_BE = F.normalize(self.image_head(self.pooled(batch.tiles_BCHW)).float(), dim=-1)
         text_BE = F.normalize(self.text_head(self.text(batch.text)).float(), dim=-1)
-        scale = self.log_scale.exp().clamp(max=_LARGEST_SCALE)
+        scale = self.log_scale.exp().clamp(max=LARGEST_SCALE)
         if self.bias is None:
             losses = {"contrast": clip_loss(image_BE, text_BE, scale, self.image_share)}
         else:
