@@ -104,6 +104,7 @@ class StepLoader:
         self.wait_s = 0.0
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
+            # The items are whole batches already.
             batch_size=None,
             shuffle=False,
             num_workers=min(num_workers, len(dataset)),
@@ -169,6 +170,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
     if hasattr(batch, "to"):
+        # A batch of somebody else's class may have a `to` without the argument.
         waits = not isinstance(batch, torch.Tensor | TensorFields)
         return batch.to(device) if waits else batch.to(device, non_blocking=device.type == "cuda")
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):

@@ -40,6 +40,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     # The folder that the checkpoint was written into.
     **{
+        # Python 3.13 has its paths in `pathlib._local`; pure ones can be made on any system, and touch no disk.
         (module, f"{pure}{kind}"): getattr(pathlib, f"Pure{kind}")
         for module in ("pathlib", "pathlib._local")
         for pure in ("", "Pure")

@@ -155,6 +155,7 @@ def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[
 def _header(pydicom: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # `force` also reads files that lack the preamble.
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_READ)
     for name in _WHOSE:
         if name not in header:  # demanded, but may be empty

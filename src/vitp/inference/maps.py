@@ -203,6 +203,7 @@ class RasterPrediction:
                 )
                 for unit, strip in strips:
                     raw.write(strip)
+                    # After the rows are on the disk: what isn't noted is computed again, what is noted never.
                     with (self.folder / f"done-{rank}.txt").open("a", encoding="utf-8") as file:
                         file.write(f"{number} {unit}\n")
 

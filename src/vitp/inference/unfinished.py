@@ -58,6 +58,7 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
         yield folder
         distributed.barrier()
         if distributed.rank() == 0:
+            # On the disk before the folder gets its name: after a crash it must not be there with empty files.
             for file in (folder / "out").rglob("*"):
                 if file.is_file():
                     with file.open("rb") as written:
@@ -73,6 +74,7 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
 
 
 def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> None:
+    # As it is read back, with lists for tuples, so that plans can be compared.
     plan = json.loads(json.dumps(plan))
     out.parent.mkdir(parents=True, exist_ok=True)
     recover(out)

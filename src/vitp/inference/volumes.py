@@ -189,9 +189,8 @@ class VolumePrediction:
     def _make_maps(self) -> None:
         for file in self._map_files():
             with file[0].open("ab") as made:
-                made.truncate(
-                    int(np.prod(file[1]))
-                )  # keeps what is there, and takes no room where nothing is written
+                # Keeps what is there, and takes no room where nothing is written.
+                made.truncate(int(np.prod(file[1])))
 
     def _map_files(self) -> list[tuple[Path, tuple[int, ...]]]:
         maps = [(self.folder / "classes.raw", self.shape)]

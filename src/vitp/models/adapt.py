@@ -91,6 +91,7 @@ class Prompts(nn.Module):
         else:
             before = self._before[0]
             assert before is not None and before._out_BnD is not None
+            # Taken out at once: kept until the next batch, it would hold the graph and the memory of this one.
             prompts_BnD, before._out_BnD = before._out_BnD, None
         return (torch.cat([prompts_BnD, x_BLD], dim=1), *arguments[1:])
 

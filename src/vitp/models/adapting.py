@@ -66,6 +66,7 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
     else:
         kept = settings.model_copy(update={"init": None})
         if tower.config.adapt is None:
+            # The start of what is added follows from the seed, and the run's own random numbers go on as without it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 tower.attach(kept)

@@ -166,6 +166,7 @@ def _create(config: TimmSettings, drop_path: float) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
+        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
         if "alloc" in str(error):
             raise
         raise ConfigError(f"timm refuses an argument ({error})", where="backbone.arguments") from error
@@ -178,6 +179,7 @@ def _module_of(name: str) -> Any:
 
 def _size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     """Return what makes the model take images of any size."""
+    # Only these families of timm have such an argument; convolutions take any size as they are.
     family = _module_of(name).__name__.rsplit(".", 1)[-1]
     size = {} if image_size is None else {"img_size": image_size}
     if family in ("vision_transformer", "deit", "eva"):

@@ -69,6 +69,8 @@ class VisualRobustness(nn.Module):
         ratio = self.ratio_at(step)
         if not self.training or ratio == 0.0 or count == 0:
             return np.arange(count)
+        # 0x56524C spells "VRL": other uses of the seed draw other numbers. numpy fills short keys up with zeros, so the
+        # length tells (1,) and (1, 0) apart.
         rng = np.random.default_rng([self.seed, 0x56524C, len(key), *key])
         if rng.random() >= self.config.probability:
             return np.arange(count)

@@ -172,6 +172,7 @@ class DroppedPositionObjective(ImageObjective):
         """Return images, and the FLOPs of forward and backward pass; a block of the decoder costs one of the tower."""
         images, kept = batch.keep_BK.shape
         tower = tower_flops(self.tower, images, kept, embedded=self.tower.grid**2)
+        # The decoder always trains, also where the tower is frozen: a backward pass costs two forward ones.
         decoder = 3 * tower * self.config.decoder_layers / self.tower.num_layers
         return {
             "samples": float(images),

@@ -83,6 +83,7 @@ class TextReference(nn.Module):
         """Return the probability (S,) of each supervised token given the texts before it."""
         hidden_SH = text_only_states(self.language, batch)
         head = self.language.get_output_embeddings()
+        # In parts: all logits at once would be S rows as long as the vocabulary.
         parts = [
             -F.cross_entropy(head(hidden).float(), target, reduction="none")
             for hidden, target in zip(

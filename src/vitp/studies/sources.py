@@ -108,10 +108,8 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
 def questions() -> dict[str, Any]:
     """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(SYNTHESIS.stated()))
-    for younger in (
-        "neighbours",
-        "pretext",
-    ):  # than the folders of results that are found again by these settings
+    # Younger than the folders of results that are found again by these settings.
+    for younger in ("neighbours", "pretext"):
         if not found[younger]:
             del found[younger]
     return found

@@ -74,6 +74,7 @@ class BatchSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # to
             most = min(int(self.batch_size_per_image * self.positive_fraction), len(with_object))
             taken = _some(with_object, most)
             others = _some(without, min(self.batch_size_per_image - most, len(without)))
+            # torchvision draws masks, whose rows come out in order; losses are summed in that order here, too.
             positives.append(taken.sort().values)
             rows.append(torch.cat([taken, others]).sort().values)
         return DrawnRows(rows, positives)

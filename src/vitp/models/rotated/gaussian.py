@@ -44,6 +44,7 @@ def other_description(boxes_N6: Tensor) -> Tensor:
 
 def bhattacharyya(first: Tensor, second: Tensor) -> Tensor:
     """Return the Bhattacharyya distance of boxes' Gaussians, (…), from 0 on; both (…, 6) are broadcast."""
+    # The determinants are differences of squared areas: in single precision thin boxes would lose their digits.
     first, second = first.double(), second.double()
     own, other = _covariance(first), _covariance(second)
     xx, yy, xy = ((a + b) / 2 for a, b in zip(own[:3], other[:3], strict=True))
