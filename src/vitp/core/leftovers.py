@@ -137,6 +137,7 @@ def _started(pid: int) -> int:
     0 where the system doesn't tell: then a number that is taken counts as the process that had it.
     """
     try:
+        # Signal 0 isn't sent: it only asks whether there is such a process.
         os.kill(pid, 0)
     except ProcessLookupError:
         return -1
@@ -144,6 +145,7 @@ def _started(pid: int) -> int:
         pass  # it runs, for another user
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # The 22nd field. The second one is the program's name in parentheses, which may hold blanks and parentheses.
         return int(text.rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0
