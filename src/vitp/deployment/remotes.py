@@ -321,6 +321,7 @@ def _stale(
         VitpError: There are some, or what would be replaced isn't from here, and it isn't to be replaced.
     """
     stale = tuple(sorted(name for name in there if name not in states and is_allowed(name, OURS)))
+    # A card may have been edited where it is.
     changed = [name for name, state in states.items() if state == "changed" and name != "README.md"]
     foreign = changed if SUMS not in there else []
     if (stale or foreign) and not overwrite:

@@ -259,7 +259,8 @@ def _ignored_rows(
             mask = None if kind == "box" else (truth.ignored_masks or ())[at]
             rows += [
                 # To the evaluators a crowd is of one class, so each class that was found gets one.
-                {**_row(image, label, box_4, mask), "iscrowd": 1} for label in np.unique(objects.labels_N)
+                {**_row(image, label, box_4, mask), "iscrowd": 1}
+                for label in np.unique(objects.labels_N)
             ]
     return rows
 

@@ -48,6 +48,7 @@ async def streamed(
             with suppress(_Gone, RuntimeError):
                 send(None)
 
+    # What the request holds is let go when its answer is computed, not when this function returns.
     kept, names = stack.pop_all(), {image.address: "the image"}
     future = served.worker.call(answer)
     future.add_done_callback(lambda done: kept.close())

@@ -193,6 +193,7 @@ class ImageStore:
         if odd or not name.strip("/") or name.startswith(("/", "\\")) or ".." in parts or len(name) > 4096:
             raise missing
         try:
+            # Links are followed before it is asked whether the file lies below the root.
             path = (self.root / "/".join(parts)).resolve(strict=True)
             if not (path.is_relative_to(self.root) and path.is_file()):
                 raise missing

@@ -66,6 +66,7 @@ def data_sheet(name: str) -> float | None:
     best: tuple[int, float] | None = None
     for key, device in DEVICES.items():
         parts = key.upper().split("-")
+        # A number is the memory, which torch's names have with GB behind it: A100-SXM4-80GB.
         if all(part in words.split() or (part.isdigit() and f"{part}GB" in words) for part in parts):
             best = max(best or (0, 0.0), (len(parts), device.bf16_tflops * 1e12))
     return best[1] if best else None
