@@ -160,6 +160,7 @@ def to_do_again(
     """
     wanted: set[str] = set()  # for their files
     again: set[str] = set()
+    # From last to first: whoever needs a cell's files is known before the cell is looked at.
     for cell in reversed(ordered(study.cells)):
         if cell.name in local:
             continue

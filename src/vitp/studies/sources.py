@@ -207,6 +207,7 @@ def provide_data(context: Context) -> Mapping[str, Any]:
         tasks = dict.fromkeys(TASK_NAMES, 0.0) | settings["synthesis"]["tasks"]
         asked, source = SynthesisConfig(**{**settings["synthesis"], "tasks": tasks}), context.inputs["data"]
         labelled = cheap_labels(open_labelled(folder_of(source), "vitp"))
+        # `force`, as an interrupted attempt may have left something.
         compile_set(labelled, out, folder_of(source), seed=0, synthesis=asked, settings={}, force=True)
         return {"images": _split_sizes(out)}
     scenes = settings["from"] == "scenes"

@@ -192,6 +192,7 @@ def _claim(order: TuneOrder) -> None:
     }
     file = order.out / ORDER_FILE
     order.out.mkdir(parents=True, exist_ok=True)
+    # Of two processes that begin together, one writes the file and the other compares itself with it.
     with exclusive(order.out / "tune.lock"):
         if not file.is_file():
             if any(path.name not in ("tune.lock",) for path in order.out.iterdir()):
@@ -215,6 +216,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 def _open(optuna: Any, order: TuneOrder) -> Any:
     """Return the study in the folder's file."""
+    # Processes wait for each other's writes to the one file; SQLite's own 5 seconds are short for many of them.
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{order.out / DATABASE}", engine_kwargs={"connect_args": {"timeout": 120}}
     )
@@ -257,6 +259,7 @@ def _sampler(optuna: Any, seed: int, number: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # options that Optuna calls experimental
         own = int.from_bytes(digest, "little")
+        # The liar counts trials that are running as bad ones, so that processes keep away from each other's settings.
         return optuna.samplers.TPESampler(seed=own, multivariate=False, constant_liar=True)
 
 
@@ -319,6 +322,7 @@ def _score(config: TunedConfig, folder: Path, reported: Hook) -> float:
     quiet, resume = Console(quiet=True), started(folder)
     if is_finetuning(config):
         curve = run_validated(config, folder, [reported], resume=resume, console=quiet)
+        # NaN is unequal to itself: a score that is no number is left out.
         scores = [score for _, score in curve if score == score]
         chosen = max(scores, default=None)
         if scores and config.train.choose == "last":
