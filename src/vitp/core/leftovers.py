@@ -42,6 +42,7 @@ def owned_prefix(name: str) -> str:
 
 def sweep_once(folder: Path) -> None:
     """Remove the leftovers in a folder, unless this process has looked there already."""
+    # A forked process inherits the set, but has looked nowhere itself.
     key = f"{os.getpid()} {folder.absolute()}"
     with _lock:
         if key in _swept:

@@ -143,6 +143,7 @@ class StepLoader:
     def close(self) -> None:
         """Stop the workers."""
         # Without this they run until the iterator is collected, which a traceback in flight can put off.
+        # torch has no public way to end the workers of an iterator.
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()

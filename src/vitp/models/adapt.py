@@ -109,6 +109,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.norm, self.scale = nn.LayerNorm(width), scale
         self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+        # Nothing is added at first: the tower begins as it was.
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -136,6 +137,7 @@ class GatedMemory(Adapter):
         self.norm = nn.LayerNorm(width)
         self.memory_mD = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        # Nothing is added at first: the tower begins as it was.
         self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x_BLD: Tensor) -> Tensor:

@@ -127,6 +127,7 @@ class Injector(nn.Module):
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         self.value_norm = nn.LayerNorm(width, eps=1e-6)
         self.attention = MultiScaleDeformableAttention(width, levels=len(LOOKED_AT), **attention)
+        # Nothing is added at first: the ViT begins as it was pretrained.
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(

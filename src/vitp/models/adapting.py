@@ -98,6 +98,7 @@ def base_digest(tower: nn.Module) -> str:
     digest, own = hashlib.sha256(), own_part(tower)
     for name, parameter in sorted(tower.named_parameters()):
         if name not in own and not name.endswith("pos_embed"):
+            # LoRA puts a layer into another one, under this name.
             digest.update(name.replace(".base_layer", "").encode())
             digest.update(tensor_bytes(parameter))
     return digest.hexdigest()

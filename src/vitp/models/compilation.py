@@ -36,6 +36,7 @@ class CompiledForward:
 
     def __init__(self, module: nn.Module, batch_dim: int | None, backend: Backend) -> None:
         self.module, self.batch_dim, self.backend = module, batch_dim, backend
+        # The class's function, as the module's own `forward` will be this object.
         self.plain = type(module).forward.__get__(module)
         self.compiled: Callable[..., Any] = torch.compile(
             self.plain, dynamic=batch_dim is None, backend=backend

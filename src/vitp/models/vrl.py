@@ -37,6 +37,7 @@ def count_kept(count: int, ratio: float) -> int:
 
 def surviving_tokens(count: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """Return the indices of a uniformly random subset of `count_kept` of `count` tokens, ascending."""
+    # They are sorted below, so they needn't be shuffled.
     kept = rng.choice(count, size=count_kept(count, ratio), replace=False, shuffle=False)
     return np.sort(kept)
 

@@ -395,6 +395,7 @@ class DistillationObjective(ImageObjective):
         """Move a centre towards the mean of the teacher's outputs over all ranks."""
         if not self.training:
             return
+        # Sums of all ranks and the number of rows go in one message.
         rows = torch.full((1,), float(len(outputs_RK)), device=outputs_RK.device)
         total = distributed.sum_tensor(torch.cat([outputs_RK.float().sum(0), rows]))
         if total[-1] > 0:

@@ -442,6 +442,7 @@ def vlm_step_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> float:
     total, gradient_arrives = 0.0, False
     for part, forward in vlm_forward_flops(vlm, batch).items():
         trained = any(parameter.requires_grad for parameter in getattr(vlm, part).parameters())
+        # Forward; the gradient of the weights; that of the inputs, where weights in or before this part are trained.
         total += forward * (1 + trained + (trained or gradient_arrives))
         gradient_arrives = gradient_arrives or trained
     return total

@@ -72,6 +72,7 @@ def is_convex(points_N2: np.ndarray) -> bool:
 def min_area_quad(points_N2: np.ndarray) -> np.ndarray:
     """Return the corners (4, 2) of the smallest rectangle around points, clockwise."""
     # Float32 has seven digits: relative coordinates keep them for the shape.
+    # OpenCV computes in float32, which is too coarse for points far from 0.
     origin = points_N2.min(0)
     rectangle = cv2.minAreaRect((points_N2 - origin).astype(np.float32))
     return clockwise(cv2.boxPoints(rectangle).astype(np.float64) + origin)

@@ -142,6 +142,7 @@ def parts(mask_HW: np.ndarray) -> list[Outline]:
 
 def _point_in(ring_N2: np.ndarray) -> tuple[float, float]:
     """Return the centre of a pixel in a ring along pixel edges."""
+    # Of the topmost points the leftmost: the pixel to the right below it lies inside.
     first = int(np.lexsort((ring_N2[:, 0], ring_N2[:, 1]))[0])
     x, y = ring_N2[first]
     return float(x) + 0.5, float(y) + 0.5

@@ -45,6 +45,7 @@ async def streamed(
         try:
             return assistant.answer([image.address], question, max_new_tokens=max_tokens, stream=send)
         finally:
+            # Where the client or the loop has gone nobody waits for the end.
             with suppress(_Gone, RuntimeError):
                 send(None)
 

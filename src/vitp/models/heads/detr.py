@@ -215,6 +215,7 @@ class Noised:
         of = torch.where(number < count, number // self.group, -1)
         real_BK = torch.cat([self.real_BT, self.real_BT.new_ones(batch, found)], 1)
         mates = (of[:, None] == of) | (of == -1)
+        # Everybody sees itself, as a softmax over nothing is NaN.
         return (mates & real_BK[:, None]) | torch.eye(len(number), dtype=torch.bool, device=device)
 
 

@@ -159,6 +159,7 @@ class OrientedBoxes(QueryBoxes):
 
     def frame(self, boxes: Tensor) -> Tensor:
         """See `QueryBoxes.frame`."""
+        # Boxes hold cosine and sine of twice their angle.
         angle = torch.atan2(boxes[..., 5], boxes[..., 4]) / 2
         cos, sin = angle.cos(), angle.sin()
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)

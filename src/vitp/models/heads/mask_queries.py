@@ -63,6 +63,7 @@ class MaskQuerySettings(SettingsModel):
 
     def points_of(self, height: int, width: int) -> int:
         """Return how many points are looked at in images of a size."""
+        # 12,544 = 112² points, as Mask2Former has.
         return self.points or min(12_544, max(1024, height * width // 8))
 
 

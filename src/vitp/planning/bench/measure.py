@@ -134,12 +134,14 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
+            # Linux says kB and means 1024 bytes.
             return int(line.split()[1]) * 1024
     return 0
 
 
 def _largest() -> int:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, kilobytes on Linux.
     return used if sys.platform == "darwin" else used * 1024
 
 
