@@ -280,7 +280,7 @@ def _take(order: TuneOrder, number: int, held: contextlib.ExitStack) -> bool:
 def _run_trial(optuna: Any, study: Any, trial: Any, order: TuneOrder, console: Console) -> None:
     """Run a trial and tell the study how it ended. One that is interrupted stays open."""
     values = {key: one.suggest(trial, key) for key, one in order.space.items()}
-    shown = ", ".join(f"{key} {_short(value)}" for key, value in values.items())
+    shown = ", ".join(f"{key} {short_value(value)}" for key, value in values.items())
     folder, state = _folder(order, trial.number), optuna.trial.TrialState
     done = any(one.state.name in ("COMPLETE", "PRUNED") for one in study.get_trials(deepcopy=False))
     try:
@@ -349,7 +349,8 @@ class _LastProbe(Hook):
                 self.value = hook.score[1]
 
 
-def _short(value: Any) -> str:
+def short_value(value: Any) -> str:
+    """Return the value of a key as a line or a cell of a table shows it."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
