@@ -98,6 +98,7 @@ def card_head(values: Mapping[str, Any], before: str = "") -> str:
             found = None
         if isinstance(found, dict):
             said, before = found, parts[2].lstrip("\n")
+    # What the card says already wins.
     merged = {**said, **{key: value for key, value in values.items() if value and key not in said}}
     return f"---\n{yaml.safe_dump(merged, sort_keys=False, allow_unicode=True)}---\n\n{before}"
 
@@ -115,6 +116,7 @@ def evaluated(
         values: Name of a score → value; None: it couldn't be counted.
     """
     kind = re.sub(r"[^a-z0-9]+", "-", data.lower()).strip("-")
+    # The hub wants a slug of the data beside their name.
     results = [
         EvalResult(use, kind, data, metric, float(value), dataset_split=split, metric_name=metric)
         for metric, value in values.items()

@@ -264,9 +264,11 @@ def hf_outputs(
     model.eval()
     images = normalised_BCHW.to(dtype)
     if not whole:
+        # Without [CLS], which our tokens don't hold either.
         return {"vision": model(pixel_values=images).last_hidden_state[:, 1:].float()}
     vision = model.model.vision_tower(pixel_values=images).last_hidden_state[:, 1:].float()
     features = model.get_image_features(pixel_values=images, return_dict=True)
+    # Older releases return the tensor itself.
     projected = features if isinstance(features, Tensor) else features.pooler_output
     rows = model.get_input_embeddings().weight.shape[0]
     ids_N, _ = random_prompt(rows, projected.shape[1], model.config.image_token_id)

@@ -42,6 +42,8 @@ _NAMES_MODELS = ("init", "backbone", "weights", "weights_of")
 """Keys whose values may name a model of the hub."""
 
 _DRIVE = re.compile(r"[A-Za-z]:[/\\]|\\\\")
+# An absolute path within a longer text. No letter, scheme or slash stands before it; blanks, quotes and brackets end
+# it.
 _PLACE = re.compile(
     r"(?<![\w:/.<~-])(?:file://)?(?:~|\.\.|[A-Za-z]:)?[/\\](?:[^/\\\s\"'`<>|]+[/\\])*[^/\\\s\"'`<>|,;)]+"
 )
@@ -377,6 +379,7 @@ def without_places(value: Any, *, relative: bool = False, key: str = "") -> Any:
     if PurePosixPath(plain).is_absolute() or _DRIVE.match(plain) or plain.startswith(("~", "../")):
         return _last_part(plain)
     if relative and re.search(r"[/\\]", value) and "://" not in value:
+        # `owner/name` may be a model of the hub, and then it is nobody's folder.
         return value if key in _NAMES_MODELS and hub_id(value) else _last_part(value)
     return _PLACE.sub(lambda match: _last_part(match[0]), value)
 

@@ -188,6 +188,7 @@ def _run_onnx(path: Path, images_BCHW: Tensor) -> Tensor:
     else:
         from onnx.reference import ReferenceEvaluator
 
+        # Slow, but there wherever onnx is.
         features = ReferenceEvaluator(str(path)).run(["features"], feed)
     return torch.from_numpy(np.asarray(features[0]))
 

@@ -54,6 +54,8 @@ def write_graph(
         return
     names: dict[str, Any] = {"input_names": ["image"], "output_names": list(outputs), "opset_version": OPSET}
     with _quiet():
+        # The newer exporter needs onnxscript; the older one does without it, and is told in other words which sizes are
+        # free.
         if importlib.util.find_spec("onnxscript") is not None:
             names |= {"dynamic_shapes": shapes, "external_data": False, "verbose": False}
             torch.onnx.export(module, (sample,), path, dynamo=True, **names)

@@ -160,6 +160,7 @@ def _to_ours(name: str, names: _Names) -> str | None:
         inner = name.removeprefix(names.language)
         if DERIVED.search(inner):
             return None
+        # Within the language model some versions leave `model.` out.
         return LANGUAGE + inner if inner.startswith(("model.", "lm_head.")) else f"{LANGUAGE}model.{inner}"
     name = name.removeprefix(names.vision)
     if name in names.outside:

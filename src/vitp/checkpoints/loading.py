@@ -381,8 +381,10 @@ def grow_embeddings(vlm: VisionLanguageModel, chat: ChatTokenizer) -> int:
     rows = int(vlm.language.get_input_embeddings().weight.shape[0])
     if len(chat) <= rows:
         return 0
+    # transformers would draw the new rows at random around the mean.
     vlm.language.resize_token_embeddings(len(chat), mean_resizing=False)
     with torch.no_grad():
+        # A set: tied tables are one, and filled once.
         tables = {vlm.language.get_input_embeddings().weight, vlm.language.get_output_embeddings().weight}
         for table in tables:
             table[rows:] = table[:rows].mean(dim=0)

@@ -85,6 +85,7 @@ def _card_licence(folder: Path | None) -> str | None:
         return None
     if not isinstance(values, dict):
         return None
+    # On the hub "other" means that the licence's name stands in a field of its own.
     named = values.get("license_name") if values.get("license") == "other" else values.get("license")
     return named or values.get("license")
 

@@ -94,6 +94,7 @@ def find_backbone(state: Mapping[str, Any], *, where: str) -> FoundBackbone | No
 def _container(state: Mapping[str, Any]) -> tuple[str, Mapping[str, Tensor] | None]:
     """Return the path of the innermost entry that holds tensors by name, and these."""
     tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+    # A single tensor is no model, but something that stands beside one.
     if len(tensors) > 1:
         return "", tensors
     for entry in _CONTAINERS:

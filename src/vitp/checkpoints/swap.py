@@ -108,6 +108,7 @@ def _assemble(
         # The parts that are there already are put in as they are; the ones made here cost memory for a moment only.
         with torch.device("meta"):
             vlm = VisionLanguageModel(config, vocabulary=rows)
+        # `to_empty` leaves what happened to lie in memory, so each layer is drawn anew.
         vlm.projector.to_empty(device="cpu")
         for layer in vlm.projector:
             if isinstance(layer, nn.Linear | nn.LayerNorm):
@@ -164,6 +165,7 @@ def _first_layers(
     there = int(settings.arguments["num_hidden_layers"])
     if not 1 <= layers <= there:
         raise ConfigError(f"has {there} layers, not {layers}", where=where, fix=f"take 1 to {there}")
+    # Lists with an entry for each layer, such as their types, are cut as the layers are.
     arguments = {
         key: value[:layers] if isinstance(value, list) and len(value) == there else value
         for key, value in settings.arguments.items()

@@ -207,6 +207,7 @@ def _shards(weights: Mapping[str, Tensor], max_shard: int) -> list[list[str]]:
     shards: list[list[str]] = [[]]
     filled = 0
     for name, tensor in weights.items():
+        # A tensor that is larger than a shard has one of its own.
         if shards[-1] and filled + tensor.nbytes > max_shard:
             shards.append([])
             filled = 0

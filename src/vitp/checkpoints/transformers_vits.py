@@ -229,6 +229,7 @@ def transformers_names(weights: Mapping[str, Tensor], config: Mapping[str, Any])
         elif new[1]:
             apart[new] = tensor
         else:
+            # timm's table of positions has a dimension for the batch in front.
             renamed.put(
                 new[0], tensor[None] if family == "siglip" and new[0] == "pos_embed" else tensor, name
             )

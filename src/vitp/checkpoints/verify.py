@@ -118,6 +118,7 @@ def inspect_export(
             checks.append(Check(name, True, step()))
         except VitpError as error:
             checks.append(Check(name, False, str(error)))
+            # Of files that aren't there nothing else can be said.
             if name == "files":
                 break
     return VerifyReport(folder, tuple(checks))

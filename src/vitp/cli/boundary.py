@@ -62,6 +62,7 @@ def guarded(command: Callable[[], Any]) -> int:
         return fail(str(error))
     except BrokenPipeError:
         # The reader of our output went away, as `head` does: no reason for a stack trace.
+        # Python flushes its output once more when it ends, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except typer.Abort as error:

@@ -57,6 +57,7 @@ def _completed(callback: Callable[..., Any]) -> Callable[..., Any]:
         parameter.replace(annotation=hints.get(parameter.name, parameter.annotation))
         for parameter in (*signature.parameters.values(), option)
     ]
+    # typer makes options of the signature: the command's own, and one more.
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = hints
     return run

@@ -33,6 +33,7 @@ class ListCommand(TyperCommand):
         """Repeat a list option before each of its values, as the parser wants it."""
         spread: list[str] = []
         option, values = "", 0
+        # The last word closes an open list and is taken away again below.
         for arg in [*args, "-"]:
             if not arg.startswith("-"):
                 spread += [option, arg] if option else [arg]

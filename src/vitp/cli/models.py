@@ -253,9 +253,13 @@ def _export_graph(
 
 
 def _refuse_graph_options(source: str, options: GraphOptions) -> None:
-    given: dict[str, object] = {"--size": options.size, "--proposals": options.proposals}
-    given |= {"--check": options.check}
-    given |= {"--resolution": options.resolution, "--int8": options.int8 or None}
+    given = {
+        "--size": options.size,
+        "--proposals": options.proposals,
+        "--check": options.check,
+        "--resolution": options.resolution,
+        "--int8": options.int8 or None,
+    }
     for name, value in given.items():
         if value is not None:
             raise ConfigError(

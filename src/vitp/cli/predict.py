@@ -13,7 +13,7 @@ from vitp.cli.panels import USE
 from vitp.core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vitp.inference.inputs import Unusable
+    pass
 
 
 def register(app: typer.Typer) -> None:
@@ -90,10 +90,6 @@ _Url: TypeAlias = Annotated[
 ]
 
 
-def _tell(one: Unusable) -> None:
-    print_lines([f"can't be used: {one.image}: {one.reason}"])
-
-
 def _url(url: str, tool: str | None) -> str:
     if url and tool != "label-studio":
         raise ConfigError("is for Label Studio alone", where="--image-url", fix="add --for label-studio")
@@ -150,7 +146,7 @@ def predict_command(
         overwrite=force,
         resume=resume,
         options=options,
-        tell=_tell,
+        tell=lambda one: print_lines([f"can't be used: {one.image}: {one.reason}"]),
         say=lambda note: print_lines([note]),
     )
     if distributed.rank() == 0:

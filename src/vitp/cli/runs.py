@@ -128,6 +128,7 @@ def finetune_command(
 
     task_of(task)  # an unknown task is named before anything else
     every = folds is not None and fold is None
+    # Folds have the settings of the first one, which has been begun wherever there is something to resume.
     begun = out / "fold-0" if every and resume else out
     config = configuration_of(config, data, begun, resume=resume, command="vitp finetune")
     options = {"data.root": data, "backbone.init": backbone, "train.steps": steps}

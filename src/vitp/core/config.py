@@ -186,6 +186,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
     place = result
     *parents, last = key.strip().split(".")
     for parent in parents:
+        # Copied on the way down, as the values belong to the caller.
         child = place.get(parent)
         place[parent] = dict(child) if isinstance(child, dict) else {}
         place = place[parent]
@@ -215,6 +216,7 @@ def _explain(kind: type[BaseModel], error: ValidationError, where: str) -> Confi
         known = [] if place is None else list(place.model_fields)
         name, keys = str(parts[-1]), list(_all_keys(kind))
         same = [one for one in keys if one.rpartition(".")[2] == name]
+        # Another key that shares a longer word with it is meant if there is only one.
         words = (
             [one for one in keys if word in one.rpartition(".")[2].split("_")]
             for word in name.split("_")

@@ -25,6 +25,7 @@ class VitpError(Exception):
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders (data workers); keyword arguments need help to survive that.
+        # By its parts: pickle would give the whole sentence as the first argument when a worker's error is passed on.
         return _rebuild, (self.__class__, self.what, self.where, self.fix)
 
 

@@ -63,6 +63,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
+        # `mkstemp` makes files that only their owner can read; this one is to be like any other.
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except BaseException as error:
@@ -121,6 +122,7 @@ def atomic_dir(path: str | Path) -> Iterator[Path]:
         recover(path)
         sweep_once(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=owned_prefix(path.name), suffix=".tmp", dir=path.parent))
+        # `mkdtemp` makes folders that only their owner can enter; this one is to be like any other.
         temporary.chmod(0o777 & ~_umask())
         yield temporary
         for file in temporary.rglob("*"):

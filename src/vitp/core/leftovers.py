@@ -42,6 +42,7 @@ def owned_prefix(name: str) -> str:
 
 def sweep_once(folder: Path) -> None:
     """Remove the leftovers in a folder, unless this process has looked there already."""
+    # A forked process inherits the set, but has looked nowhere itself.
     key = f"{os.getpid()} {folder.absolute()}"
     with _lock:
         if key in _swept:
@@ -137,6 +138,7 @@ def _started(pid: int) -> int:
     0 where the system doesn't tell: then a number that is taken counts as the process that had it.
     """
     try:
+        # Signal 0 isn't sent: it only asks whether there is such a process.
         os.kill(pid, 0)
     except ProcessLookupError:
         return -1
@@ -144,6 +146,7 @@ def _started(pid: int) -> int:
         pass  # it runs, for another user
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        # The 22nd field. The second one is the program's name in parentheses, which may hold blanks and parentheses.
         return int(text.rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return 0

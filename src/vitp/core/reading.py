@@ -133,6 +133,7 @@ def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] 
     if len(text) <= _EXACT:
         if _LONG_NUMBER.search(text) is not None:
             _refuse_long_numbers(text)
+        # Brackets are counted first, which is cheap: only a text that could be so deep is walked through.
         if text.count("[") + text.count("{") > MOST_LEVELS and _levels_above(value, MOST_LEVELS):
             raise json.JSONDecodeError(f"has more than {MOST_LEVELS} levels", text, 0)
     return value

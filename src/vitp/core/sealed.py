@@ -92,6 +92,7 @@ def _check_own(path: Path, file: FileIO | BufferedReader, fix: str) -> bool:
     start, end = found.span(3)
     head[start:end] = ZEROS.encode()
     digest = hashlib.sha256(length.to_bytes(8, "little") + head)
+    # `file_digest` asks for a function that makes a hash; it gets the one that has the head already.
     hashlib.file_digest(file, lambda: digest)
     if digest.hexdigest() != stated:
         raise _changed(path, fix)
@@ -120,6 +121,7 @@ def read_sums(folder: Path, *, fix: str = "copy it again") -> dict[str, str]:
     if not path.is_file():
         return {}
     try:
+        # Behind the last line's end there must be nothing: a file that was cut off has a part of a line there.
         *lines, end = path.read_bytes().decode().split("\n")
     except OSError as error:
         raise unreadable(path, error, fix) from error

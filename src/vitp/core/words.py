@@ -82,6 +82,7 @@ _HUMP = re.compile(
 )
 _CAPITALISED = re.compile(r"[A-Z][a-z]+")
 _PREPOSITION = re.compile(r"(.*?\S)( (?:of|in|on|at|with|without|for|under) .+| \(.*\))")
+# Begins like "you": a European, a one-way street, a unit.
 _YOU = re.compile(r"eu|ewe|one(?![a-z])|once|ub|uv|u[cfhjkqrst][aeiou]|uni(?![dmn]|rr|nh|nt)", re.IGNORECASE)
 _SILENT_H = re.compile(r"hour|honest|honou?r|heir", re.IGNORECASE)
 
@@ -179,8 +180,10 @@ def _begins_with_vowel(text: str) -> bool:
     letters = re.match(r"[^\W\d_]*", word)
     head = letters[0] if letters else ""
     if not head:
+        # Eight, eleven and eighteen.
         return word.startswith(("8", "11", "18"))
     spelled = len(head) == 1 and len(word) > 1  # X-ray, F16
+    # Capitals are spelled out where they are few or have no vowel: an MRI, an SVHN.
     if spelled or (head.isupper() and len(head) > 1 and (len(head) < 4 or not re.search("[AEIOUY]", head))):
         return head[0].upper() in "AEFHILMNORSX"
     if head[0].lower() in "aeiou":

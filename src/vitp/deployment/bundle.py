@@ -209,6 +209,7 @@ def gathered(
         paths[CARD_FILE] = staging / CARD_FILE
         _add(paths, also, Path(source) if Path(source).is_dir() else found.folder)
         for shown, file in paths.items():
+            # Vocabularies hold pieces of text that look like paths.
             if shown not in _TOKENIZER:
                 _check_places(shown, file)
         digests = {shown: sha256(file) for shown, file in paths.items()}
@@ -289,6 +290,7 @@ def _check_places(shown: str, path: Path) -> None:
     """
     if path.stat().st_size == 0:
         return
+    # A short one, such as `/root`, could stand in any text.
     own = [str(folder).encode() for folder in (Path.home(), Path.cwd()) if len(folder.parts) > 2]
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         end = len(content)

@@ -308,6 +308,7 @@ def _opened(path: Path, contract: GraphContract, names: Iterable[str]) -> GraphM
 
 def _compare_outputs(work: _Work, graph: TaskGraph, written: GraphModel) -> OutputParity:
     contract = written.contract
+    # Another number of images than the two that the graph was traced with: a batch that got fixed would show.
     shape = (contract.batch or 3, graph.channels, *contract.size)
     noise = np.random.default_rng(20).random(shape, dtype=np.float32)
     inputs, of = [noise], "noise"
@@ -322,6 +323,7 @@ def _compare_outputs(work: _Work, graph: TaskGraph, written: GraphModel) -> Outp
 
 def _compare_scores(work: _Work, written: GraphModel, own: Scores) -> ScoreParity:
     scores = _scores_beside(work, written, own, SCORE_TOLERANCE)
+    # Asked this way round, NaN is refused, too.
     if not abs(scores.lost) <= scores.tolerance:
         raise CheckpointError(
             f"its {scores.headline} is {_points(scores, 'after')}, the model's {_points(scores, 'before')} "
@@ -364,6 +366,7 @@ def _write_int8(
     add_metadata(target, _metadata(work, contract))
     small = open_graph(target, threads=torch.get_num_threads())
     scores = _scores_beside(work, small, own, options.most_loss)
+    # Asked this way round, NaN is refused, too.
     if not scores.lost <= options.most_loss:
         raise CheckpointError(
             f"8 bits cost {scores.lost:.2f} points of {scores.headline} ({_points(scores, 'before')} → "

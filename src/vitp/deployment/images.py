@@ -80,6 +80,7 @@ def known_images(
 def _chosen(
     splits: Mapping[str, LabelledSet], labelled: LabelledSet, kind: LabelKind, most: int
 ) -> KnownImages:
+    # Validation images first, as test images are for the model's own scores.
     split = next((name for name in ("val", "test") if len(splits[name])), "all")
     of_split = labelled_only(labelled if split == "all" else splits[split], kind)
     compared = subset(of_split, most)

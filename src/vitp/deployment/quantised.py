@@ -71,6 +71,7 @@ def quantise_graph(path: Path, target: Path, inputs: Iterable[np.ndarray]) -> No
             activation_type=ort.QuantType.QUInt8,
             weight_type=ort.QuantType.QInt8,
             extra_options={
+                # Only products with weights: those within attention stay as they are.
                 "MatMulConstBOnly": True,
                 "OpTypesToExcludeOutputQuantization": ["Gemm", "MatMul"],
             },

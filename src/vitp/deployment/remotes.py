@@ -288,7 +288,7 @@ def push_model(
             [file.name for file in bundle.files] + [name for name in OURS if "*" not in name]
         )
         states = _states(remote, bundle, there)
-        stale = _stale(remote, bundle, states, there or {}, overwrite)
+        stale = _stale(remote, states, there or {}, overwrite)
         report = PushReport(remote.title, bundle, states, stale)
         if (report.sent or stale or there is None) and not dry_run:
             remote.send(report.sent, stale, f"vitp push: {bundle.said}")
@@ -313,7 +313,7 @@ def _states(remote: Remote, bundle: Bundle, there: dict[str, str] | None) -> dic
 
 
 def _stale(
-    remote: Remote, bundle: Bundle, states: dict[str, FileState], there: dict[str, str], overwrite: bool
+    remote: Remote, states: dict[str, FileState], there: dict[str, str], overwrite: bool
 ) -> tuple[str, ...]:
     """Return the files of another model.
 
@@ -321,6 +321,7 @@ def _stale(
         VitpError: There are some, or what would be replaced isn't from here, and it isn't to be replaced.
     """
     stale = tuple(sorted(name for name in there if name not in states and is_allowed(name, OURS)))
+    # A card may have been edited where it is.
     changed = [name for name, state in states.items() if state == "changed" and name != "README.md"]
     foreign = changed if SUMS not in there else []
     if (stale or foreign) and not overwrite:

@@ -230,6 +230,7 @@ def verify(path: Path, share: slice = slice(None)) -> None:
     for name in sorted(sums)[share]:
         sealed.check_sum(path / name, sums[name], fix=_AGAIN)
     state = _read_json(path)
+    # The state says that there were digests: their file has been lost, it isn't an older version's folder.
     if not sums and "digests" in state:
         raise DamagedError("is missing", where=str(path / sealed.SUMS), fix=_AGAIN)
     if not sums:
@@ -342,6 +343,7 @@ def _check_moments(
         for group, group_names in zip(optimizer.param_groups, names, strict=True)
         for parameter, name in zip(group["params"], group_names, strict=True)
     }
+    # A checkpoint before the first step has no moments at all, and fits.
     wrong = [f"{name} is trained now and was not" for name in trained if saved and name not in saved]
     wrong += [f"{name} was trained and is not now" for name in saved if name not in trained]
     wrong += [

@@ -80,6 +80,7 @@ class Gradients:
             return self._norms(self._cells.values())
         squares = self._norms(self._sharded).square()
         dist.all_reduce(squares, group=self._group)
+        # Whole parameters have the same gradient on each rank: they are added after the sum, once.
         if self._whole:
             squares += self._norms(self._unsharded).square()
         return squares.sqrt()

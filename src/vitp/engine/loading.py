@@ -104,6 +104,7 @@ class StepLoader:
         self.wait_s = 0.0
         self._loader: DataLoader[Any] = DataLoader(
             dataset,
+            # The items are whole batches already.
             batch_size=None,
             shuffle=False,
             num_workers=min(num_workers, len(dataset)),
@@ -142,6 +143,7 @@ class StepLoader:
     def close(self) -> None:
         """Stop the workers."""
         # Without this they run until the iterator is collected, which a traceback in flight can put off.
+        # torch has no public way to end the workers of an iterator.
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
@@ -169,6 +171,7 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if device.type == "cpu":
         return batch
     if hasattr(batch, "to"):
+        # A batch of somebody else's class may have a `to` without the argument.
         waits = not isinstance(batch, torch.Tensor | TensorFields)
         return batch.to(device) if waits else batch.to(device, non_blocking=device.type == "cuda")
     if dataclasses.is_dataclass(batch) and not isinstance(batch, type):

@@ -72,6 +72,7 @@ def memory_gb(device: torch.device) -> float:
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, kilobytes on Linux.
     return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
 
 

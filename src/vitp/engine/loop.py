@@ -167,6 +167,7 @@ class Trainer:
         """
         numerics.seed_step(self.config.seed, self.step, self.rank)
         lr = set_lr(self.optimizer, self.optim, lr_factor(self.step, self.config.steps, self.optim))
+        # Ranks exchange gradients once a step, with the last micro-batch.
         syncs = [number == len(batches) for number in range(1, len(batches) + 1)]
         parts = [self.forward_backward(b, counts, sync=s) for b, s in zip(batches, syncs, strict=True)]
         losses_MK = torch.stack(parts)
@@ -358,6 +359,7 @@ class Trainer:
             if check:
                 self._on_main(lambda: self.evidence.check(self.step))
         if self.hooks:
+            # Hooks may have left it in evaluation mode.
             self._trained.train()
         if looks and self.patience.judge(self.step, self.hooks):
             self.save(wait=False)

@@ -40,6 +40,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
     ("torch.serialization", "_get_layout"): torch.serialization._get_layout,
     # The folder that the checkpoint was written into.
     **{
+        # Python 3.13 has its paths in `pathlib._local`; pure ones can be made on any system, and touch no disk.
         (module, f"{pure}{kind}"): getattr(pathlib, f"Pure{kind}")
         for module in ("pathlib", "pathlib._local")
         for pure in ("", "Pure")
@@ -51,6 +52,7 @@ _CLASSES: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         found = _CLASSES.get((module, name))
+        # Types of tensors are pickled by their names in torch.
         if found is None and module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             found = getattr(torch, name)
         if found is None:

@@ -42,6 +42,7 @@ def amp_dtype(precision: str, device: torch.device) -> torch.dtype | None:
         return torch.float16
     if precision == "fp32" or (precision == "auto" and device.type != "cuda"):
         return None
+    # Metal has bf16 from macOS 14 on; a GPU that only emulates it would gain nothing.
     lacks = device.type == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0)
     if lacks or (device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)):
         if precision == "auto":
@@ -92,6 +93,7 @@ def numerics(config: TrainSettings) -> Iterator[None]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if config.deterministic:
+        # Without a fixed workspace cuBLAS isn't deterministic, and torch refuses to use it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False

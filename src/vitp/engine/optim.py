@@ -180,6 +180,7 @@ def build_optimizer(
             if not parameter.requires_grad:
                 continue
             scale = group.lr_scale * config.lr_scale.get(group.name, 1.0) * scales.get(id(parameter), 1.0)
+            # Norms, biases and scales have one dimension, and don't decay, as is usual for ViTs.
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             # What is shared out among processes, and what each has whole, aren't computed together.
             key = (group.name, scale, decay, shard_group(parameter) is None)

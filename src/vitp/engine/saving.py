@@ -123,6 +123,8 @@ class Saver:
     def _start(self, state: RunState, tensors: Tensors) -> None:
         """Write the checkpoint of a model that this rank has whole."""
         if not self.background:
+            # A write that has ended already goes the way of one in the background, so that `finish` tells all ranks
+            # alike.
             self._written = Future()
             try:
                 self._written.set_result(checkpoint.save(self.run_dir, state, tensors, self.keep_last))
@@ -131,6 +133,7 @@ class Saver:
             return
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        # Training goes on while the thread writes, and changes the originals.
         copies = tensors.copies()
         self._written = self._thread.submit(checkpoint.save, self.run_dir, state, copies, self.keep_last)
 

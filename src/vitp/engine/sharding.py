@@ -90,6 +90,7 @@ def shard(
     distributed.broadcast_state(objective.cpu())
     twin = copy.deepcopy(objective)
     if distributed.rank() > 0:
+        # Only rank 0's plain objective is ever looked at; elsewhere its weights would be memory for nothing.
         objective.to("meta")
     # One number has no parts: each process keeps it whole, and `Gradients` averages what it learns.
     scalars = {parameter for parameter in twin.parameters() if parameter.ndim == 0}
@@ -97,9 +98,8 @@ def shard(
         _shard_block(block, mesh, dtype, scalars)
     fully_shard(twin, mesh=mesh, ignored_params=scalars)
     set_unused = getattr(twin, "set_reduce_scatter_unused_params", None)
-    if (
-        set_unused is not None
-    ):  # newer releases: parameters that only some processes used count as zero elsewhere
+    # Newer releases: parameters that only some processes used count as zero elsewhere.
+    if set_unused is not None:
         set_unused(True)
     return twin.to(device)
 

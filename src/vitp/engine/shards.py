@@ -34,11 +34,8 @@ from vitp.engine.metadata import PartsReader
 FOLDER = "shards"
 _DAMAGE = (
     *(CheckpointException, OSError, EOFError, ValueError, RuntimeError, KeyError, TypeError),
-    *(
-        AttributeError,
-        IndexError,
-        pickle.PickleError,
-    ),  # what a cut-off pickle raises depends on where it was cut
+    # What a cut-off pickle raises depends on where it was cut.
+    *(AttributeError, IndexError, pickle.PickleError),
 )
 WRITE_ERRORS = (Exception, CheckpointException)
 """What a failed write may raise: torch's own exception is a `BaseException`."""

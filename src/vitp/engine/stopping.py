@@ -46,6 +46,7 @@ class StopSignals:
         self._owner = os.getpid()
 
     def __enter__(self) -> StopSignals:
+        # Python lets the main thread alone set handlers.
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._note) for number in self._SIGNALS}
         return self

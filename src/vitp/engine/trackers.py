@@ -215,6 +215,7 @@ class MLflow(Tracker):
         """See `Tracker`."""
         # Its parameters never change, and are short.
         told = self._client.get_run(self.run_name).data.params
+        # MLflow takes 500 characters a value and 100 values a call.
         new = {name: str(value)[:500] for name, value in values.items() if name not in told}
         params = [self._entities.Param(name, value) for name, value in new.items()]
         for first in range(0, len(params), 100):

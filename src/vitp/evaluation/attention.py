@@ -270,6 +270,7 @@ def colour_basis(features: Sequence[np.ndarray]) -> ColourBasis:
     axes_D3 = axes_DD[:3].T
     axes_D3 = axes_D3 * np.sign(axes_D3[np.abs(axes_D3).argmax(0), np.arange(axes_D3.shape[1])])
     values = (patches_PD - mean_D) @ axes_D3
+    # A few odd patches at the ends would leave all others the same grey.
     low_3, high_3 = np.percentile(values, [2, 98], axis=0)
     explained = float((sizes[:3] ** 2).sum() / max((sizes**2).sum(), 1e-30))
     return ColourBasis(mean_D, axes_D3, low_3, high_3, explained)
@@ -304,6 +305,7 @@ def matched(
     axes, channels = linear_sum_assignment(-np.abs(correlation_33))
     order_3 = axes[np.argsort(channels)]
     sign_3 = np.where(correlation_33[order_3, np.arange(3)] < 0, -1.0, 1.0)
+    # An axis that is turned round has its low end where the high one was.
     ends_23 = np.stack([basis.low_3, basis.high_3])[:, order_3] * sign_3
     return replace(
         basis, axes_D3=basis.axes_D3[:, order_3] * sign_3, low_3=ends_23.min(0), high_3=ends_23.max(0)

@@ -75,6 +75,7 @@ def side_by_side(pictures: Mapping[str, Image.Image]) -> Image.Image:
     for name, picture in pictures.items():
         sheet = ImageOps.expand(picture, (0, _CAPTION, 0, 0), "white")
         ImageDraw.Draw(sheet).text((2, 3), name, fill="black")
+        # A row is a column of transposed pictures.
         sheets.append(sheet.transpose(Image.Transpose.TRANSPOSE))
     return below_one_another(sheets).transpose(Image.Transpose.TRANSPOSE)
 

@@ -210,6 +210,7 @@ def extract(
                 patches.append(_forward(tower, waiting, batch_size))
                 held += patches[-1].nbytes
                 waiting = []
+            # Said as soon as it can be foreseen, and not when the memory is full.
             expected = held * total / (number + 1)
             if expected > max_bytes:
                 raise ConfigError(
@@ -317,6 +318,7 @@ def _forward(tower: VisionTower, images: Sequence[np.ndarray], batch_size: int) 
         chunk = np.stack(images[start : start + batch_size])
         tiles_BCHW = torch.from_numpy(chunk).permute(0, 3, 1, 2).to(device)
         (map_BDhw,) = tower.forward_features(tower.normalize(tiles_BCHW))
+        # In half precision, as the features of the whole set are held.
         parts.append(map_BDhw.permute(0, 2, 3, 1).half().cpu())
     return torch.cat(parts)
 
@@ -357,6 +359,7 @@ def box_labels(
     best_hw = np.zeros(grid)
     scale = np.array([grid[1] / size[1], grid[0] / size[0]])
     areas = [(x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in (one.box for one in objects)]
+    # Small boxes first: of two that cover a patch alike the first one keeps it.
     for index in np.argsort(areas, kind="stable").tolist():
         labelled = objects[index]
         x1, y1, x2, y2 = labelled.box

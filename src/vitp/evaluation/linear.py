@@ -86,6 +86,7 @@ def fit_logistic(
     x_ND = (features_ND - mean_D) / std_D
     width = x_ND.shape[1]
     beginning = torch.zeros(width + 1, classes, device=x_ND.device) if start is None else start.clone()
+    # Callers may have switched gradients off.
     with torch.enable_grad():
         theta = beginning.requires_grad_()
         optimizer: Any = torch.optim.LBFGS(
@@ -132,8 +133,10 @@ def fit_selected(
     best: tuple[float, LinearModel, float] | None = None
     start: Tensor | None = None
     for l2 in choices:
+        # Each fit begins where the one with the next stronger regularisation ended, close to its own solution.
         model, start = fit_logistic(features_ND, target, classes, l2, start=start, max_iter=max_iter)
         value = score(model)
+        # A score of NaN, which is unlike itself, gives way to any other.
         if best is None or value > best[0] or best[0] != best[0]:
             best = (value, model, l2)
     assert best is not None

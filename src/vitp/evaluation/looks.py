@@ -193,6 +193,7 @@ class ModelReader:
         )
         language = self.vlm.language
         before = language.config._attn_implementation
+        # The other implementations return no weights.
         language.set_attn_implementation("eager")
         try:
             layers = language.get_decoder()(
@@ -282,13 +283,16 @@ def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) 
         raise ConfigError("too few images with labelled places", where=labelled.name, fix="name another set")
     seen = _seen_by(reader)
     tiles = {index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images}
+    # 0x4C4F4F4B spells "LOOK": other uses of the seed draw other numbers.
     rng = np.random.default_rng([0, 0x4C4F4F4B])
     order = [images[int(i)] for i in rng.permutation(len(images))]
+    # In a circle, so that no image is the other one of itself.
     other = dict(zip(order, [*order[1:], order[0]], strict=True))
     found = []
     for task in LOOKS_TASKS:
         asked = [one for one in questions if one.task == task]
         if task == "box":
+            # Boxes are decoded token by token, which costs many times what scoring a given answer does.
             asked = asked[: max(1, count // 8)]
         if asked:
             found.append(_measured(reader, task, asked, tiles, other, rng))

@@ -127,6 +127,7 @@ def over_images(
         if len(groups) != 1:
             raise ConfigError("the backbones were scored on different images", where=" ".join(key))
         count = groups.pop()
+        # The same seed for each score: all of them see the same draws of images.
         rng = np.random.default_rng([seed, count])
         weight_BG = rng.multinomial(count, np.full(count, 1 / count), size=draws)
         # The first row of each is the score of the images as they are.

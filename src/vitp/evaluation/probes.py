@@ -173,6 +173,7 @@ class FittedProbes:
                 else:
                     query_MD, target_M = features.known_scenes(self.device)
                     predicted = classifier(query_MD)
+                    # Nearest neighbours give classes, linear probes logits.
                     predicted_M = predicted.argmax(1) if predicted.ndim == 2 else predicted
                     counts_GCC = _no_counts(group_N, self.scene_classes)
                     _add_counts(counts_GCC, predicted_M, target_M, group_N[features.scene_N >= 0])
@@ -237,9 +238,11 @@ def _add_counts(counts_GCC: np.ndarray, prediction: Tensor, target: Tensor, grou
         group_U: Group of each image or view.
     """
     classes = counts_GCC.shape[-1]
+    # The groups of this part alone: a table of all groups would be large each time.
     touched, place_U = torch.unique(group_U, return_inverse=True)
     place = place_U.view(-1, *(1,) * (target.ndim - 1)).expand(target.shape).to(target.device)
     known = target != IGNORE
+    # Group, true class and guess in one number: `bincount` counts all cells of all groups at once.
     cell = (place[known] * classes + target[known].long()) * classes + prediction[known].long()
     counts = torch.bincount(cell, minlength=len(touched) * classes**2).view(-1, classes, classes)
     counts_GCC[touched.numpy()] += counts.cpu().numpy()
@@ -309,11 +312,13 @@ def _fit(data: ProbeData, task: str, chosen: Tensor, seed: int) -> Classifier:
     if task == "patches linear":
         classes, measure = len(train.patch_classes), mean_iou
         features, labels = train.labelled_patches(train.views_of(chosen), seed, device)
+        # The same patches of validation images for every draw.
         val_features, val_labels = val.labelled_patches(torch.arange(len(val.patches_VhwD)), 0, device)
     else:
         classes, measure = data.scene_class_count(), accuracy
         features, labels = train.known_scenes(device, chosen)
         if task == "scene kNN":
+            # It has no strength of regularisation that validation images could choose.
             return partial(knn_predict, features, labels, classes=classes)
         val_features, val_labels = val.known_scenes(device)
 

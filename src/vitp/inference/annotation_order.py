@@ -83,7 +83,7 @@ def annotation_order(images: Sequence[Sequence[str]], doubts: Sequence[float]) -
 
 def _near(images: Sequence[Sequence[str]]) -> dict[int, set[int]]:
     """Return the images that show the same picture as each, at all dates."""
-    dates = [[] for _ in images]  # type: list[list[set[int]]]
+    dates: list[list[set[int]]] = [[] for _ in images]
     for date in range(max((len(paths) for paths in images), default=0)):
         having = [number for number, paths in enumerate(images) if len(paths) > date]
         prints = in_threads(_print_of, [images[number][date] for number in having])

@@ -137,7 +137,7 @@ class TaskWriter:
     def write(self, out: Path, found: Sequence[LookedAt]) -> list[str]:
         """Write all files of the tool, and return lines about them."""
         places = annotation_order([one.dates for one in found], [one.doubt for one in found])
-        folder = _common_folder([date for one in found for date in one.dates])
+        folder = os.path.commonpath([Path(date).absolute().parent for one in found for date in one.dates])
         names = [
             tuple(os.path.relpath(date, folder).replace(os.sep, "/") for date in one.dates) for one in found
         ]
@@ -428,11 +428,6 @@ def _coco_place(shape: _Shape) -> dict[str, Any]:
     sides = x2 - x1, y2 - y1
     box_of = [round(value, 6) for value in (x1, y1, *sides)]
     return {"bbox": box_of, "area": round(sides[0] * sides[1], 3), "segmentation": [], **turned, **score}
-
-
-def _common_folder(paths: Sequence[str]) -> str:
-    """Return the innermost folder that holds all files."""
-    return os.path.commonpath([Path(path).absolute().parent for path in paths])
 
 
 def _as_xml(root: ElementTree.Element) -> str:

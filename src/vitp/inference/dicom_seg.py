@@ -97,8 +97,7 @@ def write_dicom_seg(
     digest = hashlib.sha256(labels_FHW.tobytes()).hexdigest()
     seed = [str(sources[0].SeriesInstanceUID), model_sha256, digest, *classes, __version__]
     described = [
-        _segment(highdicom, pydicom, place, classes[number], number)
-        for place, number in enumerate(numbers, 1)
+        _segment(highdicom, place, classes[number], number) for place, number in enumerate(numbers, 1)
     ]
     try:
         with _quiet():
@@ -155,6 +154,7 @@ def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[
 def _header(pydicom: Any, path: Path) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        # `force` also reads files that lack the preamble.
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True, specific_tags=_READ)
     for name in _WHOSE:
         if name not in header:  # demanded, but may be empty
@@ -182,7 +182,7 @@ def _set_dimensions(file: Any, uid: Any) -> None:
         item.DimensionOrganizationUID = uid
 
 
-def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -> Any:
+def _segment(highdicom: Any, place: int, name: str, number: int) -> Any:
     codes = need("medical", "pydicom.sr.codedict", "DICOM-SEG").codes
     algorithm = highdicom.AlgorithmIdentificationSequence(
         name="vitp", version=__version__, family=codes.cid7162.ArtificialIntelligence
@@ -194,7 +194,7 @@ def _segment(highdicom: Any, pydicom: Any, place: int, name: str, number: int) -
         segment_number=place,
         segment_label=name[:64],
         segmented_property_category=category if concept is not None else codes.SCT.Tissue,
-        segmented_property_type=concept or _own_code(pydicom, name),
+        segmented_property_type=concept or _own_code(name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm,
         display_color=highdicom.color.CIELabColor.from_rgb(*class_colour(number)),
@@ -216,7 +216,7 @@ def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
     return (sides[0] if len(sides) == 1 else None), getattr(codes.SCT, own, None) if own else None
 
 
-def _own_code(pydicom: Any, name: str) -> Any:
+def _own_code(name: str) -> Any:
     """Return a private code for a class that SNOMED has no code of under its name."""
     coded = need("medical", "pydicom.sr.coding", "DICOM-SEG").Code
     value = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()[:16] or "CLASS"

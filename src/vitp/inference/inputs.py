@@ -322,6 +322,7 @@ def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np
             ends_CHW[as_is_C] = False
         known_HW = valid_CHW.any(0)
         pixels += int(known_HW.sum())
+        # A pixel counts where every band is black, white or without a value.
         clipped += int(((ends_CHW | ~valid_CHW).all(0) & known_HW).sum())
         if known_HW.any():
             low = min(low, float(values_CHW[valid_CHW].min()))

@@ -155,6 +155,7 @@ class _Tiles:
         self.file.close()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", self._rasterio.errors.NotGeoreferencedWarning)
+            # GDAL makes COGs by copying only: their overviews stand before the pixels that they are made of.
             need("geo", "rasterio.shutil", str(self._path)).copy(
                 str(self._temporary),
                 str(self._path),

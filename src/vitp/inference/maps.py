@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vitp.core import distributed
+from vitp.inference.unfinished import done_parts, note_done
 from vitp.records.labels import IGNORE
 from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
@@ -100,6 +101,7 @@ def seen_origin(ground: RasterGround) -> tuple[int, int]:
     if geometry is None:
         return 0, 0
     a, b, _, d, e, _ = geometry.transform
+    # A transform without area has no way back.
     x, y = geometry.to_pixels(np.zeros((1, 2)))[0] if abs(a * e - b * d) > 0 else (0.0, 0.0)
     return round(float(x)), round(float(y))
 
@@ -179,7 +181,7 @@ class RasterPrediction:
             self._compute_objects()
 
     def _compute_classes(self, model: DenseModel) -> None:
-        done, rank = self._done(), distributed.rank()
+        done = done_parts(self.folder)
         wanted = [
             (lane, unit)
             for lane, each in enumerate(self.lanes)
@@ -203,19 +205,13 @@ class RasterPrediction:
                 )
                 for unit, strip in strips:
                     raw.write(strip)
-                    with (self.folder / f"done-{rank}.txt").open("a", encoding="utf-8") as file:
-                        file.write(f"{number} {unit}\n")
-
-    def _done(self) -> set[str]:
-        files = sorted(self.folder.glob("done-*.txt"))
-        lines = [
-            line for file in files for line in file.read_text(encoding="utf-8").splitlines(keepends=True)
-        ]
-        return {line.strip() for line in lines if line.endswith("\n")}
+                    # After the rows are on the disk: what isn't noted is computed again, what is noted never.
+                    note_done(self.folder, f"{number} {unit}")
 
     def _compute_objects(self) -> None:
         (lane,) = self.lanes
         wanted = [unit for unit in range(len(lane.units)) if not self._objects_file(unit).exists()]
+        # All have looked before anybody writes, so that all share the same list.
         distributed.barrier()
         for unit in share(wanted):
             found = unit_objects(self.model, self.dates[0], lane.units[unit], self.settings.batch_size)
@@ -336,6 +332,7 @@ def _write_rows(file: int, rows_RW: np.ndarray, start: int, width: int) -> None:
 def _write_all(file: int, content: bytes, start: int) -> None:
     rest = memoryview(content)
     while rest:
+        # It may write less than it is given.
         count = os.pwrite(file, rest, start)
         rest, start = rest[count:], start + count
 

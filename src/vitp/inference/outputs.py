@@ -310,6 +310,7 @@ def _draw_segments(
             # The pixel that lies deepest in the segment.
             depth_HW = cv2.distanceTransform(np.pad(mask_HW, 1).astype(np.uint8), cv2.DIST_L2, 3)
             row, column = np.unravel_index(int(depth_HW.argmax()), depth_HW.shape)
+            # One pixel less for the padding, half a pixel more for the middle of the pixel.
             place = (float(column) - 0.5, float(row) - 0.5)
             named.append((f"{classes[label]} {scores_N[number]:.2f}", place, label))
     plates = LabelPlates(pen, size)

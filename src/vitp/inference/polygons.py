@@ -122,6 +122,7 @@ class _Joiner:
                 break
             held -= self._open[number].vertices
             done.append(number)
+        # Regions that were cut here are finished: what continues one below is another region.
         below_W[np.isin(below_W, done)] = -1
         self._edge_W = below_W
         regions = [self._open.pop(number) for number in sorted(done)]
@@ -140,6 +141,7 @@ class _Joiner:
         points_N2, owner_N = shapely.get_coordinates(
             shapely.get_exterior_ring(polygons_P[touching]), return_index=True
         )
+        # Steps of one ring along the line are edges of pixels that lie on it.
         along_N = (points_N2[:-1, 1] == row) & (points_N2[1:, 1] == row) & (owner_N[:-1] == owner_N[1:])
         for at in np.flatnonzero(along_N).tolist():
             left, right = sorted((int(points_N2[at, 0]), int(points_N2[at + 1, 0])))

@@ -353,6 +353,7 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
         model, [seen.planes_CHW], seen.settings, later, certainty=bool(job.options.tool)
     )
     size, reduced = seen.size, seen.reduced
+    # Large pictures are let go before they are read once more to be drawn on.
     del seen, later
     prediction = surest(_doubted(job, prediction), settings.score_threshold)
     named = Named(source.name, source.image, size, prediction)

@@ -123,6 +123,7 @@ class LargeWork(ABC, Generic[PredictionT]):
                 prediction.compute()
             except DataError as error:
                 reason = f"{error.where}: {error.what}"
+            # All processes go the same way from here: one that stopped alone would let the others wait for it.
             reasons = [each for each in distributed.gather(reason) if each is not None]
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
@@ -133,6 +134,7 @@ class LargeWork(ABC, Generic[PredictionT]):
                     reason = f"{error.where}: {error.what}"
             reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
+            # Working files. What else lies there tells a resumed prediction that this input is done.
             for file in self.part.glob("*"):
                 if reasons or file.suffix in (".raw", ".npz", ".vrt") or file.name.startswith("slice-"):
                     file.unlink()

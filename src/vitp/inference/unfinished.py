@@ -28,6 +28,20 @@ def unfinished_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.unfinished")
 
 
+def note_done(folder: Path, part: str) -> None:
+    """Write down that a part is finished: a line in the file of this process, `done-RANK.txt`."""
+    with (folder / f"done-{distributed.rank()}.txt").open("a", encoding="utf-8") as file:
+        file.write(f"{part}\n")
+
+
+def done_parts(folder: Path) -> set[str]:
+    """Return what all processes have written down as finished."""
+    texts = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("done-*.txt"))]
+    lines = [line for text in texts for line in text.splitlines(keepends=True)]
+    # A line without its end was cut off while it was written.
+    return {line.strip() for line in lines if line.endswith("\n")}
+
+
 @contextlib.contextmanager
 def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Path]:
     """Yield a working folder with `out/`, which becomes `out` on success, and `parts/`.
@@ -58,6 +72,7 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
         yield folder
         distributed.barrier()
         if distributed.rank() == 0:
+            # On the disk before the folder gets its name: after a crash it must not be there with empty files.
             for file in (folder / "out").rglob("*"):
                 if file.is_file():
                     with file.open("rb") as written:
@@ -73,6 +88,7 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
 
 
 def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> None:
+    # As it is read back, with lists for tuples, so that plans can be compared.
     plan = json.loads(json.dumps(plan))
     out.parent.mkdir(parents=True, exist_ok=True)
     recover(out)

@@ -177,6 +177,7 @@ class _GeoPackage(_Sink):
         pyogrio = need("geo", "pyogrio", str(self.path))
         shapely = need("geo", "shapely", _WHERE)
 
+        # A file without polygons has the columns of one with some.
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         # GeoPackages note when they were changed; equal predictions are to be equal files.
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})

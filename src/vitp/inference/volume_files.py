@@ -76,12 +76,14 @@ def _write(path: Path, volume: Volume, values_IJKC: np.ndarray, scale: float) ->
         nibabel.volumeutils.seek_tell(file, header.get_data_offset(), write0=True)
         for category in range(values_IJKC.shape[3]):
             for k in range(values_IJKC.shape[2]):
+                # NIfTI's first axis runs fastest.
                 file.write(values_IJKC[:, :, k, category].tobytes(order="F"))
 
 
 def _header(nibabel: Any, volume: Volume, shape: tuple[int, ...]) -> Any:
     """Return a header with the place of a volume: the source's own numbers where it is NIfTI."""
     source = _nifti_header(nibabel, volume)
+    # NIfTI-1 has 348 bytes of header, in which a side has 16 bits.
     wide = max(shape) > _LARGEST_SIDE or (source is not None and len(source.binaryblock) > 348)
     header = nibabel.Nifti2Header() if wide else nibabel.Nifti1Header()
     header.set_data_dtype(np.uint8)
@@ -107,7 +109,7 @@ def _header(nibabel: Any, volume: Volume, shape: tuple[int, ...]) -> Any:
 
 def _nifti_header(nibabel: Any, volume: Volume) -> Any:
     """Return the header of a NIfTI file; None for other kinds."""
-    if len(volume.source) != 1 and not volume.source:
+    if not volume.source:
         return None
     try:
         image = nibabel.load(volume.source[0])

@@ -101,6 +101,7 @@ class VolumeWork(LargeWork[VolumePrediction]):
         spacing = prediction.volume.grid.slice_spacing(prediction.plane) or (1.0, 1.0, 1.0)
         finest = min(spacing[1:])
         sides = (width * spacing[2] / finest, height * spacing[1] / finest)
+        # Enlarged to 320 px, eight times at most, and shrunk by as much as the slice was read coarser than it is.
         shrink = min(max(1.0, _SMALLEST_PICTURE / max(sides)), 8.0) * min(1.0, image.width / width)
         size = tuple(max(1, round(side * shrink)) for side in sides)
         image = image.resize((size[0], size[1]), Image.Resampling.BILINEAR)

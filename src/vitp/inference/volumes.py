@@ -28,6 +28,7 @@ from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.tensors import present
 from vitp.inference.maps import SHARE_SCALE, share
+from vitp.inference.unfinished import done_parts, note_done
 from vitp.io.parts import split_address
 from vitp.io.volumes import Volume, open_volume
 from vitp.records.channels import Channels
@@ -138,7 +139,7 @@ class VolumePrediction:
         Raises:
             DataError: A slice can't be read.
         """
-        done = self._done()
+        done = done_parts(self.folder)
         wanted = [number for number in range(len(self.blocks)) if str(number) not in done]
         if isinstance(self.model, DenseModel):
             self._make_maps()
@@ -154,13 +155,7 @@ class VolumePrediction:
                 else:
                     for number, ground in zip(self.blocks[block], grounds, strict=True):
                         write_json(self._slice_file(number), self._found(ground))
-            with (self.folder / f"done-{distributed.rank()}.txt").open("a", encoding="utf-8") as file:
-                file.write(f"{block}\n")
-
-    def _done(self) -> set[str]:
-        texts = [file.read_text(encoding="utf-8") for file in sorted(self.folder.glob("done-*.txt"))]
-        lines = [line for text in texts for line in text.splitlines(keepends=True)]
-        return {line.strip() for line in lines if line.endswith("\n")}
+            note_done(self.folder, str(block))
 
     # --- class maps
 
@@ -189,9 +184,8 @@ class VolumePrediction:
     def _make_maps(self) -> None:
         for file in self._map_files():
             with file[0].open("ab") as made:
-                made.truncate(
-                    int(np.prod(file[1]))
-                )  # keeps what is there, and takes no room where nothing is written
+                # Keeps what is there, and takes no room where nothing is written.
+                made.truncate(int(np.prod(file[1])))
 
     def _map_files(self) -> list[tuple[Path, tuple[int, ...]]]:
         maps = [(self.folder / "classes.raw", self.shape)]

@@ -140,6 +140,7 @@ def _place(item: LabelledImage) -> _Place:
 def _begun(members: Sequence[LabelledImage]) -> _Case:
     places = [_place(item) for item in members]
     numbers = sorted({place.number for place in places})
+    # The largest step that all slices lie on; a single slice has a step of 0.
     step = math.gcd(*(number - numbers[0] for number in numbers)) or 1
     rows = {number: (number - numbers[0]) // step for number in numbers}
     size = (
@@ -151,6 +152,7 @@ def _begun(members: Sequence[LabelledImage]) -> _Case:
     is_volume = split_address(first.image)[1].slice is not None
     steps: tuple[float, ...] | None = None
     if first.spacing is not None and not (is_volume and first.thickness is None):
+        # Spacings are x before y, arrays have rows before columns.
         steps = ((first.thickness or 1.0) * step, first.spacing[1], first.spacing[0])
     guess_SHW, truth_SHW = np.zeros(size, np.uint8), np.full(size, IGNORE, np.uint8)
     group = first.group or places[0].case

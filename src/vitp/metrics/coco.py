@@ -258,7 +258,9 @@ def _ignored_rows(
         for at, box_4 in enumerate(truth.ignored_M4):
             mask = None if kind == "box" else (truth.ignored_masks or ())[at]
             rows += [
-                {**_row(image, label, box_4, mask), "iscrowd": 1} for label in np.unique(objects.labels_N)
+                # To the evaluators a crowd is of one class, so each class that was found gets one.
+                {**_row(image, label, box_4, mask), "iscrowd": 1}
+                for label in np.unique(objects.labels_N)
             ]
     return rows
 
@@ -274,6 +276,7 @@ def _counting(
         return found
     shapes = _shapes(found.boxes_N4, found.masks, kind)
     places = _shapes(truth.ignored_M4, truth.ignored_masks, kind)
+    # With crowds COCO's overlap is the share of the detection itself.
     inside_N = np.asarray(tools.iou(shapes, places, [1] * len(places))).max(1) >= INSIDE
     finds_N = np.zeros(len(inside_N), bool)
     if len(truth.labels_N):

@@ -47,6 +47,7 @@ def resampled_means(values_NM: np.ndarray, group_N: np.ndarray, *, draws: int = 
     step = max(1, _AT_ONCE // groups)
     for first in range(0, draws, step):
         count = min(step, draws - first)
+        # How often each group is drawn, not which are: two products then give the sums of all columns.
         times_BG = rng.multinomial(groups, np.full(groups, 1 / groups), count).astype(np.float64)
         total_BM, known_BM = times_BG @ sums_GM, times_BG @ counts_GM
         means.append(np.divide(total_BM, known_BM, out=np.full((count, columns), np.nan), where=known_BM > 0))
@@ -132,6 +133,7 @@ def area_under_curve(
         return math.nan, NO_INTERVAL
     ranks_N = rankdata(np.concatenate([ours, theirs]))
     # Share of the other kind that each value is on the right side of.
+    # A rank among all less the rank among one's own is the number of others below; equal ones count half.
     right_m = (ranks_N[:m] - rankdata(ours)) / n
     right_n = 1 - (ranks_N[m:] - rankdata(theirs)) / m
     area = float(right_m.mean())
@@ -144,6 +146,7 @@ def area_under_curve(
     spread = math.sqrt(_area_variance(area, (right_m, groups_m), (right_n, groups_n)))
     z, logit = float(norm.ppf(0.5 + _CONFIDENCE / 2)), math.log(area / (1 - area))
     half = z * spread / (area * (1 - area))
+    # Beyond 700 `exp` would overflow.
     low, high = (1 / (1 + math.exp(-min(max(end, -700.0), 700.0))) for end in (logit - half, logit + half))
     return area, (low, high)
 

@@ -127,9 +127,11 @@ def panoptic_scores(
 
 def _segments(map_2HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the class of each segment, and (H, W) its place in that list; one past the end where there is none."""
+    # Class and instance in one number: one `unique` finds all segments.
     keys_HW = np.where(map_2HW[0] == IGNORE, -1, (map_2HW[0].astype(np.int64) << 32) + map_2HW[1])
     keys, place = np.unique(keys_HW, return_inverse=True)
     place_HW = place.reshape(keys_HW.shape)
+    # Pixels without a label come first; their place moves past the end.
     if len(keys) and keys[0] == -1:
         return (keys[1:] >> 32), np.where(place_HW == 0, len(keys) - 1, place_HW - 1)
     return keys >> 32, place_HW

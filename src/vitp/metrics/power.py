@@ -62,7 +62,9 @@ def spread_of_repeats(ours: Repeats, theirs: Repeats) -> RepeatSpread | None:
         return RepeatSpread(mean, float(rows_S.var(ddof=1)), 0.0, 0.0, seeds, draws, pairs)
     columns_D = np.nanmean(found_SD, 0)
     rest_SD = found_SD - rows_S[:, None] - columns_D + mean
+    # Degrees of freedom of a table of two factors; pairs that were never run leave fewer.
     rest = float(np.nansum(rest_SD**2)) / max(1, pairs - seeds - draws + 1)
+    # A row's mean also spreads by the rest of its pairs, which is taken off; below 0 nothing of it is left.
     of_seeds = max(0.0, float(rows_S.var(ddof=1)) - rest * seeds / pairs)
     of_draws = max(0.0, float(columns_D.var(ddof=1)) - rest * draws / pairs)
     return RepeatSpread(mean, of_seeds, of_draws, rest, seeds, draws, pairs)
@@ -95,6 +97,8 @@ def power_of_repeats(
     for variance, freedom in errors:
         if variance > 0:
             critical = variance * stdtrit(freedom, 0.5 + confidence / 2) ** 2 / freedom
+            # The test passes where its estimate of the variance is small enough; that estimate follows a chi-square
+            # law.
             passed_N = passed_N * gammainc(freedom / 2, (difference + std * z_N) ** 2 / critical / 2)
     return float(min(passed_N.sum(), ndtr(-low)))
 
@@ -114,6 +118,7 @@ def smallest_seen(spread: RepeatSpread, *, power: float = 0.8, confidence: float
 
     if high == 0:
         return 0.0
+    # Doubled until it is enough, then narrowed down by halves.
     while not seen(high):
         low, high = high, 2 * high
     while high - low > 1e-4 * high:

@@ -87,6 +87,7 @@ def rankings(images: Iterable[ImageMatches], classes: int) -> list[Ranking]:
                 overlap_NM = image.overlaps(found_N, own_M)
                 place_N = overlap_NM.argmax(1)
                 overlap_N = overlap_NM[np.arange(len(place_N)), place_N]
+                # Objects are numbered on over the images, so that each is one in the ranking of all.
                 object_N, difficult_N = place_N + objects[number], difficult_M[place_N]
             scores_N = np.asarray(image.scores_N, float)[found_N]
             columns[number].append((scores_N, object_N, overlap_N, difficult_N, image.inside_N[found_N]))

@@ -91,6 +91,7 @@ class Prompts(nn.Module):
         else:
             before = self._before[0]
             assert before is not None and before._out_BnD is not None
+            # Taken out at once: kept until the next batch, it would hold the graph and the memory of this one.
             prompts_BnD, before._out_BnD = before._out_BnD, None
         return (torch.cat([prompts_BnD, x_BLD], dim=1), *arguments[1:])
 
@@ -108,6 +109,7 @@ class Adapter(nn.Module):
         super().__init__()
         self.norm, self.scale = nn.LayerNorm(width), scale
         self.down, self.up = nn.Linear(width, inner), nn.Linear(inner, width)
+        # Nothing is added at first: the tower begins as it was.
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
@@ -135,6 +137,7 @@ class GatedMemory(Adapter):
         self.norm = nn.LayerNorm(width)
         self.memory_mD = nn.Parameter(torch.randn(tokens, width) * 0.02)
         self.attention = nn.MultiheadAttention(width, heads, batch_first=True)
+        # Nothing is added at first: the tower begins as it was.
         self.alpha = nn.Parameter(torch.zeros(()))
 
     def forward(self, x_BLD: Tensor) -> Tensor:

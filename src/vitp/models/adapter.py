@@ -127,6 +127,7 @@ class Injector(nn.Module):
         self.query_norm = nn.LayerNorm(width, eps=1e-6)
         self.value_norm = nn.LayerNorm(width, eps=1e-6)
         self.attention = MultiScaleDeformableAttention(width, levels=len(LOOKED_AT), **attention)
+        # Nothing is added at first: the ViT begins as it was pretrained.
         self.gamma = nn.Parameter(torch.zeros(width))
 
     def forward(
@@ -240,13 +241,16 @@ class ViTAdapter(Pyramid):
             if name.startswith("backbone"):
                 continue
             if isinstance(module, nn.Linear):
+                # As the published adapter starts, apart from the layers that `reset_parameters` sets below.
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                # Kaiming's start by fan-out; in a grouped convolution an input reaches only 1 / groups of the outputs.
                 fan_out = module.kernel_size[0] * module.kernel_size[1] * module.out_channels
                 nn.init.normal_(module.weight, std=math.sqrt(2 * module.groups / fan_out))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+        # After the loop, which has overwritten the star of points that deformable attention starts from.
         for module in self.modules():
             if isinstance(module, MultiScaleDeformableAttention):
                 module.reset_parameters()

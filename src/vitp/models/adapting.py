@@ -66,6 +66,7 @@ def adapt_tower(tower: VisionTower, settings: AnyAdapt, seed: int = 0) -> None:
     else:
         kept = settings.model_copy(update={"init": None})
         if tower.config.adapt is None:
+            # The start of what is added follows from the seed, and the run's own random numbers go on as without it.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(seed)
                 tower.attach(kept)
@@ -97,6 +98,7 @@ def base_digest(tower: nn.Module) -> str:
     digest, own = hashlib.sha256(), own_part(tower)
     for name, parameter in sorted(tower.named_parameters()):
         if name not in own and not name.endswith("pos_embed"):
+            # LoRA puts a layer into another one, under this name.
             digest.update(name.replace(".base_layer", "").encode())
             digest.update(tensor_bytes(parameter))
     return digest.hexdigest()

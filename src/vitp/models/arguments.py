@@ -118,6 +118,7 @@ def _check(arguments: Mapping[str, Any], known: frozenset[str], whose: str, wher
     )
     if not (isinstance(depth, int) and isinstance(width, int)):
         return
+    # A block has about 12 · width² weights: 4 in its attention, 8 in an MLP four times as wide.
     if depth > MOST_LAYERS or 12 * depth * width**2 > MOST_PARAMETERS:
         raise ConfigError(
             f"{depth:,} layers of width {width:,} are too many", where=where, fix="check the sizes"

@@ -85,9 +85,11 @@ def prepare(
     runs = token_runs(segments_BL.cpu().numpy(), branches_BL.cpu().numpy())
     members_N, whole = runs.members_N, len(runs.members_N) == runs.tokens
     members = None if whole else torch.from_numpy(members_N).to(device)
+    # Static rows keep their padding, so that shapes stay the same from batch to batch.
     if not static:
         runs = runs.without_padding()
     if kind == "varlen":
+        # These kernels take sequences, so padding is left out here even where the rows keep it.
         ends = sequence_ends(runs.without_padding()).to(device)
         return Layout(VarlenAttention(ends, members if static else None), None if static else members)
     return Layout(RunAttention(runs, device), None if static else members)
@@ -213,6 +215,7 @@ class VarlenAttention:
             scale,
         )
         if members_N is not None:
+            # Padding belongs to no sequence, but the rows that are returned have it: it becomes zeros.
             blank = attended.new_zeros(rows * length, heads, channels)
             attended = blank.index_copy(0, members_N, attended)
         return attended.view(rows, length, heads, channels)
@@ -294,14 +297,17 @@ def _torch_varlen(
 
     known = _varlen_parameters()
     options: dict[str, Any] = {"scale": scale}
+    # torch's versions spell "causal" in two ways: as no keys to the right of a query, or as a flag.
     options |= {"window_size": (-1, 0)} if "window_size" in known else {"is_causal": True}
     heads = query_Nhd.shape[1]
     if "enable_gqa" in known:
         options["enable_gqa"] = key_Mgd.shape[1] != heads
     else:
+        # Versions without grouped heads get each key head as often as query heads share it.
         key_Mgd, value_Mgd = (x.repeat_interleave(heads // x.shape[1], 1) for x in (key_Mgd, value_Mgd))
     if "scale" not in known:
         del options["scale"]
+        # Versions without a scale divide by √d; multiplied into the queries, that is undone and the scale applied.
         query_Nhd = query_Nhd * (scale * query_Nhd.shape[-1] ** 0.5)
     attended: Any = varlen_attn(
         query_Nhd, key_Mgd, value_Mgd, query_ends, key_ends, longest_query, longest_key, **options

@@ -63,6 +63,7 @@ class Backbone(nn.Module, ABC):
         known: dict[Any, tuple[Tensor, Tensor]] = self.__dict__.setdefault("_normalisation", {})
         key = (tuple(self.mean), tuple(self.std), device)
         if key not in known or torch.compiler.is_compiling():
+            # Tensors made in inference mode couldn't be used later, where gradients are wanted.
             with torch.inference_mode(False):
                 made = (
                     torch.tensor(self.mean, device=device).view(-1, 1, 1),

@@ -36,6 +36,7 @@ class CompiledForward:
 
     def __init__(self, module: nn.Module, batch_dim: int | None, backend: Backend) -> None:
         self.module, self.batch_dim, self.backend = module, batch_dim, backend
+        # The class's function, as the module's own `forward` will be this object.
         self.plain = type(module).forward.__get__(module)
         self.compiled: Callable[..., Any] = torch.compile(
             self.plain, dynamic=batch_dim is None, backend=backend
@@ -97,6 +98,7 @@ def compile_report() -> CompileReport:
     broken: dict[str, int] = {}
     given_up: list[str] = []
     for reason, times in _reasons():
+        # torch has renamed this limit between its versions; both names are looked for.
         if "limit" in reason and ("recompile" in reason or "cache_size" in reason):
             given_up.append(reason)
         elif not any(word in reason for word in _EXPECTED_BREAKS):

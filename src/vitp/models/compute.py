@@ -151,6 +151,7 @@ def _products() -> frozenset[Any]:
         "_scaled_dot_product_efficient_attention",
         "_scaled_dot_product_cudnn_attention",
     ):
+        # Which kernels there are depends on torch's version and build.
         if hasattr(aten, name):
             kept.add(getattr(aten, name).default)
     if hasattr(torch.ops, "torch_attn") and hasattr(torch.ops.torch_attn, "_varlen_attn"):

@@ -49,6 +49,7 @@ def deformable_attention(
         out = None
         levels = value_BSAd.to(dtype).split([height * width for height, width in shapes], dim=1)
         for level, ((height, width), level_BsAd) in enumerate(zip(shapes, levels, strict=True)):
+            # Heads look independently of each other, so they join the batch, and one call samples for all.
             maps = level_BsAd.permute(0, 2, 3, 1).reshape(batch * heads, channels, height, width)
             grid = grid_BQALP2[:, :, :, level].transpose(1, 2).flatten(0, 1)
             samples_NdQP = F.grid_sample(
@@ -126,6 +127,7 @@ class MultiScaleDeformableAttention(nn.Module):
             nn.init.zeros_(layer.bias)
         angle_A = torch.arange(self.heads, dtype=torch.float32) * (2 * math.pi / self.heads)
         direction_A2 = torch.stack((angle_A.cos(), angle_A.sin()), dim=-1)
+        # The points lie on squares, not on circles: that is how the published code scales the directions.
         direction_A2 = direction_A2 / direction_A2.abs().amax(-1, keepdim=True)
         steps_P = torch.arange(1, self.points + 1, dtype=torch.float32)
         star_ALP2 = torch.einsum("ac,p->apc", direction_A2, steps_P)[:, None].expand(-1, self.levels, -1, -1)
@@ -170,6 +172,7 @@ class MultiScaleDeformableAttention(nn.Module):
         if frame_BQ22 is None:
             steps_BQALP2 = offsets_BQALP2 / size_L2[:, None]
         else:
+            # As in Deformable DETR a box's points are spread over it: the star's farthest ones reach its edges.
             frame = frame_BQ22.to(size_L2.dtype)[:, :, None, None, None] / self.points
             steps_BQALP2 = (frame * offsets_BQALP2[..., None, :]).sum(-1)
         locations_BQALP2 = reference + steps_BQALP2

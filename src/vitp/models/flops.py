@@ -105,7 +105,9 @@ def forward_flops(shape: TransformerShape, tokens: int, context: float, logits: 
         logits: Tokens whose logits are made.
     """
     queries, keys = shape.heads * shape.head_channels, shape.kv_heads * shape.head_channels
+    # Queries and output are as wide as all heads, keys and values only as the key heads.
     projections = 2.0 * shape.width * (2 * queries + 2 * keys)
+    # Two products of a multiply-add each: queries by keys, then weights by values.
     attention = 4.0 * context * queries
     mlp = 2.0 * shape.width * shape.mlp_width * (3 if shape.gated_mlp else 2)
     return (

@@ -113,12 +113,14 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
     except MemoryError:
         raise
     except Exception as error:  # whatever sizes that don't go together make transformers and torch raise
+        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
         if "alloc" in str(error):
             raise
         raise ConfigError(
             f"transformers can't make a {config.model_type} ({error})", where="language.arguments"
         ) from error
     model = model.float()
+    # Older architectures compute attention themselves and take no other; they stay with masks over whole rows.
     if model.is_backend_compatible():
         model.set_attn_implementation(PACKED)
     if config.lora is not None:
@@ -140,6 +142,7 @@ def recompute_layers(model: PreTrainedModel, options: dict[str, Any] | None) -> 
         for way in ("enable", "disable")
     )
     if options is not None:
+        # The reentrant kind passes no gradient on where no input needs one, as behind a frozen vision tower.
         enable({"use_reentrant": False, **options})
     elif any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         disable()

@@ -85,6 +85,7 @@ def packed_layout(
     runs = runs.without_padding()
     fill = -runs.tokens % token_multiple
     if fill:
+        # The filling repeats token 0 in a run of its own: no token sees it and no index names it.
         members_N = np.concatenate([members_N, np.zeros(fill, dtype=np.int64)])
         runs = runs.with_another(fill)
     ids_BN, positions_BN = (

@@ -24,6 +24,7 @@ def pixel_shuffle(tokens_TND: Tensor, factor: int) -> Tensor:
     if grid * grid != number or grid % factor:
         raise ValueError(f"{number} patch tokens are no square grid that {factor} divides")
     small = grid // factor
+    # First neighbours in a row join, then neighbours in a column: channels come in InternVL's order only this way.
     x = tokens_TND.reshape(tiles, grid, small, width * factor)
     x = x.permute(0, 2, 1, 3).reshape(tiles, small, small, width * factor * factor)
     return x.permute(0, 2, 1, 3).reshape(tiles, small * small, width * factor * factor)

@@ -109,10 +109,12 @@ class SimpleFeaturePyramid(Pyramid):
 
     def _stage(self, width: int, stride: int, norm: NormKind | Literal["layer"]) -> nn.Sequential:
         layers: list[nn.Module] = []
+        # Negative where the map is coarser to be: then it is halved as often.
         doublings = int(math.log2(self.base_stride / stride))
         for number in range(doublings):
             layers.append(nn.ConvTranspose2d(width, width // 2, 2, stride=2))
             width //= 2
+            # As in ViTDet norm and GELU stand between two deconvolutions, and not behind the last one.
             if number < doublings - 1:
                 layers += [_norm(norm, width), nn.GELU()]
         if doublings < 0:
@@ -154,6 +156,7 @@ class CNNPyramid(Pyramid):
 
     def __init__(self, backbone: Backbone, *, channels: int = 256, norm: NormKind = "group") -> None:
         super().__init__()
+        # Of several layers with one stride the deepest is taken: it replaces the earlier ones in the dictionary.
         last_of_stride = {stride: number for number, stride in enumerate(backbone.strides)}
         missing = [stride for stride in STRIDES if stride not in last_of_stride]
         if missing:

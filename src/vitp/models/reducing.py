@@ -26,6 +26,7 @@ def reduce_tokens(tokens_TnF: Tensor, keep_K: Tensor, how: str) -> Tensor:
     counts_T = torch.bincount(keep_K // n, minlength=tiles)
     first_T = counts_T.cumsum(0) - counts_T
     reduced_KF = tokens_TnF.new_zeros(keep_K.numel(), width)
+    # Tiles of which equally many tokens stay are computed together; places are spread evenly, so the counts are few.
     for k in counts_T.unique().tolist():
         chosen = (counts_T == k).nonzero().flatten()
         if k:
@@ -57,7 +58,9 @@ def merged(tokens_TnF: Tensor, k: int) -> Tensor:
     size_Tn = tokens_TnF.new_ones(tokens_TnF.shape[:2])
     first_Tn = torch.arange(tokens_TnF.shape[1], device=tokens_TnF.device).expand(size_Tn.shape)
     while (n := tokens_TnF.shape[1]) > k:
+        # Only every second token can go in a round, so a strong reduction takes several.
         count = min(n - k, n // 2)
+        # Which tokens are alike is a choice and has no gradient; the means below have one.
         with torch.no_grad():
             unit = F.normalize(tokens_TnF.float(), dim=-1)
             best, to = (unit[:, ::2] @ unit[:, 1::2].transpose(1, 2)).max(-1)

@@ -86,7 +86,8 @@ class TimmStages(Backbone):
         self.image_size = (size, size)
         self.in_channels = config.channels
         self.mean, self.std = _normalisation(config, model)
-        _drop_classifier(model, self.num_layers)
+        # What comes after the last feature map would never get a gradient.
+        model.prune_intermediate_layers(self.num_layers - 1, prune_norm=False, prune_head=True)
 
     def forward_features(self, image_BCHW: Tensor, layers: Sequence[int] = (-1,)) -> list[Tensor]:
         """Return feature maps (B, D, h, w) of the asked layers. See `Backbone.forward_features`."""
@@ -166,6 +167,7 @@ def _create(config: TimmSettings, drop_path: float) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
+        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
         if "alloc" in str(error):
             raise
         raise ConfigError(f"timm refuses an argument ({error})", where="backbone.arguments") from error
@@ -178,6 +180,7 @@ def _module_of(name: str) -> Any:
 
 def _size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     """Return what makes the model take images of any size."""
+    # Only these families of timm have such an argument; convolutions take any size as they are.
     family = _module_of(name).__name__.rsplit(".", 1)[-1]
     size = {} if image_size is None else {"img_size": image_size}
     if family in ("vision_transformer", "deit", "eva"):
@@ -185,11 +188,6 @@ def _size_arguments(name: str, image_size: int | None) -> dict[str, Any]:
     if family in ("swin_transformer", "swin_transformer_v2"):
         return {"strict_img_size": False, **size}
     return {}
-
-
-def _drop_classifier(model: Any, layers: int) -> None:
-    """Take away what comes after the last feature map: it would never get a gradient."""
-    model.prune_intermediate_layers(layers - 1, prune_norm=False, prune_head=True)
 
 
 def _normalisation(config: TimmSettings, model: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

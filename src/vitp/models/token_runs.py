@@ -111,6 +111,7 @@ def token_runs(segments_BL: np.ndarray, branches_BL: np.ndarray) -> TokenRuns:
     segment, branch = segments_BL.reshape(-1), branches_BL.reshape(-1)
     new_record = np.ones(rows * length, dtype=bool)
     new_record[1:] = segment[1:] != segment[:-1]
+    # A row ends a record, even if the next row begins with one of the same number.
     new_record[::length] = True
     new_run = new_record.copy()
     new_run[1:] |= branch[1:] != branch[:-1]

@@ -59,6 +59,7 @@ def per_channel(rgb: Sequence[float], channels: Channels | None) -> tuple[float,
             where="mean and std",
             fix="give three (of red, green, blue)" + (f" or {count}, one a channel" if count != 3 else ""),
         )
+    # A band that is none of the three colours gets their mean.
     return tuple(sum(rgb) / 3 if colour is None else rgb[colour] for colour in channels.colours())
 
 
@@ -209,6 +210,7 @@ class VisionTower(PlainViT):
         fused, module.fused_attn = module.fused_attn, False
         adapt = self.config.adapt
         prompts = adapt.count if isinstance(adapt, PromptSettings) else 0
+        # What enters the dropout are the weights after softmax; prompts stand in front of the image's own tokens.
         handle = module.attn_drop.register_forward_pre_hook(
             lambda _module, args: seen.append(args[0][..., prompts:, prompts:])
         )
@@ -267,6 +269,7 @@ def _create_vit(config: VisionSettings, drop_path: float) -> nn.Module:
     except MemoryError:
         raise
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
+        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
         if "alloc" in str(error):
             raise
         with torch.device("meta"):  # other kinds of models take other arguments: what kind it is says more

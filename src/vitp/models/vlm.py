@@ -112,6 +112,7 @@ class VisionLanguageModel(nn.Module):
                 computes no others.
         """
         tiles = len(tiles_TCHW)
+        # Blank tiles keep the shapes few that a compiled tower is compiled for; what comes of them is cut off below.
         if blank := self.tile_slots(tiles) - tiles:
             shape = (blank, *tiles_TCHW.shape[1:])
             tiles_TCHW = torch.cat([tiles_TCHW, tiles_TCHW.new_zeros(shape)])
@@ -193,6 +194,7 @@ class VisionLanguageModel(nn.Module):
             attend = made.attend
             if made.members_N is not None:
                 # One row without padding: whatever names a place by its number gets the new one.
+                # Padding keeps 0 here, which no index asks for.
                 place = torch.zeros(ids_BL.numel(), dtype=torch.long, device=ids_BL.device)
                 place[made.members_N] = torch.arange(len(made.members_N), device=ids_BL.device)
                 image_index_K, target_index_S = place[image_index_K], place[target_index_S]

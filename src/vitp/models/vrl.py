@@ -37,6 +37,7 @@ def count_kept(count: int, ratio: float) -> int:
 
 def surviving_tokens(count: int, ratio: float, rng: np.random.Generator) -> np.ndarray:
     """Return the indices of a uniformly random subset of `count_kept` of `count` tokens, ascending."""
+    # They are sorted below, so they needn't be shuffled.
     kept = rng.choice(count, size=count_kept(count, ratio), replace=False, shuffle=False)
     return np.sort(kept)
 
@@ -69,6 +70,8 @@ class VisualRobustness(nn.Module):
         ratio = self.ratio_at(step)
         if not self.training or ratio == 0.0 or count == 0:
             return np.arange(count)
+        # 0x56524C spells "VRL": other uses of the seed draw other numbers. numpy fills short keys up with zeros, so the
+        # length tells (1,) and (1, 0) apart.
         rng = np.random.default_rng([self.seed, 0x56524C, len(key), *key])
         if rng.random() >= self.config.probability:
             return np.arange(count)

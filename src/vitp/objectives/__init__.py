@@ -47,6 +47,7 @@ _Single = (
 One = Annotated[_Single, Discriminator(_name_of)]
 """The settings of one objective, chosen by their name."""
 
+# Joint settings hold those of other objectives, and the union of these exists only here.
 JointSettings.model_rebuild(_types_namespace={"One": One})
 
 AnyObjective = Annotated[_Single | Annotated[JointSettings, Tag("joint")], Discriminator(_name_of)]

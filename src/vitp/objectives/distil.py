@@ -213,11 +213,13 @@ class TaughtViews(ImageCollate[TaughtBatch]):
         for sample in samples:
             view = view_maker(sample, self.seen)
             for size, views in made.items():
+                # A generator anew for each size draws the same numbers, hence the same crop and the same colours.
                 views.append(view(size, self.views, view_generator(sample))[0])
         own = self.sizes[0]
         tiles = {size: stacked(views) for size, views in made.items()}
         return TaughtBatch(
             tiles[own],
+            # Teachers of the student's size get the student's views; an empty tensor stands for them in the batch.
             tuple(tiles[size] if size != own else tiles[own][:0] for size in self.sizes[1:]),
             torch.tensor([sample.entry for sample in samples]),
             step,
@@ -288,6 +290,8 @@ class DistilObjective(ImageObjective):
             for projector in cast(nn.ModuleDict, self.projectors[number]).values():
                 last = projector[-1] if isinstance(projector, nn.Sequential) else projector
                 linear = cast(nn.Linear, last)
+                # A projector that begins as the identity begins as the whitening now, so that the student starts at its
+                # targets.
                 if linear.in_features == linear.out_features:
                     teacher.whitening.start(linear)
 
@@ -326,6 +330,8 @@ class DistilObjective(ImageObjective):
             else:
                 features = features_BDhw
             if not rows_B.any():
+                # The losses stay in the graph, so that ranks without such an image have gradients to add to the
+                # others'.
                 found = {m: features_BDhw.sum() * 0 for m in MATCHES if getattr(teacher.settings, m)}
             else:
                 projectors = cast(nn.ModuleDict, self.projectors[number])
@@ -366,6 +372,7 @@ class DistilObjective(ImageObjective):
             return tower_flops(backbone, 1, (size // backbone.patch_size) ** 2)
         key = (id(backbone), size)
         if key not in self._flops:
+            # On the meta device only shapes pass through the network: it takes no memory and no arithmetic.
             empty = copy.deepcopy(backbone).to("meta").eval()
             with torch.no_grad(), FlopCounterMode(display=False) as counter:
                 empty.forward_features(torch.empty(1, backbone.num_channels, size, size, device="meta"))

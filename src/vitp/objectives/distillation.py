@@ -185,6 +185,7 @@ class Crops(ImageCollate[CropBatch]):
         """Return the batch of some images."""
         config, sizes = self.config, self.sizes_at(step)
         patches = (sizes.large // self.patch_size) ** 2
+        # As in DINO only large views may be solarised.
         local = config.views.model_copy(update={"crop": config.local_crop, "solarize": 0.0})
         large: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
         gram: list[list[Any]] = [[] for _ in range(GLOBAL_VIEWS)]
@@ -193,6 +194,8 @@ class Crops(ImageCollate[CropBatch]):
         for sample in samples:
             view, rng = view_maker(sample, self.seen), view_generator(sample)
             for views, same in zip(large, gram, strict=True):
+                # The Gram teacher sees the student's very crop, larger: its random numbers begin where the student's
+                # did.
                 again = copy.deepcopy(rng)
                 views.append(view(sizes.large, config.views, rng)[0])
                 if sizes.gram != sizes.large:
@@ -202,6 +205,7 @@ class Crops(ImageCollate[CropBatch]):
             for of_view in masks:
                 chosen, share = rng.random() < config.mask, rng.uniform(*config.mask_ratio)
                 order = torch.from_numpy(rng.permutation(patches))
+                # The numbers below m of a random permutation lie at m random patches.
                 of_view.append(order < (round(share * patches) if chosen else 0))
         whole = torch.stack([stacked(views) for views in large])
         empty = torch.empty(0, len(samples), whole.shape[2], sizes.small, sizes.small, dtype=torch.uint8)
@@ -324,6 +328,7 @@ class DistillationObjective(ImageObjective):
             student_RK.append(self.head(self.pooled(batch.local_VBChw.flatten(0, 1))))
         target_RK = self._targets(taught_RK, self.view_centre_K, temperature)
         losses = {"views": self._view_loss(target_RK, torch.cat(student_RK), images)}
+        # After the targets are made: as in DINO a step is centred by what the teacher said in the steps before.
         self._move_centre(self.view_centre_K, taught_RK)
         if self.mask_token is not None:
             hidden_RN = batch.mask_GBN.flatten(0, 1)
@@ -390,6 +395,7 @@ class DistillationObjective(ImageObjective):
         """Move a centre towards the mean of the teacher's outputs over all ranks."""
         if not self.training:
             return
+        # Sums of all ranks and the number of rows go in one message.
         rows = torch.full((1,), float(len(outputs_RK)), device=outputs_RK.device)
         total = distributed.sum_tensor(torch.cat([outputs_RK.float().sum(0), rows]))
         if total[-1] > 0:
@@ -408,6 +414,7 @@ class DistillationObjective(ImageObjective):
         large = self._flops_of(batch.global_GBCHW)
         local = self._flops_of(batch.local_VBChw)
         rows, masked = images * GLOBAL_VIEWS, float(batch.mask_GBN.sum())
+        # Forward and backward pass of the student's head count three forward passes, the teacher's head one.
         heads = 3 * self.head.flops(rows + images * small) + self.head.flops(rows)
         heads += 4 * self.head.flops(1) * masked if self.mask_token is not None else 0.0
         flops = backward_factor(self.tower) * (large + local) + large + heads

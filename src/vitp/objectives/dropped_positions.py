@@ -89,6 +89,7 @@ class PlacedViews(MaskedViews):
         masked = super().__call__(samples, step)
         lost_BK = torch.ones(masked.keep_BK.shape, dtype=torch.bool)
         for row, sample in enumerate(samples):
+            # A stream beside the one that decides the view and its mask.
             rng = view_generator(sample).spawn(1)[0]
             lost_BK[row, torch.from_numpy(surviving_tokens(lost_BK.shape[1], self.positions, rng))] = False
         return PlacedBatch(masked.tiles_BCHW, masked.keep_BK, masked.record_names, lost_BK, step)
@@ -172,6 +173,7 @@ class DroppedPositionObjective(ImageObjective):
         """Return images, and the FLOPs of forward and backward pass; a block of the decoder costs one of the tower."""
         images, kept = batch.keep_BK.shape
         tower = tower_flops(self.tower, images, kept, embedded=self.tower.grid**2)
+        # The decoder always trains, also where the tower is frozen: a backward pass costs two forward ones.
         decoder = 3 * tower * self.config.decoder_layers / self.tower.num_layers
         return {
             "samples": float(images),

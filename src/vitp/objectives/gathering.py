@@ -24,6 +24,7 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
         gradient = gradients[0].contiguous()
+        # Every rank's loss looks at all rows, so the gradient of a row is the sum over the ranks.
         dist.all_reduce(gradient)
         first = distributed.rank() * ctx.rows
         return gradient[first : first + ctx.rows]

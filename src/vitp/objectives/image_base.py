@@ -113,6 +113,7 @@ def initial_tower(settings: ModelSettings, seed: int) -> VisionTower:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             start = VisionTower(vision)
+    # Backbones are loaded without drop path; the same weights go into a tower that has it.
     tower = VisionTower(start.config, drop_path=settings.drop_path)
     tower.load_state_dict(start.state_dict())
     adapt_tower(tower, settings.adapt, seed)

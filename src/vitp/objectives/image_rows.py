@@ -121,6 +121,7 @@ def read_image_rows(folder: str | Path, *, both_dates: bool = False) -> ImageRow
     ]
     digest = files.sha256(folder / "labels" / "train.jsonl") if compiled else _listing(train, folder)
     rows = ImageRows(replace(train, items=[*train.items, *later]), digest, folder)
+    # For its error alone, where there are no images.
     return rows.having(lambda item: True, "images")
 
 
@@ -141,6 +142,7 @@ def read_uncompiled(folder: Path) -> LabelledSet:
 def _listing(labelled: LabelledSet, folder: Path) -> str:
     """Return the hash of the images of a set, wherever its folder lies; what is in them counts elsewhere."""
     rows = [f"{item.id} {relative(item.image, folder)} {item.width} {item.height}" for item in labelled.items]
+    # Names of files may hold bytes that are no UTF-8.
     return hashlib.sha256("\n".join(rows).encode(errors="surrogatepass")).hexdigest()
 
 

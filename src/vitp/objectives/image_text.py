@@ -277,6 +277,7 @@ def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, image_share: flo
         scale: Inverse temperature.
         image_share: Weight of the first of them.
     """
+    # Gathered rows stand in the order of the ranks, so that an image's own text is at its own row among all.
     own_B = first_row(len(image_BE)) + torch.arange(len(image_BE), device=image_BE.device)
     to_texts = scale * similarities(image_BE, gather_rows(text_BE))
     to_images = scale * similarities(text_BE, gather_rows(image_BE))

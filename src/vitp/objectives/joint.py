@@ -84,6 +84,8 @@ class JointSettings(ObjectiveSettings):
         made: dict[str, ObjectiveParts] = {}
         for name, one in self.active.items():
             of_one = run.model_copy(update={"objective": one})
+            # Later objectives use the first one's tower. The attribute is private, so no configuration file ever holds
+            # it.
             of_one._tower = next(iter(made.values())).objective.vision_tower if made else None
             made[name] = one.build(of_one, steps=steps, micro_batches=micro_batches)
         objective = JointObjective(
@@ -244,6 +246,7 @@ def one_pass(tower: VisionTower, tiles: Sequence[Tensor]) -> Iterator[None]:
         return tokens[id(image_BCHW)]
 
     own: Any = tower
+    # Set on the instance they hide the methods of the class; deleting them brings those back.
     own.normalize, own.forward_tokens = normalize_once, tokens_once
     try:
         yield

@@ -37,6 +37,7 @@ class LexiconWeights:
 
     def __init__(self, chat: ChatTokenizer, settings: LexiconSettings) -> None:
         self.chat, self.weight = chat, settings.weight
+        # A regular expression takes the first alternative that fits, so longer ones come first.
         words = sorted(settings.words, key=len, reverse=True)
         self._pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, words))})(?!\w)", re.I)
         self._texts: dict[int, str] = {}

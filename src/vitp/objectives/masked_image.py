@@ -156,6 +156,7 @@ class PixelDecoder(nn.Module):
     def __init__(self, tower: VisionTower, width: int, layers: int) -> None:
         super().__init__()
         self.patches, self.prefix = tower.grid**2, int(tower.model.num_prefix_tokens)
+        # 32 channels a head, as in the paper's decoder of 16 heads and a width of 512.
         self.width, self.heads = width, max(1, width // 32)
         self.embed = nn.Linear(tower.width, width)
         self.mask_token = nn.Parameter(torch.empty(1, 1, width))
@@ -248,6 +249,7 @@ class MaskedImageObjective(ImageObjective):
         side, patch = self.tower.grid, self.tower.patch_size
         masked_BN = torch.ones(len(keep_BK), side**2, dtype=torch.bool, device=keep_BK.device)
         masked_BN = masked_BN.scatter(1, keep_BK, False)
+        # The n-th masked patch gets the pixels of the n-th visible one, from the first on again where these run out.
         turn_BN = (masked_BN.cumsum(1) - 1).clamp(min=0) % keep_BK.shape[1]
         own_N = torch.arange(side**2, device=keep_BK.device)
         source_BN = torch.where(masked_BN, keep_BK.gather(1, turn_BN), own_N)

@@ -93,6 +93,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             record = record.with_turns(record.turns[: self.config.max_turns])
         budget = sample.max_tiles or self.config.max_tiles
         if len(record.images) > 1:
+            # The tiles that a record may have are shared out among its images.
             budget = max(1, budget // len(record.images))
         seen = self.seen.at(sample.seed, sample.position)
         tiles = [self._tiles(path, budget, record, seen) for path in record.images]

@@ -83,6 +83,7 @@ class TextReference(nn.Module):
         """Return the probability (S,) of each supervised token given the texts before it."""
         hidden_SH = text_only_states(self.language, batch)
         head = self.language.get_output_embeddings()
+        # In parts: all logits at once would be S rows as long as the vocabulary.
         parts = [
             -F.cross_entropy(head(hidden).float(), target, reduction="none")
             for hidden, target in zip(
@@ -107,6 +108,7 @@ class PriorWeights(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Return w (S,) without gradient: on 0..1, or of mean 1."""
+        # Rounding may bring a probability above 1.
         weights_S = (1 - self.reference.probabilities(batch)).clamp(min=0) ** self.alpha
         return weights_S / weights_S.mean().clamp(min=1e-12) if self.normalise else weights_S
 

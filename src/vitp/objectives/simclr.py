@@ -127,6 +127,7 @@ def nt_xent(first_BE: Tensor, second_BE: Tensor, temperature: float) -> Tensor:
     own = torch.cat([first_BE, second_BE])
     rows, images = len(own), len(first_BE)
     own_index = first_row(rows) + torch.arange(rows, device=own.device)
+    # All first views stand before all second ones, so a view's partner is half of this rank's rows away.
     partner = first_row(rows) + (torch.arange(rows, device=own.device) + images) % rows
     logits = similarities(own, gather_rows(own)) / temperature
     logits = logits.scatter(1, own_index[:, None], float("-inf"))

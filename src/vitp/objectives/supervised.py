@@ -88,6 +88,7 @@ class ClassNames:
         scenes = dict.fromkeys(name for one in sets for name in one.labelled.scene_classes)
         objects = dict.fromkeys(name for one in sets for name in one.labelled.object_classes)
         names = cls(
+            # One class alone can't be told from anything.
             tuple(scenes) if labels != "presence" and len(scenes) > 1 else (),
             tuple(objects) if labels != "scene" else (),
         )

@@ -114,6 +114,7 @@ class Whitening(nn.Module):
         """
         vectors_NT = vectors_NT.double()
         variances_T, directions_TT = torch.linalg.eigh(torch.cov(vectors_NT.T))
+        # Rounding makes the variance of directions in which nothing varies slightly negative.
         variances_T = variances_T.clamp(min=0)
         if not variances_T.mean() > 0:
             raise ConfigError(
@@ -332,6 +333,7 @@ def projector(own: int, others: int, kind: str) -> nn.Module:
             )
         return nn.Identity()
     linear = nn.Linear(own, others)
+    # The identity: a student that starts as a copy of its teacher starts with a loss of 0.
     if own == others:
         nn.init.eye_(linear.weight)
         nn.init.zeros_(linear.bias)
@@ -392,6 +394,7 @@ def relations(taught_BT: Tensor, own_BD: Tensor, temperature: float) -> Tensor:
                 fix="choose a larger data.global_batch or fewer train.micro_batches",
             )
         itself_B = first_row(len(rows)) + torch.arange(len(rows), device=rows.device)
+        # Not -inf: in the sum below a probability of 0 times a difference of infinities would be NaN.
         logs.append(cosines_BA.scatter(1, itself_B[:, None], -1e4).log_softmax(-1))
     taught_BA, own_BA = logs
     return (taught_BA.exp() * (taught_BA - own_BA)).sum()
@@ -408,6 +411,7 @@ def attention_nmi(attention_NN: Tensor) -> Tensor:
     queries = attention_NN.shape[-2]
     joint_NN = attention_NN.double() / queries
     key_N = joint_NN.sum(-2)
+    # Keys that no query looks at would divide 0 by 0.
     independent_NN = (key_N / queries).unsqueeze(-2).clamp(min=1e-300)
     information = torch.special.xlogy(joint_NN, joint_NN / independent_NN).sum((-2, -1))
     of_keys = -torch.special.xlogy(key_N, key_N).sum(-1)

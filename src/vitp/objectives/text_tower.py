@@ -56,6 +56,7 @@ class Tokens:
     def __call__(self, texts: Sequence[str]) -> TextBatch:
         """Return the tokens of some texts."""
         rows = self._plain(texts)
+        # An empty text gets a token, as a mean or a last state of no token doesn't exist.
         rows = [row[: self.length] or [0] for row in rows]
         longest = max(len(row) for row in rows)
         ids_BL = torch.zeros(len(rows), longest, dtype=torch.int64)
@@ -94,11 +95,13 @@ class SmallTextTower(nn.Module):
         self.width = width
         self.tokens = nn.Embedding(vocabulary, width)
         self.positions_LW = nn.Parameter(torch.empty(length, width))
+        # The deviations that CLIP's text tower starts with.
         nn.init.normal_(self.tokens.weight, std=0.02)
         nn.init.normal_(self.positions_LW, std=0.01)
         layer = nn.TransformerEncoderLayer(
             width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
+        # Nested tensors are of no use to layers that normalise first; torch would warn of them.
         self.blocks = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.shape = TransformerShape(layers, width, 4 * width, heads, heads, gated_mlp=False, vocabulary=0)
 

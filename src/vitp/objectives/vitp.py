@@ -91,6 +91,7 @@ class ViTPSettings(ObjectiveSettings):
         loaded.vlm.reduce = self.vrl.how
         if run.model.adapt is not None:
             adapt_tower(loaded.vlm.vision, run.model.adapt, run.seed)
+            # What was added to the tower belongs to the model's settings: whoever loads the run builds it again.
             loaded.vlm.config = loaded.vlm.config.model_copy(update={"vision": loaded.vlm.vision.config})
         objective = ViTPObjective(
             loaded.vlm,
@@ -107,6 +108,7 @@ class ViTPSettings(ObjectiveSettings):
             loaded.chat,
             tile=tile,
             config=run.data.sequence,
+            # In evaluation mode it would keep all tokens.
             drop=VisualRobustness(self.vrl, run.seed).train(),
             load_tiles=run.data.input.loader(tile, seen),
             seen=seen,
@@ -440,6 +442,7 @@ def vlm_step_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> float:
     total, gradient_arrives = 0.0, False
     for part, forward in vlm_forward_flops(vlm, batch).items():
         trained = any(parameter.requires_grad for parameter in getattr(vlm, part).parameters())
+        # Forward; the gradient of the weights; that of the inputs, where weights in or before this part are trained.
         total += forward * (1 + trained + (trained or gradient_arrives))
         gradient_arrives = gradient_arrives or trained
     return total

@@ -297,6 +297,7 @@ def micro_batch(
 def _flops(model: ModelShape, run: RunShape, work: BatchLoad, lengths: Sequence[int]) -> dict[str, float]:
     """Return the forward FLOPs of each part."""
     tokens = model.patches + model.prefix
+    # Tokens of a causal sequence see the first half of it on average.
     keys = sum(length * (length + 1) / 2 for length in lengths) / max(1, sum(lengths))
     folded, width = model.vision.width * model.shuffle**2, model.language.width
     return {

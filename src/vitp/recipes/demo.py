@@ -174,6 +174,7 @@ class _Stages:
 
 
 def _claim(out: Path, plan: DemoPlan, force: bool) -> None:
+    # Through JSON, as tuples come back from the file as lists.
     mark, wanted = out / "plan.json", json.loads(json.dumps(asdict(plan)))
     if mark.is_file() and parse_json(read_text(mark)) != wanted:
         if not force:

@@ -106,9 +106,9 @@ def plan_run(request: PlanRequest) -> PlannedRun:
     }
     made = planners[type(config)](config, recipe, machine, request)
     device, price = machine.device, f"assumed ${machine.device.dollars_per_hour:.2f} an hour; --price"
+    kind = "bf16" if device.bf16 else "fp16"
     assumed = [
-        f"speed: {made.values['utilisation']:.0%} of the data sheet's {device.bf16_tflops:g} {'bf16' if device.bf16 else 'fp16'} TFLOP/s, "
-        "assumed; "
+        f"speed: {made.values['utilisation']:.0%} of the data sheet's {device.bf16_tflops:g} {kind} TFLOP/s, assumed; "
         "--utilisation, or measure with `vitp bench`",
         f"cost: {price if request.price is None else 'your price'}",
         "memory: each GPU holds the whole model (train.parallel: ddp)",

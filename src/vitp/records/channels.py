@@ -236,6 +236,7 @@ class Channels(SettingsModel):
             if (low, high) == (0, 255) and channel.transform != "db" and values_HW.dtype == np.uint8:
                 out_HW[:] = values_HW
                 continue
+            # float32 holds values of 16 bits exactly; longer ones need float64.
             scaled_HW = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 if channel.transform == "db":

@@ -44,6 +44,7 @@ def point_inside(points_N2: np.ndarray) -> tuple[float, float]:
     (x1, y1), (x2, y2) = points_N2.T, np.roll(points_N2, -1, axis=0).T
     crossed = (y1 < y) != (y2 < y)
     across = np.sort((x1 + (y - y1) / np.where(crossed, y2 - y1, 1.0) * (x2 - x1))[crossed])
+    # From left to right the polygon lies between the first crossing and the second one.
     return float(across[:2].mean()), y
 
 
@@ -71,6 +72,7 @@ def is_convex(points_N2: np.ndarray) -> bool:
 def min_area_quad(points_N2: np.ndarray) -> np.ndarray:
     """Return the corners (4, 2) of the smallest rectangle around points, clockwise."""
     # Float32 has seven digits: relative coordinates keep them for the shape.
+    # OpenCV computes in float32, which is too coarse for points far from 0.
     origin = points_N2.min(0)
     rectangle = cv2.minAreaRect((points_N2 - origin).astype(np.float32))
     return clockwise(cv2.boxPoints(rectangle).astype(np.float64) + origin)
@@ -98,6 +100,7 @@ def _clip_half_plane(points_N2: np.ndarray, axis: int, limit: float, sign: float
         if (distance[i] >= 0) != (distance[j] >= 0):
             share = distance[i] / (distance[i] - distance[j])
             crossing = points_N2[i] + share * (points_N2[j] - points_N2[i])
+            # On the border exactly, whatever rounding made of it.
             crossing[axis] = limit
             kept.append(crossing)
     return np.array(kept).reshape(-1, 2)

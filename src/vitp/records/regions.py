@@ -125,6 +125,7 @@ def _simple(line: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
 def parts(mask_HW: np.ndarray) -> list[Outline]:
     """Return the outline of a mask as one outline a ring, each with the holes that lie in it."""
     whole = outline(mask_HW)
+    # Smallest first: of the rings around a hole the smallest one is the part that has it.
     order = sorted(range(len(whole.rings)), key=lambda number: area(whole.rings[number]))
     holes: dict[int, list[np.ndarray]] = {number: [] for number in order}
     for hole_N2 in whole.holes:
@@ -141,6 +142,7 @@ def parts(mask_HW: np.ndarray) -> list[Outline]:
 
 def _point_in(ring_N2: np.ndarray) -> tuple[float, float]:
     """Return the centre of a pixel in a ring along pixel edges."""
+    # Of the topmost points the leftmost: the pixel to the right below it lies inside.
     first = int(np.lexsort((ring_N2[:, 0], ring_N2[:, 1]))[0])
     x, y = ring_N2[first]
     return float(x) + 0.5, float(y) + 0.5
@@ -199,6 +201,7 @@ def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
     """Return (H, W) bool by the even-odd rule: left of a pixel's centre lies an odd number of edges."""
     start_N2, end_N2 = points_N2, np.roll(points_N2, -1, axis=0)
     low_N, high_N = (pick(start_N2[:, 1], end_N2[:, 1]) for pick in (np.minimum, np.maximum))
+    # Rows whose centre lies between the ends of an edge, one end included: a corner of two edges counts once.
     first_N = np.clip(np.ceil(low_N - 0.5), 0, height).astype(np.int64)
     count_N = np.clip(np.ceil(high_N - 0.5), 0, height).astype(np.int64) - first_N
     edges = np.repeat(np.arange(len(points_N2)), count_N)
@@ -206,6 +209,7 @@ def _inside(points_N2: np.ndarray, height: int, width: int) -> np.ndarray:
     (x1, y1), (x2, y2) = start_N2[edges].T, end_N2[edges].T
     crossing_x = x1 + (rows + 0.5 - y1) / (y2 - y1) * (x2 - x1)
     columns = np.clip(np.ceil(crossing_x - 0.5), 0, width).astype(np.int64)
+    # Each edge switches all pixels to the right of it, so a running sum says which ones are inside.
     toggles_HW = np.zeros((height, width + 1), np.int32)
     np.add.at(toggles_HW, (rows, columns), 1)
     return np.asarray(toggles_HW.cumsum(axis=1)[:, :width] % 2 == 1)

@@ -206,6 +206,7 @@ def encode_cvat_mask(mask_HW: np.ndarray) -> dict[str, str]:
     flat = np.asarray(mask_HW[top:bottom, left:right], bool).reshape(-1)
     edges = np.flatnonzero(np.diff(flat)) + 1
     runs = np.diff(np.concatenate([[0], edges, [flat.size]])).tolist()
+    # The first run is one of zeros, and may be empty.
     runs = [0, *runs] if flat[0] else runs
     numbers = {"left": left, "top": top, "width": right - left, "height": bottom - top}
     return {"rle": ", ".join(map(str, runs)), **{key: str(value) for key, value in numbers.items()}}

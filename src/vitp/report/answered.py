@@ -78,9 +78,8 @@ class AnsweredCards:
             styles = (("asked", asked_outlines(one.question)), ("answer", answer), ("expected", expected))
             views[0]["outlines"] = [(style, outline) for style, outlines in styles for outline in outlines]
             tagged = answer or expected
-            if (
-                len({outline.label for outline in tagged}) > 1
-            ):  # else the text below says what all of them are
+            # Where all have one label, the text below says it.
+            if len({outline.label for outline in tagged}) > 1:
                 style = "answer" if answer else "expected"
                 views[0]["tags"] = [
                     (style, o.label, min(o.corners[::2]), min(o.corners[1::2])) for o in tagged[:12]

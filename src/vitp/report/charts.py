@@ -144,8 +144,11 @@ def _inline(svg: str, title: str) -> str:
     body = re.sub(
         r'(<text style="font[^"]*?)font-family:[^";]*(?:&quot;[^";]*)*', r"\1font-family: inherit", body
     )
+    # matplotlib turns every text, most of them by 0 degrees.
     body = re.sub(r' transform="rotate\(-?0 [^"]*\)"', "", body)
+    # A group named `tip: …` gets a title instead, which browsers show as a tooltip.
     body = re.sub(r"<g id=(['\"])tip: (.*?)\1>", r"<g><title>\2</title>", body)
+    # All others lose their names, which several charts of a page would share.
     body = re.sub(r"<g id=\"[^\"]*\">", "<g>", body)
     # Hundredths of a pixel are enough.
     body = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0].replace("\n", "")), body)
@@ -391,6 +394,7 @@ class HeatMap(Chart):
                 cell = axes.bar(c, 0.92, 0.98, r - 0.46, color=[part / 255 for part in colour])[0]
                 shown, more = (format_number(v, self.digits) for v in (value, value - self.reference))
                 _with_tip(cell, f"{self.rows[r]}, {self.columns[c]}: {shown} ({more})")
+                # As the eye weighs red, green and blue.
                 dark = 0.3 * colour[0] + 0.59 * colour[1] + 0.11 * colour[2] < 140
                 # The cell decides about the colour of its number, whatever the page's theme is.
                 axes.text(c, r, shown, ha="center", va="center", color="white" if dark else "black")

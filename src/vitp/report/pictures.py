@@ -43,6 +43,7 @@ def open_picture(
                 fix="give (H, W) or (H, W, 3) uint8",
             )
         return Image.fromarray(picture).convert("RGB")
+    # A relative path is one of `base` only where nothing lies at the path itself.
     if base is not None and not is_scene(picture) and not Path(base_address(picture)).exists():
         picture = base / picture if Path(base_address(base / picture)).exists() else picture
     return load_image(picture, channels=channels)

@@ -147,6 +147,7 @@ def text_parts(text: str) -> list[TextPart]:
 def _counted(match: re.Match[str], named: bool) -> str:
     """Return in words how many places a text gives."""
     listed = match["list"] or ""
+    # In a list of places the outer bracket is none of them.
     count = (
         match["geo"].count("{")
         if match["geo"]

@@ -323,6 +323,7 @@ def _cards(
     """Take records from the sources in turns until there are enough; return also why some can't be shown."""
     colours, cards, unreadable = Colours(), list[RecordCard](), list[str]()
     queues = [(item, _sample(item, seed)) for item in sources]
+    # Data of which nothing can be shown is not read to its end.
     while queues and len(cards) < count and len(unreadable) < 4 * count:
         for item, rows in list(queues):
             row = next(rows, None)

@@ -75,6 +75,7 @@ def report_run(
         VitpError: The folder holds no finished run, or its data is gone.
     """
     run = Path(run)
+    # Says first when the run has no model.
     vlm_folder(run)
     config = load_config(PretrainConfig, run / CONFIG_FILE)
     loaded = load_vlm(run)

@@ -20,6 +20,7 @@ def format_number(value: float, digits: int | None = None, *, signed: bool = Fal
         return "–"
     if value < 0:
         positive = format_number(-value, digits)
+        # What is rounded to nothing has no sign.
         return f"−{positive}" if positive.strip("0.,") else positive
     if digits is not None:
         text = f"{value:,.{digits}f}"
@@ -39,6 +40,7 @@ def format_tick(value: float) -> str:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     for unit, letter in ((1e6, "M"), (1e3, "k")):
+        # 1500 stays as it is, 15000 becomes 15k.
         if size >= max(unit, 1e4):
             return f"{value / unit:.4g}{letter}"
     return f"{value:.4g}"
@@ -53,6 +55,7 @@ def inline_html(text: str) -> Markup:
         codes.append(match[1])
         return f"\0{len(codes) - 1}\0"
 
+    # Null bytes, of which the text has none any more, mark the places of code.
     safe = re.sub(r"`([^`]+)`", keep, str(escape(text)).replace("\0", ""))
     safe = re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", safe)
     safe = re.sub(r"(?<!\w)\*(?!\s)(.+?)(?<!\s)\*(?!\w)", r"<em>\1</em>", safe)

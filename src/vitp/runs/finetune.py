@@ -397,6 +397,7 @@ def _finish(run: FinetuneRun, validation: Validation, result: TrainResult, out: 
                 write_cases(out / CASES_FILE, scores.cases, run.test.tolerance)
             write_json(out / SCORES_FILE, _scores_file(run, validation, scores, step))
         except VitpError as caught:
+            # Told to all ranks below: the others would wait for the scores for ever.
             error = caught
     distributed.raise_together(error)
     scores = distributed.gather(scores)[0]

@@ -217,6 +217,7 @@ def _alone(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            # Any other error means that this file system has no locks.
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise ConfigError(
                     "another process trains there",

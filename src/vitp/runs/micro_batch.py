@@ -158,6 +158,7 @@ def _with(config: Config, choice: BatchChoice, recompute: str | None) -> Config:
     if recompute is not None:
         changed["compute"] = config.compute.model_copy(update={"recompute": recompute})
         model: Any = getattr(config, "model")  # noqa: B009 - a finetuning has none, and no recompute
+        # `recompute` says it now; the older switch would turn a "none" into "full".
         changed["model"] = model.model_copy(update={"gradient_checkpointing": False})
     return config.model_copy(update=changed)
 

@@ -271,6 +271,7 @@ def _run_phase(phase: Phase, config: PretrainConfig, folder: Path, console: Cons
     if not _is_done(folder, console):
         settings: PretrainConfig = phase.prepare(config)
         optim = settings.optim.model_copy(update={"lr": phase.lr})
+        # A phase may freeze what the run itself must train.
         train = settings.train.model_copy(update={"steps": phase.steps, "must_train": (), "patience": None})
         run = build(settings)
         objective = run.objective if phase.part is None else phase.part(run.objective)

@@ -90,6 +90,7 @@ def overlaps_of_rotated(one_5: np.ndarray, others_N5: np.ndarray) -> np.ndarray:
     second_P5 = others_N5.astype(np.float64)
     areas = [np.maximum(box[:, 2], 0) * np.maximum(box[:, 3], 0) for box in (first_P5, second_P5)]
     shared_P = np.zeros(len(second_P5))
+    # Only pairs are computed whose circles through the corners meet.
     reach_P = (np.hypot(first_P5[:, 2], first_P5[:, 3]) + np.hypot(second_P5[:, 2], second_P5[:, 3])) / 2
     near = np.hypot(*(second_P5 - first_P5)[:, :2].T) < reach_P
     if near.any():

@@ -86,6 +86,7 @@ def _check_kind(path: Path) -> None:
 def _head(path: Path) -> bytes:
     try:
         with path.open("rb") as file:
+            # DICOM's mark stands behind 128 free bytes.
             return file.read(132)
     except OSError as error:
         raise DataError(f"can't be read ({error.strerror})", where=str(path)) from error
@@ -176,6 +177,7 @@ def _scaled(values_HW: np.ndarray, channel: Mapping[str, Any]) -> np.ndarray:
     decibels = channel["transform"] == "db"
     if values_HW.dtype == np.uint8 and (low, high) == (0, 255) and not decibels:
         return values_HW
+    # In the number types that `Channels.scale` computes in, so that graph and model see the same bytes.
     scaled_HW: Any = values_HW.astype(np.float32 if values_HW.dtype.itemsize <= 2 else np.float64)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         if decibels:
@@ -202,6 +204,7 @@ def _resized_along(planes: np.ndarray, count: int) -> np.ndarray:
     if length == count:
         return planes
     first, weights, bits = _integer_weights(length, count)
+    # Half of the last bit that stays: the shift below then rounds.
     total = np.full((*planes.shape[:-1], count), 1 << (bits - 1), np.int32)
     for tap in range(weights.shape[1]):
         total += planes[..., np.minimum(first + tap, length - 1)].astype(np.int32) * weights[:, tap]

@@ -58,6 +58,7 @@ def merged_segments(
     best_HW = np.zeros(size, np.float32)
     owner_HW = np.full(size, -1, np.int64)
     for query in kept:
+        # Masks are made twice rather than kept: at the image's size all of them together would fill the memory.
         sure_HW = score_Q[query] * mask_of(int(query))
         over_HW = sure_HW > best_HW
         best_HW[over_HW], owner_HW[over_HW] = sure_HW[over_HW], query

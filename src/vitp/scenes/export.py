@@ -91,6 +91,7 @@ def _coco_annotation(label: ObjectLabel, item: LabelledImage) -> dict[str, Any]:
     return {
         "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
         "segmentation": segmentation,
+        # An object without outlines has the area of its box.
         "area": rings - holes or (x2 - x1) * (y2 - y1),
         "iscrowd": 0,
     }
@@ -144,6 +145,7 @@ def _panoptic(labels: LabelledSet, items: Iterable[LabelledImage], out: Path) ->
         content["annotations"].append(
             {"image_id": number, "file_name": f"{item.id}.png", "segments_info": segments}
         )
+        # COCO's panoptic files keep an id as red + 256 · green + 65,536 · blue.
         pixels_HWC = np.stack([ids_HW & 255, ids_HW >> 8 & 255, ids_HW >> 16], -1).astype(np.uint8)
         _save(pixels_HWC, out / "annotations" / f"panoptic_{item.split}" / f"{item.id}.png")
     for split, content in files.items():
@@ -251,7 +253,7 @@ def write_scenes(labels: LabelledSet | Sequence[LabelledSet], out: str | Path, *
     if not sets or any(one.semantic_classes != sets[0].semantic_classes for one in sets):
         raise ConfigError("the sets to write don't share their classes", fix="give sets of one domain")
     out = Path(out)
-    # What is there is somebody's work, and nothing in it says that we may replace it.
+    # What is there is somebody's work, and nothing in it says that it may be replaced.
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError("exists and isn't empty", where=str(out), fix="name a new folder")
     items = itertools.chain.from_iterable(one.items for one in sets)

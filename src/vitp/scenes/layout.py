@@ -158,9 +158,11 @@ class LandLayout:
 
         The shore wobbles by up to `wobble` px.
         """
+        # Beyond the image's diagonal (1.41 sides) on both ends: however the shore is turned, no corner stays uncovered.
         reach, steps = self.size * 1.6, 24
         through, turn = self.shifted(distance, angle), self.axis if angle is None else angle
         bend = self.rng.standard_normal(steps)
+        # The mean of three neighbours: a shore of single random numbers would be jagged.
         bend = wobble * (bend + np.roll(bend, 1) + np.roll(bend, 2)) / 3
         shore = _beside(through, turn, np.linspace(-reach, reach, steps), bend)
         far = _turn(np.array([[reach, 2 * reach], [-reach, 2 * reach]]), through, turn)
@@ -182,16 +184,20 @@ class LandLayout:
         cos, sin = math.cos(self.axis), math.sin(self.axis)
         centre = self.point(0.3)
         for row in range(-reach, reach + 1):
+            # Rows begin at different places, else the ends of all fields would lie on common lines.
             stagger = self.uniform(0, length)
             for column in range(-reach, reach + 1):
                 x, y = column * length + stagger, row * width
                 place = (centre[0] + x * cos - y * sin, centre[1] + x * sin + y * cos)
+                # A field whose centre lies outside may still reach in.
                 margin = max(length, width) * 0.7
                 inside = all(-margin < value < self.size + margin for value in place)
                 # uint8 material numbers: very large places keep their first fields and the base ground.
                 if inside and self.rng.random() >= skip and len(self.materials) < 200:
                     turn = self.axis + (math.pi / 2 if self.chance(0.4) else 0.0)
                     material = self.ground(self.pick(*lands), turn)
+                    # A little larger than its place in the grid, so that no seam of other ground shows between
+                    # neighbours.
                     field_length = length * self.uniform(1.0, 1.06)
                     self.polygon(_corners(place, field_length, width * 1.04, self.axis), material)
 
@@ -285,6 +291,7 @@ def _industrial(lay: LandLayout) -> None:
 @entered(LAYOUTS)
 def _coast(lay: LandLayout) -> None:
     lay.fill("water")
+    # The axis covers half a turn; twice as much, and the sea may lie on any side.
     turn, edge = lay.axis * 2, lay.uniform(-0.2, 0.2) * lay.size
     lay.side("sand", edge, lay.uniform(3, 8), turn)
     lay.side(lay.pick("grass", "grass", "forest", "soil"), edge + lay.uniform(8, 22), lay.uniform(2, 6), turn)
@@ -341,6 +348,7 @@ def _railyard(lay: LandLayout) -> None:
 def _anchorage(lay: LandLayout) -> None:
     lay.fill("basin")
     if lay.chance(0.6):
+        # The axis covers half a turn; twice as much, and the land may lie on any side.
         turn, edge = lay.axis * 2, lay.uniform(22, 42) * lay.size / 96
         lay.side(lay.pick("quay", "mud"), edge, lay.uniform(0, 3), turn)
         lay.side(lay.pick("yard", "scrub"), edge + 16, 2.0, turn)
@@ -351,6 +359,7 @@ def _anchorage(lay: LandLayout) -> None:
 @entered(LAYOUTS)
 def _flats(lay: LandLayout) -> None:
     lay.fill(lay.pick("mud", "basin"))
+    # The axis covers half a turn; twice as much, and the land may lie on any side.
     turn = lay.axis * 2
     if lay.chance(0.6):
         lay.side("scrub", lay.uniform(25, 40) * lay.size / 96, lay.uniform(4, 9), turn)

@@ -99,6 +99,7 @@ def _pan(rgb_HWC: np.ndarray, other_HWC: np.ndarray, rng: np.random.Generator) -
 
 
 def _speckle(echo_HW: np.ndarray, rng: np.random.Generator, looks: float) -> np.ndarray:
+    # Radar's noise multiplies: gamma of mean 1, weaker the more looks are averaged.
     grain = rng.standard_gamma(looks, echo_HW.shape, dtype=np.float32) / np.float32(looks)
     return _blur(echo_HW * grain, 0.45)
 
@@ -115,6 +116,7 @@ def _thermal(rgb_HWC: np.ndarray, other_HWC: np.ndarray, rng: np.random.Generato
     # A line scanner: each row has its own offset, detail is soft, and gain follows the scene's own range.
     heat_HW = other_HWC[..., 2] + 0.10 * rgb_HWC[..., 1]
     heat_HW = _blur(heat_HW, uniform(rng, 0.45, 0.8))
+    # The 0.03 keeps a scene of almost one temperature from being stretched to noise.
     middle, spread = float(heat_HW.mean()), float(heat_HW.std()) + 0.03
     heat_HW = 0.5 + (heat_HW - middle) / spread * uniform(rng, 0.15, 0.22)
     rows = rng.standard_normal((heat_HW.shape[0], 1), dtype=np.float32)

@@ -79,6 +79,7 @@ def _ground(plan: ScenePlan, bank: Bank, light: Light) -> tuple[np.ndarray, np.n
     for number in present:
         material = plan.layout.materials[number]
         variant = bank.land[material.land][material.variant]
+        # Only the window around this ground is sampled: a place may have 200 small fields.
         inside_HW = (material_HW == number).view(np.uint8)
         x, y, width, height = cv2.boundingRect(inside_HW)
         window = (x, y, width, height)
@@ -87,10 +88,12 @@ def _ground(plan: ScenePlan, bank: Bank, light: Light) -> tuple[np.ndarray, np.n
         np.copyto(texture_HW[rows, columns], part_HW, where=inside_HW[rows, columns].view(bool))
         level_MB[number] = variant.level_B * (1 + 0.08 * material.tone)
         swing_MB[number] = variant.swing_B
+        # Ground that is bright in the near infrared has plants, and those change with the season.
         if variant.level_B[3] > 0.45:
             level_MB[number, :4] += light.season * np.array([0.06, 0.015, 0.0, -0.08], np.float32)
     relief_HW = _tile(bank.relief[light.slope], (0, 0, size, size), 0.0, 1.0, light.offset)
     bright_HWC = cv2.merge([1 + light.relief * relief_HW] * 3)
+    # OpenCV's look-up wants as many channels as its table has, so the material's number is repeated for each band.
     texture_HWC, material_HWC = cv2.merge([texture_HW] * 3), cv2.merge([material_HW] * 3)
     groups = []
     for band in (slice(0, 3), slice(3, 6)):
@@ -110,8 +113,11 @@ def _shadows(objects: Sequence[PlacedObject], light: Light, size: int) -> np.nda
             continue
         shift = rise * np.array(light.shadow)
         near = fixed(item.points_N2)
+        # `fixed` takes off half a pixel, which `near` has lost already: 0.5 gives it back.
         far = near + fixed(shift + 0.5)
         for here, there in zip(item.style.solid_parts(near), item.style.solid_parts(far), strict=True):
+            # Parts are convex, so the ground that one shades is the hull of where it stands and where its top's shadow
+            # falls.
             swept = cv2.convexHull(np.concatenate([here, there]))
             cv2.fillConvexPoly(shade_HW, swept, (dark,), cv2.LINE_AA, FRACTION_BITS)
     return cv2.GaussianBlur(shade_HW, (3, 3), 0.6).astype(np.float32) / 255
@@ -160,6 +166,7 @@ def _mark(plan: ScenePlan, colour_C: np.ndarray, other_C: np.ndarray) -> None:
         return
     marked, others = colour_C.copy(), other_C.copy()
     for line in lines:
+        # On copies: where another ground lies over the road, its markings are not taken over.
         for ends_K22, (rgb, other) in _strokes(line, plan.layout.size):
             strokes = list(fixed(ends_K22))
             cv2.polylines(marked, strokes, False, rgb, 1, cv2.LINE_AA, FRACTION_BITS)
@@ -180,6 +187,7 @@ _HOLE_R = np.array([name == "hole" for name in _ROLE_NAMES])
 def _object(item: PlacedObject, colour_C: np.ndarray, other_C: np.ndarray) -> None:
     paint_R3 = np.clip(np.asarray(item.style.rgb) * _KEEP_R1 + _ADD_R3, 4, 250)
     bright_R = paint_R3.sum(1) / (3 * 255)
+    # Leaves reflect most of the near infrared, paint about as much as of visible light.
     infrared_R = 0.35 + 0.5 * bright_R if item.category == "tree" else 0.1 + 0.62 * bright_R
     radar_R = item.radar * np.where(_HOLE_R, 0.5, 0.7 + 0.5 * bright_R)
     # Dark paint is warmer than light paint; openings show what is inside.

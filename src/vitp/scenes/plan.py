@@ -131,6 +131,7 @@ def _outline(style: Style, points_N2: np.ndarray) -> tuple[np.ndarray, tuple[int
     right, bottom = (math.ceil(value) for value in points_N2.max(0).tolist())
     width, height = right - x, bottom - y
     fine = np.zeros((height * _OVERSAMPLE, width * _OVERSAMPLE), np.uint8)
+    # OpenCV's pixel centres are whole numbers, hence −0.5, and its coordinates have four fraction bits, hence 16.
     inside = np.rint(((points_N2 - (x, y)) * _OVERSAMPLE - 0.5) * 16).astype(np.int32)
     for part in style.solid_parts(inside):
         cv2.fillConvexPoly(fine, part, (255,), cv2.LINE_8, 4)
@@ -163,9 +164,11 @@ class _Planner:
         if self.rng.random() < 0.35:
             stray = pick(self.rng, domain.scene_types)
             rules.append(pick(self.rng, domain.rules[stray]))
+        # The counts of the rules are those of a place of 96 px.
         area = (self.size / 96) ** 2
         for rule in rules:
             wanted = whole(self.rng, *rule.count) * area
+            # What is left of a whole number is drawn, so that the mean count is exact.
             count = int(wanted) + int(self.rng.random() < wanted % 1)
             if not count:
                 continue
@@ -216,6 +219,7 @@ class _Planner:
             before = style
             if not same:
                 style = self._style(rule.category)
+            # Wagons stand end to end, the members of a row side by side.
             if rule.how == "train":
                 step, turn = (before.length + style.length) / 2 + gap * 0.6, angle
             else:
@@ -250,6 +254,7 @@ class _Planner:
         elif rule.how == "line":
             # Traffic keeps to the right of its own heading.
             flip = math.pi if self.rng.random() < 0.5 else 0.0
+            # Runways are used along their middle, and so is a road whose half is too narrow for the object.
             lane = line.width / 4 if line.width < 9 and 2 * half_width < line.width / 2 + 1 else 0.0
             across = lane if flip == 0.0 else -lane
         else:
@@ -261,6 +266,7 @@ class _Planner:
 
     def _blocked(self, quad: tuple[float, ...], centre: tuple[float, float], zone_HW: np.ndarray) -> bool:
         """Return whether the centre and three corners show already that an object can't stand here."""
+        # Cheap: what fails here is never rasterised.
         off = 0
         for x, y in (centre, quad[0:2], quad[2:4], quad[4:6]):
             column, row = math.floor(x), math.floor(y)
@@ -268,6 +274,7 @@ class _Planner:
                 if self.plan.taken_HW[row, column]:
                     return True
                 off += not zone_HW[row, column]
+        # One of the four points may be off, as `_ON_GROUND` allows a small part of an object to be.
         return off > 1
 
     def _place(self, style: Style, centre: tuple[float, float], angle: float, zone_HW: np.ndarray) -> bool:
@@ -278,6 +285,7 @@ class _Planner:
         cos, sin = math.cos(angle), math.sin(angle)
         points_N2 = style.points_N2 @ np.array([[cos, sin], [-sin, cos]], np.float32)
         points_N2 = points_N2 + np.array(centre, np.float32)
+        # A disc has no heading, so its quad lies along the image's axes.
         if spec.round:
             x1, y1, x2, y2 = style.extent_of(points_N2)
             quad = tuple(round(value, 3) for value in (x1, y1, x2, y1, x2, y2, x1, y2))

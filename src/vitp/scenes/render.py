@@ -43,7 +43,9 @@ def _begin(
             f"scenes of {size} pixels can't be drawn", fix=f"use a size from {_SIZES[0]} to {_SIZES[1]}"
         )
     variants = bank(domain.name, split)
+    # A generator for each purpose: what one of them draws more or less changes nothing that others draw.
     children = np.random.SeedSequence([seed, index, *name_seed(domain.name, split, purpose)]).spawn(number)
+    # PCG64 by name, as a release of NumPy may choose another generator for `default_rng`.
     rngs = [np.random.Generator(np.random.PCG64(child)) for child in children]
     return make_plan(domain, variants, rngs[0], size, split), variants, rngs
 
@@ -75,6 +77,7 @@ def _labels(
         low, high = item.style.spec.length
         attributes: dict[str, str | float] = {
             "size": "large" if item.style.length > math.sqrt(low * high) else "small",
+            # Angles run clockwise from the right, headings from the top; a rounded 360.0 is 0.
             "heading": round((math.degrees(item.angle) + 90) % 360, 1) % 360,
         }
         if true_colour:
@@ -131,6 +134,7 @@ def _change_land(plan: ScenePlan, rng: np.random.Generator) -> SceneChange | Non
     goal = plan.domain.land_classes.index(target)
     changed_HW = (layout.material_HW == number) & (plan.taken_HW == 0) & (plan.land_HW != goal)
     layout.material_HW[~changed_HW] = before_HW[~changed_HW]
+    # So few pixels could hardly be seen: the ground is put back.
     if np.count_nonzero(changed_HW) < 24:
         layout.material_HW[:] = before_HW
         return None
@@ -159,7 +163,9 @@ def _split_objects(
     changes: list[SceneChange] = []
     rate = 0.15 + 0.45 * float(rng.random())
     for item in plan.objects:
+        # Drawn for every object, so that those of the others do not depend on which ones are labelled.
         chance = float(rng.random())
+        # What has no label doesn't come or go either: no label would say so.
         labelled, _, box = _shown(item, plan.layout.size)
         if active and labelled and chance < rate:
             kind = "appeared" if chance < rate / 2 else "disappeared"
@@ -183,6 +189,7 @@ def render_pair(
     look = pick(change_rng, plan.domain.looks)
     active = change_rng.random() > 1 / 6
     first, second, changes = _split_objects(plan, change_rng, active)
+    # Painted before `_change_land` changes the plan in place, and with a copy of the ground's labels.
     before = _scene(plan, first, variants, look, plan.land_HW.copy(), before_rng)
     if active and change_rng.random() < 0.5 and (ground := _change_land(plan, layout_rng)) is not None:
         changes.append(ground)

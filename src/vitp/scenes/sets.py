@@ -41,6 +41,7 @@ def object_labels(scene: Scene) -> tuple[ObjectLabel, ...]:
     for number, item in enumerate(scene.objects, 1):
         x1, y1 = (max(int(np.floor(value)), 0) for value in item.box[:2])
         x2, y2 = (min(int(np.ceil(value)), size) for value in item.box[2:])
+        # Only the object's own window is traced: whole images would cost their area for each object.
         found = outline(scene.instance_HW[y1:y2, x1:x2] == number)
         corner = np.array((x1, y1))
         rings, holes = (tuple(as_flat(r + corner) for r in each) for each in (found.rings, found.holes))

@@ -86,6 +86,7 @@ def _filtered(
     along = _FX * cos + _FY * sin
     across = (_FY * cos - _FX * sin) * np.float32(stretch)
     radius = np.sqrt(along * along + across * across)
+    # The mean has no wavelength: any number that keeps logarithm and power finite, as its gain becomes 0.
     radius[0, 0] = 1.0
     if width > 0:
         gain = np.exp(-((np.log(radius * wavelength) / width) ** 2))
@@ -159,6 +160,7 @@ def _sleepers(rng: np.random.Generator) -> np.ndarray:
 
 
 def _land_variant(spec: LandSpec, number: int, rng: np.random.Generator) -> LandVariant:
+    # By number and not by chance, so that each split has all families.
     family = spec.textures[number % len(spec.textures)]
     weights = rng.dirichlet(np.full(len(spec.colours), 0.7))
     rgb = weights @ np.asarray(spec.colours, np.float64) / 255

@@ -16,8 +16,10 @@ from vitp.core.extras import need
 from vitp.scenes.volumes import TrunkVolume, make_volume
 
 _CLASS_UIDS = {"CT": "1.2.840.10008.5.1.4.1.1.2", "MR": "1.2.840.10008.5.1.4.1.1.4"}
+# Explicit VR, little endian.
 _EXPLICIT = "1.2.840.10008.1.2.1"
 _INTERCEPT = -1024
+# DICOM's axes point to the patient's left and back, those of NIfTI to the right and to the front.
 _TO_LPS = np.diag([-1.0, -1.0, 1.0])
 
 
@@ -73,6 +75,8 @@ def write_dicom_series(
         for keyword, value in {**shared, **_slice_tags(pydicom, volume, name, k), **(tags or {})}.items():
             if value is not None:
                 setattr(dataset, keyword, value)
+        # Stored values are unsigned and Hounsfield units are not, hence the intercept; rows of a DICOM image run along
+        # j.
         stored_JI = volume.voxels_IJK[:, :, k].T.astype(np.int32) - _intercept(volume)
         dataset.set_pixel_data(stored_JI.astype(np.uint16), "MONOCHROME2", 16)
         dataset.file_meta = pydicom.dataset.FileMetaDataset()
@@ -112,7 +116,9 @@ def _series_tags(pydicom: Any, volume: TrunkVolume, name: str, study: str) -> di
         "ReferringPhysicianName": "",
         "StudyID": "",
         "SeriesNumber": 1,
+        # The direction of a row first, then that of a column.
         "ImageOrientationPatient": [round(float(value), 9) for value in columns_33[:, :2].T.ravel()],
+        # The distance between rows comes first.
         "PixelSpacing": [round(j_spacing, 9), round(i_spacing, 9)],
         "SliceThickness": round(k_spacing, 9),
     }

@@ -99,6 +99,7 @@ def make_volume(
     """
     if modality not in _NOISE:
         raise ConfigError(f"is {modality!r}", where="modality", fix="use CT or MR")
+    # The first draws the patient, who is the same in every study; the second what a study draws anew.
     rng, drawn = np.random.default_rng((seed, 0)), np.random.default_rng((seed, 1, study))
     widths = uniform(rng, 340, 420), uniform(rng, 260, 320), size[2] * uniform(rng, 4.0, 9.0)
     spacing_3 = np.array(widths) / size
@@ -205,6 +206,7 @@ def _turned(
         step_3 = affine_44[:3, old]
         placed_44[:3, new] = -step_3 if turned else step_3
         if turned:
+            # The first voxel of a reversed axis is the one that was its last.
             placed_44[:3, 3] += step_3 * (arrays_XYZ[0].shape[old] - 1)
     voxels, labels, objects = (np.ascontiguousarray(array.transpose(axes)[cut]) for array in arrays_XYZ)
     return TrunkVolume(voxels, labels, objects, placed_44, modality)

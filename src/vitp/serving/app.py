@@ -195,6 +195,7 @@ def _add_facts(app: FastAPI, service: Service) -> None:
     @app.get("/health", summary="Whether the server answers")
     async def health(request: Request) -> dict[str, Any]:
         gate = getattr(app.state, "gate", None)
+        # Anybody may ask whether the server is well, but not what it serves.
         known = gate is None or gate.authorised(request.headers)
         return {
             "status": "ok",

@@ -45,9 +45,11 @@ async def streamed(
         try:
             return assistant.answer([image.address], question, max_new_tokens=max_tokens, stream=send)
         finally:
+            # Where the client or the loop has gone nobody waits for the end.
             with suppress(_Gone, RuntimeError):
                 send(None)
 
+    # What the request holds is let go when its answer is computed, not when this function returns.
     kept, names = stack.pop_all(), {image.address: "the image"}
     future = served.worker.call(answer)
     future.add_done_callback(lambda done: kept.close())

@@ -123,6 +123,7 @@ class Gate:
         """Refuse what can be refused by its head."""
         if self.draining:
             raise Refusal(503, "the server is shutting down; try again later", retry_after=10)
+        # Without this a page of any site could read answers under a name of its own that leads here (DNS rebinding).
         if self._token is None and self._local:
             host = headers.get(b"host", b"").decode("latin-1").lower()
             if host.rpartition(":")[0] not in _LOCAL and host not in _LOCAL:
@@ -132,6 +133,7 @@ class Gate:
                 )
         if self._token is not None and scope["path"] not in self._public:
             given = headers.get(b"authorization", b"")
+            # How long this takes doesn't tell how much of a wrong token is right.
             if not hmac.compare_digest(given, self._token):
                 what = "this is not the server's token" if given else "a token is needed"
                 raise Refusal(401, f"{what}: send Authorization: Bearer TOKEN")
@@ -191,6 +193,7 @@ class Gate:
                 return
             last = not message.get("more_body", False)
             if last and not exchange.whole:
+                # All but the end of the answer goes out before the client is listened to.
                 await send({**message, "more_body": True})
                 await _lingered(receive)
                 message = {"type": "http.response.body", "body": b""}

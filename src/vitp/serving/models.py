@@ -141,6 +141,7 @@ def named_sources(words: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for word in words:
         name, equals, source = word.partition("=")
+        # A path may hold an equals sign.
         if not equals or "/" in name:
             name, source = word if word in ("starter", "random") else Path(word).resolve().name, word
             name = name.removesuffix(".onnx")

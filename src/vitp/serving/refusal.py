@@ -22,6 +22,7 @@ class Refusal(HTTPException):
     def __init__(self, status: int, sentence: str, *, retry_after: int | None = None) -> None:
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
         if status == 401:
+            # HTTP demands it of a 401.
             headers["WWW-Authenticate"] = "Bearer"
         super().__init__(status, detail=sentence, headers=headers or None)
 

@@ -184,6 +184,7 @@ def serve(words: Sequence[str], options: ServerOptions, say: Callable[[str], Non
             log_config=None,
             access_log=False,
             server_header=False,
+            # Anybody can send the headers of a proxy.
             proxy_headers=False,
             timeout_keep_alive=10,
             timeout_graceful_shutdown=5,

@@ -28,11 +28,10 @@ MOST_IMAGES = 64
 """Of clients that are kept."""
 
 _TAKEN = "PNG, JPEG, WebP, BMP, GIF, PNM, TIFF, GeoTIFF, JPEG 2000, slides and DICOM are read"
-_OWN_BYTES = frozenset({"GTiff", "JP2OpenJPEG"})
-"""GDAL's names of rasters that are one file which names no other."""
 _WITH_FILES = {"VRT": "a virtual raster, which names other files", "ENVI": "a raster of several files"}
 _OF_ROOT = frozenset({"netCDF", "HFA"})
 _SUFFIX_OF = {"GTiff": ".tif", "JP2OpenJPEG": ".jp2"}
+"""GDAL's names of rasters that are one file which names no other → suffix of such a file."""
 
 
 @dataclass
@@ -193,6 +192,7 @@ class ImageStore:
         if odd or not name.strip("/") or name.startswith(("/", "\\")) or ".." in parts or len(name) > 4096:
             raise missing
         try:
+            # Links are followed before it is asked whether the file lies below the root.
             path = (self.root / "/".join(parts)).resolve(strict=True)
             if not (path.is_relative_to(self.root) and path.is_file()):
                 raise missing
@@ -230,9 +230,8 @@ class ImageStore:
             address = _checked_kind(path, own)
             with open_pixels(address) as pixels:
                 size, bands, placed = pixels.size, pixels.names, pixels.geometry is not None
-            image = StoredImage(
-                address, size, bands, name, path.stat().st_size, own, _is_windowed(address), placed
-            )
+            windowed = not (is_picture_file(address) or is_volume(address))
+            image = StoredImage(address, size, bands, name, path.stat().st_size, own, windowed, placed)
         except (DataError, MemoryError) as error:
             raise refusal_of(error, {address: "the image", str(path): "the image"}) from error
         if own or not image.windowed:
@@ -295,7 +294,3 @@ def _checked_kind(path: Path, own: bool) -> str:
                 raise Refusal(415, f"the file {error.what}; {_TAKEN}") from error
             raise
     return address
-
-
-def _is_windowed(address: str) -> bool:
-    return not (is_picture_file(address) or is_volume(address))

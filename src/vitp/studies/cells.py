@@ -136,6 +136,7 @@ def _with_new_language_model(context: Context, init: str) -> Path:
     That is a random one of other sizes, or the first layers of a package's, with its weights or random ones.
     """
     folder, sizes = context.folder / "start", context.cell.settings["language"]
+    # An interrupted attempt has made it already.
     if folder.is_dir():
         return folder
     before = load_vlm(init)
@@ -152,6 +153,7 @@ def _with_new_language_model(context: Context, init: str) -> Path:
         return folder
     language = micro_qwen2(**sizes)
     config = before.vlm.config.model_copy(update={"language": language})
+    # Layers draw their weights from PyTorch's global numbers, which are put back afterwards.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(context.cell.settings["seed"]))
         vlm = VisionLanguageModel(config, vocabulary=before.vlm.language.config.vocab_size)
@@ -232,6 +234,7 @@ def _lead(best: Mapping[str, Any], next_best: Mapping[str, Any]) -> dict[str, fl
             parts = [one - other for one, other in zip(best[name], next_best[name], strict=True)]
             n, mean = len(parts), fmean(parts)
             squares = sum((part - mean) ** 2 for part in parts)
+            # Variance of the jackknife: squares · (n − 1) / n; of a mean of draws: squares / (n − 1) / n.
             found["error"] = math.sqrt(squares * (n - 1) / n if name == "without" else squares / (n - 1) / n)
     return found
 
@@ -392,6 +395,7 @@ def _pretraining_pace(context: Context) -> dict[str, float]:
     for steps, phase in phases_of(config):
         run = build(phase)
         of_step = seconds_a_step(run.objective, run.source, device=phase.train.device)
+        # Its memory on a GPU is free for the next phase.
         run.objective.to("cpu")
         images += steps * config.data.global_batch
         seconds += steps * of_step

@@ -38,6 +38,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
                 arm = replace(tune, equal=ours, tuned_as=tune) if matched else tune
                 for seed in plan.seeds(arm, draws):
                     run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed, 100 * share)
+                    # Probes do not depend on the share of the labels: one share has them.
                     if share == scale.shares[0]:
                         plan.probed(run, {**facts, "group": f"frozen features, {words}"})
                     labels = None if share == 1 else share

@@ -68,6 +68,7 @@ def seconds_a_step(
     objective.to(place).train()
     began = time.monotonic()
     for step in range(-1, steps):
+        # The first step, which also allocates memory and loads kernels, is not timed.
         if step == 0:
             began = time.monotonic()
         for part in range(getattr(source, "micro_batches", 1)):
@@ -145,6 +146,7 @@ def total_cost(attempts: list[Mapping[str, float | None]]) -> dict[str, Any]:
         "seconds": sum(known("seconds")),
         "processor_seconds": sum(known("processor_seconds")),
         "memory": max(known("memory"), default=None),
+        # A sum that lacks an attempt would look cheaper than the cell was.
         "joules": sum(joules) if len(joules) == len(attempts) else None,
         "attempts": len(attempts),
     }
@@ -207,6 +209,7 @@ class Estimator:
             other = self.paces.get(study[cell.needs["equal"]].pace)
             if other is None or not pace.flops or not other.flops:
                 return None
+            # A run of equal operations is longer by as much as its unit is cheaper.
             units = study[cell.needs["equal"]].units * other.flops / pace.flops
         return pace.fixed + units * pace.seconds
 
@@ -215,6 +218,7 @@ class Estimator:
         total, unknown, seen = 0.0, 0, set()
         for cell in study.cells:
             key = self.store.keys[cell.name]
+            # Cells of one key are one piece of work.
             if key in seen or self.store.result(cell) is not None:
                 continue
             seen.add(key)
@@ -232,6 +236,7 @@ def _known_paces(root: Path, measured: Mapping[str, Pace]) -> dict[str, Pace]:
         if not isinstance(result, dict) or not result.get("pace") or not result["units"]:
             continue
         cost, values = result["cost"], result["values"]
+        # A run of equal operations saw another number of images than its cell says.
         units = values.get("images") if result["kind"] == "pretrain" else result["units"]
         if cost["attempts"] == 1 and isinstance(units, int | float) and units > 0:
             row = (cost["seconds"], float(units), values.get("flops") or 0.0)

@@ -134,6 +134,7 @@ def vrl_tokens_study(plan: StudyPlanner) -> Study:
                     plan.robust(model, scale.severities, scale.corrupted_images)
     ours = ratios[0.75]
     claims = [Claim("Dropping 75 % is better than none.", ours, ratios[0.0], CONTINUED)]
+    # The arms that average or merge: after those that drop, before the last one.
     for arm in arms[len(ratios) : -1]:
         mine = next(name for ratio, name in ratios.items() if arm.name.startswith(f"{100 * ratio:.0f} % "))
         claims.append(Claim(f"{mine} at random is better than {arm.name}.", mine, arm.name, CONTINUED))
@@ -268,6 +269,7 @@ def language_size_study(plan: StudyPlanner) -> Study:
     for arm, parameters in packaged:
         plan.tested(arm, group, parameters)
     small, middle, large = _LANGUAGE_MODELS
+    # The arms alternate: trained, random.
     trained, untrained = ([arm.name for arm, _ in packaged[kind::2]] for kind in (0, 1))
     notes = (
         "No size has seen text before: in the paper all language models are trained ones, and the larger the "

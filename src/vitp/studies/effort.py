@@ -105,10 +105,8 @@ def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: 
     # What was evaluated fewer than three times decides nothing.
     least = 3 if any(arm.alike for arm in arms) else 2
     needed = repeats_needed(spread, cost=cost, least_draws=least, most=MOST)
-    if needed == (
-        spread.seeds,
-        spread.draws,
-    ):  # where the tests of these very repeats were less lucky than most
+    # These very repeats have just decided nothing, less lucky than most: one seed more.
+    if needed == (spread.seeds, spread.draws):
         needed = (spread.seeds + 1, spread.draws)
     seconds = None
     if known and needed:

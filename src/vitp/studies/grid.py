@@ -143,6 +143,7 @@ def ordered(cells: Iterable[StudyCell]) -> list[StudyCell]:
                 raise ConfigError(f'needs "{need}", which is not in the study', where=cell.name)
     sorter = TopologicalSorter({name: list(cell.needs.values()) for name, cell in by_name.items()})
     try:
+        # Only for its check: its own order would not keep a cell next to what it needs.
         sorter.prepare()
     except CycleError as error:
         raise ConfigError(f"cells need each other: {' → '.join(error.args[1])}", where="study") from None
@@ -172,8 +173,10 @@ def cell_keys(study: Study, versions: Mapping[str, int]) -> dict[str, str]:
             "kind": cell.kind,
             "version": versions.get(cell.kind, 0),
             "settings": cell.settings,
+            # Keys instead of names: what changes a cell changes all cells that follow from it.
             "needs": {role: keys[name] for role, name in sorted(cell.needs.items())},
         }
+        # Sorted, so that the order in which settings are written down changes no key.
         text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
         keys[cell.name] = hashlib.sha256(text.encode()).hexdigest()[:20]
     return keys
@@ -277,6 +280,7 @@ def json_or_none(path: Path) -> Any | None:
 @cache
 def source_commit() -> str:
     """Return the commit of the checkout that vitp runs from; empty where it runs from none."""
+    # From src/vitp/studies/grid.py to the checkout's root.
     root = Path(__file__).parents[3]
     if not (root / ".git").exists():
         return ""

@@ -175,6 +175,7 @@ def _estimate(runner: StudyRunner) -> Estimator:
         cell
         for cell in timing_cells(study, store)
         if cell.settings["pace"] in open_paces
+        # A finetuned model is needed to time these, and there is none yet.
         and cell.settings["times"] != "robustness"
         and not failed & set(cell.needs.values())
     ]
@@ -202,6 +203,7 @@ def timing_cells(study: Study, store: Store) -> list[StudyCell]:
     for cell in study.cells:
         if not cell.pace or cell.pace in found or store.result(cell) is not None:
             continue
+        # The start is timed and not the cell's own backbone, so nothing but data must be there.
         needs = {role: name for role, name in cell.needs.items() if role.startswith("data")}
         settings = {**cell.settings, "times": cell.kind, "pace": cell.pace}
         timing = replace(cell, name=f"timing/{cell.pace}", kind=TIMING, settings=settings, needs=needs)

@@ -92,6 +92,7 @@ class StudyPlanner:
         lrs = self.scale.lrs
         if arm.paradigm == NOT_PRETRAINED or lrs is None or len(lrs) < 2:
             return None
+        # Short runs at equal images: all groups of an arm share them, and so its rate.
         arm = replace(arm, equal=None, images=self.scale.tuning_images)
         tested = next((source for source in self.sources if source.tasks), None)
         if tested is None:
@@ -117,6 +118,7 @@ class StudyPlanner:
         settings: dict[str, Any] = {"paradigm": arm.paradigm, "init": arm.init, "start": self.start}
         needs: dict[str, str] = {}
         pace, units = "", 0.0
+        # The start as it is knows no seed, so that all seeds share one cell.
         if not arm.is_start:
             settings["seed"] = seed
         if arm.paradigm != NOT_PRETRAINED:
@@ -130,11 +132,13 @@ class StudyPlanner:
                 "changes": list(arm.changes),
                 "language": dict(arm.language),
             }
+            # Two digits, as roles are sorted by their names where the order of the sets matters.
             needs = {f"data{n:02d}": self.add(source.cell).name for n, source in enumerate(sources)}
             if chosen is not None:
                 needs["lr"] = chosen
             if arm.equal is not None:
                 needs["equal"] = self.pretrained(arm.equal, seed).name
+            # A pace is named by what makes an image cost more or less; rate and seed do not.
             changes = ",".join((*arm.changes, *(f"{k}={v}" for k, v in arm.language)))
             batch = scale.batch or scale.batch_factor
             pace, units = f"pretrain/{arm.paradigm}/{arm.init}/{batch}/{changes}", float(settings["images"])
@@ -232,6 +236,7 @@ class StudyPlanner:
         lrs = self.scale.tasks[task].lrs
         if len(lrs) < 2:
             return None
+        # Tuned at equal images, so that the groups of an arm share its rate.
         run = self.pretrained(replace(arm, equal=None), 0)
         base = f"{_dashed(arm.name)}/{arm.init}/{source.name}/{task}"
         needs = {}

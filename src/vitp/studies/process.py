@@ -101,6 +101,7 @@ def run_here(work: Work, context: Context) -> Attempt:
     """Do the work in this process."""
     meter, began, cpu = EnergyMeter(), time.monotonic(), _processor_seconds()
     try:
+        # Through JSON: the work gives what a later run will read, or fails now.
         values: Mapping[str, Any] | None = json.loads(json.dumps(work(context)))
         message = kind = trace = ""
     except Exception as error:  # any mistake of one cell is a finding about that cell
@@ -203,7 +204,9 @@ def _child(work: Work, context: Context, parent: int) -> None:
     with contextlib.suppress(OSError):
         os.setpgid(0, 0)  # Ctrl-C is for the parent, which passes it on once
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # 128 and the signal's number is how shells say that a signal ended a process.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # The handlers are there now: a stop that came since the fork is delivered.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
 
     def watch() -> None:

@@ -118,6 +118,7 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 **common,
             }
             spent_seconds = shown.pop("evaluation_seconds")
+            # One cell makes all draws of a probe, so each row has its part of the time.
             share = None if spent_seconds is None else spent_seconds / len(row["values"])
             for draw, value in enumerate(row["values"]):
                 yield Row(draw=draw, value=value, evaluation_seconds=share, **shown)
@@ -128,7 +129,7 @@ def _rows(study: Study, store: Store, cell: StudyCell, scale: str, since: float)
                 task=f"{facts['task']}{corrupted}",
                 metric=metric,
                 main=metric == facts["score"] or (bool(corrupted) and metric == "drop"),
-                draw=int(facts.get("draw") or 0),
+                draw=of_task,
                 value=value,
                 **common,
             )

@@ -138,13 +138,12 @@ def check_rows(
             raise ConfigError(what, where=where, fix="remove the line: equal settings give other results now")
     for cell in study.cells:
         found = rows.by_key.get(keys[cell.name])
-        if found is not None and (found["kind"], found["settings"]) != (cell.kind, _plain(cell.settings)):
+        if found is not None and (found["kind"], found["settings"]) != (
+            cell.kind,
+            parse_json(to_json(cell.settings)),
+        ):
             what = f'has the key of the cell "{cell.name}" and other settings'
             raise ConfigError(what, where=f'{rows.path}: "{found["name"]}"', fix="mend or remove the line")
-
-
-def _plain(value: Any) -> Any:
-    return parse_json(to_json(value))
 
 
 def to_do_again(
@@ -160,6 +159,7 @@ def to_do_again(
     """
     wanted: set[str] = set()  # for their files
     again: set[str] = set()
+    # From last to first: whoever needs a cell's files is known before the cell is looked at.
     for cell in reversed(ordered(study.cells)):
         if cell.name in local:
             continue

@@ -88,6 +88,7 @@ class Lock:
         owner = _owner_of(self.path)
         if owner.get("host") == socket.gethostname():
             try:
+                # Signal 0 does nothing but ask whether the process lives.
                 os.kill(owner.get("pid"), 0)  # type: ignore[arg-type]
             except (ProcessLookupError, TypeError, OverflowError):
                 return True
@@ -114,6 +115,7 @@ class Lock:
         if not mine:
             # Somebody was faster and this is the new lock: back with it.
             with contextlib.suppress(OSError):
+                # `rename` would replace a lock that a third one has made meanwhile; `link` fails then.
                 os.link(aside, self.path)
         aside.unlink(missing_ok=True)
         return mine
@@ -289,6 +291,7 @@ class StudyRunner:
         try:
             attempt = run_apart(work, context, beat) if self.apart else run_here(work, context)
         except BaseException:
+            # Interrupted attempts count: the cost of a cell is that of all of them.
             write_json(folder / ATTEMPTS, [*attempts, {"seconds": time.monotonic() - began}])
             raise
         attempts.append(dict(attempt.cost))

@@ -108,10 +108,8 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
 def questions() -> dict[str, Any]:
     """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(SYNTHESIS.stated()))
-    for younger in (
-        "neighbours",
-        "pretext",
-    ):  # than the folders of results that are found again by these settings
+    # Younger than the folders of results that are found again by these settings.
+    for younger in ("neighbours", "pretext"):
         if not found[younger]:
             del found[younger]
     return found
@@ -209,6 +207,7 @@ def provide_data(context: Context) -> Mapping[str, Any]:
         tasks = dict.fromkeys(TASK_NAMES, 0.0) | settings["synthesis"]["tasks"]
         asked, source = SynthesisConfig(**{**settings["synthesis"], "tasks": tasks}), context.inputs["data"]
         labelled = cheap_labels(open_labelled(folder_of(source), "vitp"))
+        # `force`, as an interrupted attempt may have left something.
         compile_set(labelled, out, folder_of(source), seed=0, synthesis=asked, settings={}, force=True)
         return {"images": _split_sizes(out)}
     scenes = settings["from"] == "scenes"

@@ -220,6 +220,7 @@ def own_values(config: TunedConfig, space: Space) -> dict[str, Any] | None:
         place, _, number = key.rpartition(".")
         value: Any = dumped
         if place == SHARES_OF_SETS:
+            # Without rates all sets have the same: 1.
             value = (dumped["data"].get("rates") or [1.0] * 1000)[int(number)]
         else:
             for part in key.split("."):

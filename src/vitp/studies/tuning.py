@@ -192,6 +192,7 @@ def _claim(order: TuneOrder) -> None:
     }
     file = order.out / ORDER_FILE
     order.out.mkdir(parents=True, exist_ok=True)
+    # Of two processes that begin together, one writes the file and the other compares itself with it.
     with exclusive(order.out / "tune.lock"):
         if not file.is_file():
             if any(path.name not in ("tune.lock",) for path in order.out.iterdir()):
@@ -215,6 +216,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 def _open(optuna: Any, order: TuneOrder) -> Any:
     """Return the study in the folder's file."""
+    # Processes wait for each other's writes to the one file; SQLite's own 5 seconds are short for many of them.
     storage = optuna.storages.RDBStorage(
         f"sqlite:///{order.out / DATABASE}", engine_kwargs={"connect_args": {"timeout": 120}}
     )
@@ -257,6 +259,7 @@ def _sampler(optuna: Any, seed: int, number: int) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # options that Optuna calls experimental
         own = int.from_bytes(digest, "little")
+        # The liar counts trials that are running as bad ones, so that processes keep away from each other's settings.
         return optuna.samplers.TPESampler(seed=own, multivariate=False, constant_liar=True)
 
 
@@ -277,7 +280,7 @@ def _take(order: TuneOrder, number: int, held: contextlib.ExitStack) -> bool:
 def _run_trial(optuna: Any, study: Any, trial: Any, order: TuneOrder, console: Console) -> None:
     """Run a trial and tell the study how it ended. One that is interrupted stays open."""
     values = {key: one.suggest(trial, key) for key, one in order.space.items()}
-    shown = ", ".join(f"{key} {_short(value)}" for key, value in values.items())
+    shown = ", ".join(f"{key} {short_value(value)}" for key, value in values.items())
     folder, state = _folder(order, trial.number), optuna.trial.TrialState
     done = any(one.state.name in ("COMPLETE", "PRUNED") for one in study.get_trials(deepcopy=False))
     try:
@@ -319,6 +322,7 @@ def _score(config: TunedConfig, folder: Path, reported: Hook) -> float:
     quiet, resume = Console(quiet=True), started(folder)
     if is_finetuning(config):
         curve = run_validated(config, folder, [reported], resume=resume, console=quiet)
+        # NaN is unequal to itself: a score that is no number is left out.
         scores = [score for _, score in curve if score == score]
         chosen = max(scores, default=None)
         if scores and config.train.choose == "last":
@@ -345,7 +349,8 @@ class _LastProbe(Hook):
                 self.value = hook.score[1]
 
 
-def _short(value: Any) -> str:
+def short_value(value: Any) -> str:
+    """Return the value of a key as a line or a cell of a table shows it."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

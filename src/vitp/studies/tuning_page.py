@@ -10,7 +10,7 @@ from vitp.report.charts import Bar, BarChart, Curve, LineChart
 from vitp.report.page import Block, Code, Column, HtmlPage, KeyValue, Section, Table, TableCell, Text
 from vitp.studies.cost import duration
 from vitp.studies.space import is_finetuning
-from vitp.studies.tuning import BEST_FILE, TrialRow, Tuned, TuneOrder
+from vitp.studies.tuning import BEST_FILE, TrialRow, Tuned, TuneOrder, short_value
 
 PAGE_FILE = "report.html"
 
@@ -30,13 +30,9 @@ def table_of_trials(tuned: Tuned, most: int = 10) -> tuple[list[str], list[list[
     rows = []
     for row in ranked(tuned)[:most]:
         score = "–" if row.score is None else f"{100 * row.score:.1f}"
-        shown = [_short(row.values.get(key)) for key in keys]
+        shown = [short_value(row.values.get(key)) for key in keys]
         rows.append([str(row.number), row.state, score, *shown])
     return ["trial", "state", "score", *keys], rows
-
-
-def _short(value: object) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def write_page(tuned: Tuned, order: TuneOrder) -> Path:

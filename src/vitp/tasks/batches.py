@@ -55,11 +55,13 @@ class LabelledSamples(Collate[LabelledImage, TaskBatch]):
         )
 
     def _augmented(self, sample: Sample[LabelledImage]) -> ImageSample:
+        # Each use of a sample's position draws numbers of its own: the image 1, its partners 5, the mix 6.
         item, rng = sample.record, np.random.default_rng([sample.seed, sample.position, 1])
         seen, size = self.reader.seen, self.size.of(item.height, item.width)
         reader = self.reader
         if (moved := seen.at(sample.seed, sample.position)) is not seen:
             reader = replace(reader, seen=moved)
+        # An image that is read smaller still needs the pixels for its largest random scale.
         read = reader.sample(item, self.size, self.augmentation.scale[1])
         changed = augment(read, self.augmentation, rng, size=size, rgb=seen.is_rgb)
         if sample.partners:

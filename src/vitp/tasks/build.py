@@ -129,6 +129,7 @@ def open_backbone(settings: BackboneSettings, seed: int = 0, *, data: Channels |
         if set_checkpointing is None:
             raise ConfigError("this backbone can't", where="backbone.gradient_checkpointing")
         set_checkpointing(True)
+    # What trains of an adapted backbone is decided already.
     return backbone if settings.adapt is not None else backbone.requires_grad_(not settings.freeze)
 
 

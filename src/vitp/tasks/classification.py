@@ -137,6 +137,7 @@ class ClassificationModel(TaskModel):
         stride = self.tower.strides[-1]
         padded_BCHW = pad_to_multiple(self.tower.normalize(images_BCHW), stride)
         (map_BDhw,) = self.tower.forward_features(padded_BCHW)
+        # A cell that the image fills in part counts: its other pixels are zeros after normalisation.
         cells_B2 = (sizes_B2.to(map_BDhw.device) / stride).ceil()
         rows_Bh = torch.arange(map_BDhw.shape[-2], device=map_BDhw.device) < cells_B2[:, :1]
         columns_Bw = torch.arange(map_BDhw.shape[-1], device=map_BDhw.device) < cells_B2[:, 1:]

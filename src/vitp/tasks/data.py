@@ -29,6 +29,7 @@ from vitp.records.regions import rasterise
 from vitp.tasks.base import InputSize, LabelKind, TaskModel, TestSettings
 
 CHANGE_CLASSES = ("unchanged", "changed")
+# `vitp data compile … -o` is a command of its own and stays as it is.
 _OPTION = re.compile(r"(?<!compile )-o ('?)(\w)")
 OUTSIDE_TOLERANCE = 1.0
 """Pixels that a box may reach over the border: annotation tools round."""
@@ -225,11 +226,13 @@ class LabelReader:
         Raises:
             DataError: A file is missing or damaged, or a label doesn't fit its image or the classes.
         """
+        # Only labels of the whole image allow fewer pixels; all others have places in it.
         large = (
             self.kind == "scene" or (self.kind == "presence" and item.objects is None)
         ) and item.width * item.height > LARGE_PIXELS
         enough = seen.enough(largest) if large and seen is not None else None
         image_CHW = self.seen.planes(item.image, enough)
+        # An image that was read smaller doesn't tell its size any more; the file does.
         size = (image_CHW.shape[1], image_CHW.shape[2]) if enough is None else image_size(item.image)[::-1]
         if size != (item.height, item.width):
             raise DataError(
@@ -316,7 +319,9 @@ class LabelReader:
         numbers_N = torch.tensor([self.classes.index(o.category) for o in labels], dtype=torch.int64)
         difficult_N = torch.tensor([label.difficult for label in labels], dtype=torch.bool)
         if self.kind == "presence":
+            # In an ignored place there may be objects of any class, so none is known to be absent.
             classes_C = torch.full((len(self.classes),), float(UNLABELLED if ignored else 0))
+            # In this order: a clear object of a class says more than a difficult one beside it.
             classes_C[numbers_N[difficult_N]] = UNLABELLED
             classes_C[numbers_N[~difficult_N]] = 1.0
             return Target(classes_C=classes_C)

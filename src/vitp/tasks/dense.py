@@ -190,6 +190,7 @@ class DecodedModel(DenseModel):
             )
         self.settings = settings
         self.decoder = build_decoder(channels, count, settings)
+        # The last map but one, as in the published runs.
         self.auxiliary_level = max(len(channels) - 2, 0)
         self.auxiliary: FCNHead | None = None
         if settings.auxiliary > 0:
@@ -240,6 +241,7 @@ class DecodedModel(DenseModel):
         )
         if self.settings.focal > 0:
             loss_BHW = loss_BHW * focal_factor(logits_BKHW, target_BHW, self.settings.focal)
+        # Ignored pixels have a loss of 0; the clamp only keeps their 255 within the table.
         return (loss_BHW * self.class_weights[target_BHW.clamp(max=len(self.classes) - 1)]).sum()
 
     def loss_counts(self, batch: TaskBatch) -> dict[str, float]:

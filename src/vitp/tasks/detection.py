@@ -101,7 +101,10 @@ class DetectionModel(TaskModel):
 
     def _prediction(self, found: Found, masks_NMM: Tensor | None, size: tuple[int, int]) -> Prediction:
         return Prediction(
-            boxes_N4=found.boxes_N4.float(), scores_N=found.scores_N.float(), labels_N=found.labels_N - 1
+            # 0 is the background to the head.
+            boxes_N4=found.boxes_N4.float(),
+            scores_N=found.scores_N.float(),
+            labels_N=found.labels_N - 1,
         )
 
 

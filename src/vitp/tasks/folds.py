@@ -30,8 +30,7 @@ def fold_splits(
     pool = replace(labelled, items=[item for item in labelled.items if is_labelled(item, kind)])
     folded, line = as_fold(pool if len(pool) else labelled_only(labelled, kind), *fold)
     if choose:
-        return task_splits(
-            folded, kind
-        ), f"{line}; the best weights are chosen on a fifth of the other groups"
+        line += "; the best weights are chosen on a fifth of the other groups"
+        return task_splits(folded, kind), line
     parts = {"train": folded.split("train"), "val": folded.split("test"), "test": folded.split("test")}
     return task_splits(parts, kind), line

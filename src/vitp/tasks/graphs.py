@@ -90,6 +90,7 @@ class TaskGraph(nn.Module):
             normalised_BCHW = model.tower.normalize(image)
             padded_BCHW = pad_to_multiple(normalised_BCHW, model.tower.strides[-1])
             (map_BDhw,) = model.tower.forward_features(padded_BCHW)
+            # All cells count: padding is narrower than a cell, so each holds a part of the image.
             logits_BK = model.head(map_BDhw.mean((2, 3))).float()
             return (logits_BK.sigmoid() if model.settings.multi_label else logits_BK.softmax(1),)
         if isinstance(model, DenseModel):

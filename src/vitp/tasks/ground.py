@@ -105,6 +105,7 @@ class RasterGround(Ground):
         """Return a window; see `Ground.planes`. What is seen at half the size or less comes from the pyramid."""
         x1, y1, x2, y2 = window
         level = 0
+        # Coarser while twice the pixels that are wanted are left, or while more would be read than memory is meant for.
         while level + 1 < self.pixels.levels and (
             ((y2 - y1) >> (level + 1) >= 2 * size[0] and (x2 - x1) >> (level + 1) >= 2 * size[1])
             or ((y2 - y1) >> level) * ((x2 - x1) >> level) > MOST_OF_A_WINDOW
@@ -113,6 +114,7 @@ class RasterGround(Ground):
         values_CHW, valid_CHW = self.values(window, level)
         seen_CHW = values_CHW
         if self.channels is not None:
+            # Channels without a band count nowhere, so the scale of any band will do for them.
             names = [band or self.pixels.names[0] for band in self.bands]
             seen_CHW = self.channels.scale(values_CHW, of=self.pixels, bands=names)
         planes_CHW = torch.from_numpy(np.where(valid_CHW, seen_CHW, np.uint8(0)))
@@ -133,6 +135,7 @@ class RasterGround(Ground):
         if self.pixels.all_valid:
             return None
         x1, y1, x2, y2 = window
+        # In strips: all bands of a wide window at once might fill the memory.
         columns = max(64, _VALUES_AT_ONCE // (len(self.bands) * (y2 - y1)))
         parts = [self.values((x, y1, min(x + columns, x2), y2))[1].any(0) for x in range(x1, x2, columns)]
         return np.concatenate(parts, axis=1)

@@ -60,6 +60,7 @@ def label_notes(
             continue
         held, all_seen = _classes_held(part, kind, classes)
         if kind == "change":
+            # Ground that stays the same is nothing that could be learned.
             held.pop(CHANGE_CLASSES[0], None)
         if not held and all_seen:
             what = f"none of the {len(part)} {name} images holds {_HOLDERS.get(kind, 'an object')}"

@@ -213,6 +213,7 @@ def in_image(prediction: Prediction, view: View) -> Prediction:
     boxes_N4, quads_N8, masks_NHW = prediction.boxes_N4, prediction.quads_N8, prediction.masks_NHW
     if boxes_N4 is not None:
         corners_N22 = view.points_upright(boxes_N4.reshape(-1, 2, 2))
+        # Turned or mirrored, the two given corners may be the other two of the box.
         corners_N22 = torch.stack([corners_N22.amin(1), corners_N22.amax(1)], dim=1)
         boxes_N4 = (corners_N22 * scale_2 + shift_2).reshape(-1, 4)
     if quads_N8 is not None:
@@ -238,6 +239,7 @@ def _mask_parts(masks_Nhw: Tensor, view: View) -> Iterator[MaskPart]:
             yield MaskPart((x1, y1), np.zeros((0, 0), bool))
             continue
         top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        # A copy, as a view of it would keep the mask of the whole window in memory.
         yield MaskPart((x1 + int(left), y1 + int(top)), own_hw[top:bottom, left:right].copy())
 
 

@@ -100,6 +100,7 @@ class QueryPanoptic(QueryModel, WholeImageModel):
         self, found: MaskOutputs, place: int, seen: tuple[int, int], size: tuple[int, int]
     ) -> Prediction:
         mask_Qhw, patch = found.mask_BQhw[place], self.tower.patch_size
+        # The tower pads images to whole patches; the padding is cut off again before masks get the image's size.
         padded = (-(-seen[0] // patch) * patch, -(-seen[1] // patch) * patch)
 
         def mask_of(query: int) -> np.ndarray:
@@ -177,6 +178,7 @@ def true_segments(target: Target, things: Collection[int]) -> tuple[Tensor, Tens
         )
     masks_NHW = target.masks_NHW > 0
     owner_HW = torch.full_like(target.semantic_HW, -1, dtype=torch.int64)
+    # Largest first, so that smaller ones are written over them.
     for number in masks_NHW.flatten(1).sum(1).argsort(descending=True, stable=True).tolist():
         owner_HW[masks_NHW[number]] = number
     free_HW = owner_HW < 0

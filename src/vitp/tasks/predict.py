@@ -186,11 +186,10 @@ def unit_objects(model: TaskModel, ground: Ground, unit: Unit, batch_size: int) 
         for batch in batches(seen_views([ground], unit.views), batch_size)
         for prediction, view in zip(model.predict([view.of(ground) for view in batch]), batch, strict=True)
     ]
-    return _with_nowhere(ViewObjects.joined(found), ground) if found else None
-
-
-def _with_nowhere(objects: ViewObjects, ground: Ground) -> ViewObjects:
-    return replace(objects, nowhere_N=_nowhere(objects.hulls_N4, ground))
+    if not found:
+        return None
+    joined = ViewObjects.joined(found)
+    return replace(joined, nowhere_N=_nowhere(joined.hulls_N4, ground))
 
 
 def _nowhere(hulls_N4: Tensor, ground: Ground) -> Tensor:

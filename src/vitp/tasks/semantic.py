@@ -74,6 +74,7 @@ def evaluate_pixels(model: DenseModel, labelled: LabelledSet, settings: TestSett
     added = [MAP_MEASURES[name](len(model.classes)) for name in settings.measures]
     if settings.surface is not False and has_cases(labelled.items):
         cases = CaseScorer(labelled.items, model.classes, settings.tolerance)
+        # Slices of one volume after the other, so that no two volumes are in memory.
         reader = replace(reader, labelled=replace(labelled, items=cases.in_order()))
     for item, sample, prediction in predictions_of(model, reader, settings):
         assert prediction.semantic_HW is not None and sample.semantic_HW is not None

@@ -269,8 +269,10 @@ def fitted_head(
     given = found.get("proposals")
     if anchors is not None and anchors != 8 and "anchor_scales" not in (given or {}):
         _fill(found, "proposals", anchor_scales=[anchors])
+        # The published canonical region of 224 px goes with anchors of scale 8.
         _fill(found, "box", canonical_size=28.0 * anchors)
     if regions is not None:
+        # As published: 2000 proposals and half as many for 512 regions.
         kept = [4 * regions, 2 * regions]
         _fill(found, "box", samples=regions)
         _fill(found, "proposals", samples=min(256, regions), keep_before=kept, keep=kept)

@@ -87,6 +87,7 @@ def _staggered(
         last: x and y of the last windows, those at the border.
         patch: Side of a patch in pixels.
     """
+    # The last window is moved back to the border, so the steps to it are rounded up.
     column, row = (
         (place - first) // step if place < end else -((first - place) // step)
         for place, first, end in zip(at, origin, last, strict=True)

@@ -62,9 +62,8 @@ def units_of(views: Sequence[View], height: int, batch_size: int) -> list[Unit]:
     """Return views, sorted by their tops, in units of whole rows of windows that fill a batch."""
     groups: list[list[View]] = []
     for view in views:
-        if groups and (
-            groups[-1][-1].window[1] == view.window[1] or len(groups[-1]) < batch_size
-        ):  # a row is never cut
+        # A row is never cut.
+        if groups and (groups[-1][-1].window[1] == view.window[1] or len(groups[-1]) < batch_size):
             groups[-1].append(view)
         else:
             groups.append([view])
@@ -176,6 +175,7 @@ class ClassSums:
         if weights_hw is not None:
             probability_Khw = probability_Khw * weights_hw.to(probability_Khw.device)
         left, right = max(x1, self._columns[0]), min(x2, self._columns[1])
+        # Rows above are decided already.
         top = max(y1, self._top)
         kept = self._rows(probability_Khw.shape[0], y2 - self._top)
         part_KRW = probability_Khw[:, top - y1 :, left - x1 : right - x1].to(self._device)
@@ -205,6 +205,7 @@ class ClassSums:
         done_KRW = self._rows(self._sum_KRW.shape[0], count)[:, :count]
         rest_KRW = present(self._sum_KRW)[:, count:]
         # Below where no view has reached, nothing needs to be summed.
+        # The clone lets go of the rows that are done.
         self._sum_KRW = rest_KRW.clone() if rest_KRW.numel() else None
         most_RW, classes_RW = done_KRW.max(0)
         classes_RW = classes_RW.to(torch.uint8).masked_fill(most_RW <= 0, IGNORE).cpu()

@@ -43,6 +43,7 @@ def about_centre(linear_22: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def rotation(size: tuple[int, int], degrees: float, rng: np.random.Generator) -> np.ndarray:
     """Return the matrix of a turn about the centre against the clock; the image loses its corners."""
     angle = np.deg2rad(degrees)
+    # Exactly 0 and 1 at quarter turns, which the functions miss by rounding.
     cosine, sine = round(float(np.cos(angle)), 12), round(float(np.sin(angle)), 12)
     matrix = about_centre(np.array([[cosine, sine], [-sine, cosine]]), size)  # y points down
     if cosine == 0:
@@ -78,6 +79,7 @@ def warp(pixels: np.ndarray, matrix: np.ndarray, *, nearest: bool = False, fill:
     factor = float(np.sqrt(abs(np.linalg.det(linear_22))))
     if factor < 0.999 and not nearest:
         # Bilinear interpolation looks at four pixels only: what would alias is taken out before.
+        # A pixel of the smaller image blurs by 0.5 / factor; the image has 0.5 of it already. Squares of blurs add up.
         pixels = cv2.GaussianBlur(
             pixels, (0, 0), 0.5 * np.sqrt(1 / factor**2 - 1), borderType=cv2.BORDER_REFLECT
         )

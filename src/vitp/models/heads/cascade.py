@@ -151,6 +151,7 @@ class BoxStage(nn.Module):
         nn.init.zeros_(self.score.bias)
         nn.init.zeros_(self.move.bias)
         self.coder = BoxCoder(stage.box_weights)
+        # Two equal thresholds: no region lies undecided between object and background.
         self.matcher = Matcher(stage.iou, stage.iou)
         self.sampler = BatchSampler(settings.samples, settings.positive_share)
 

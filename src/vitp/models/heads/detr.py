@@ -175,9 +175,11 @@ class Say(nn.Module):
             *(nn.Linear(width, width), nn.ReLU()),
             nn.Linear(width, numbers),
         )
+        # As in RetinaNet: without it the many queries that hold nothing would make up nearly all of the first losses.
         nn.init.constant_(self.score.bias, -math.log((1 - PRIOR) / PRIOR))
         last = self.move[-1]
         assert isinstance(last, nn.Linear)
+        # Boxes begin where they are, and learn to move from there.
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
 
@@ -213,6 +215,7 @@ class Noised:
         of = torch.where(number < count, number // self.group, -1)
         real_BK = torch.cat([self.real_BT, self.real_BT.new_ones(batch, found)], 1)
         mates = (of[:, None] == of) | (of == -1)
+        # Everybody sees itself, as a softmax over nothing is NaN.
         return (mates & real_BK[:, None]) | torch.eye(len(number), dtype=torch.bool, device=device)
 
 
@@ -255,6 +258,7 @@ class DETR(nn.Module):
         self.fpn = DetectionNeck((width,) * len(self.strides), self.strides, width)
         self.cells = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
         self.propose = Say(width, classes, geometry.numbers)
+        # A sine and a cosine of each frequency for the four lengths of a box; an angle's two numbers go in as they are.
         known = 4 * 2 * FREQUENCIES + geometry.numbers - 4
         self.place = nn.Sequential(nn.Linear(known, width), nn.ReLU(), nn.Linear(width, width))
         self.layers = nn.ModuleList(DecoderLayer(settings, len(self.strides)) for _ in range(settings.layers))
@@ -283,6 +287,7 @@ class DETR(nn.Module):
         score_BS = torch.where(inside_BS, said.logits_BQC.amax(-1), NOWHERE)
         best_BQ = score_BS.topk(min(count or self.settings.queries, score_BS.shape[1]), dim=1).indices
         first = Stage(_rows(said.logits_BQC, best_BQ), _rows(said.boxes_BQK, best_BQ))
+        # As in Deformable DETR with two stages: the layers don't teach the cells, which have a loss of their own.
         query_BQD, boxes_BQK = _rows(told_BSD, best_BQ).detach(), first.boxes_BQK.detach()
         if noised is not None:
             query_BQD = torch.cat([self.labels(noised.labels_BT).to(query_BQD.dtype), query_BQD], 1)
@@ -295,6 +300,7 @@ class DETR(nn.Module):
         kept = list(maps)[-len(self.strides) :]
         levels = [narrow(level) for narrow, level in zip(self.narrow, kept, strict=True)]
         height, width = levels[-1].shape[-2:]
+        # Padding is part of the maps but not of the image: places on maps are shares of this frame, boxes of the image.
         frame = (width * self.strides[-1], height * self.strides[-1])
         if len(self.encoder):
             cells_BSD = levels[-1].flatten(2).transpose(1, 2)
@@ -323,6 +329,8 @@ class DETR(nn.Module):
             seen = (boxes_BQK[..., :2] * unit_B11 / frame_2, frame_BQ22, memory)
             query_BQD = layer(query_BQD, place_BQD, seen, allowed_BQQ)
             stages.append(say(query_BQD, boxes_BQK, self.geometry))
+            # Each layer learns its own move only, as in Deformable DETR: no gradient flows through boxes of earlier
+            # ones.
             boxes_BQK = stages[-1].boxes_BQK.detach()
         return stages
 

@@ -125,6 +125,7 @@ class UprightBoxes(QueryBoxes):
         )
         hull = _area(torch.minimum(own[..., :2], other[..., :2]), torch.maximum(own[..., 2:], other[..., 2:]))
         union = boxes[..., 2:].prod(-1) + truth[..., 2:].prod(-1) - shared
+        # Boxes without an area have neither overlap nor hull; the guards keep NaN out of the loss.
         giou = shared / union.clamp(min=1e-9) - (hull - union) / hull.clamp(min=1e-9)
         return (boxes - truth).abs().sum(-1), 1 - giou
 
@@ -158,6 +159,7 @@ class OrientedBoxes(QueryBoxes):
 
     def frame(self, boxes: Tensor) -> Tensor:
         """See `QueryBoxes.frame`."""
+        # Boxes hold cosine and sine of twice their angle.
         angle = torch.atan2(boxes[..., 5], boxes[..., 4]) / 2
         cos, sin = angle.cos(), angle.sin()
         turn = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)

@@ -62,8 +62,10 @@ def detr_losses(head: DETR, maps: Sequence[Tensor], truths: Sequence[Truth]) -> 
     if noised is None:
         return losses | {f"noised_{name}": maps[0].new_zeros(()) for name in DETR_LOSSES}
     beside = _joined([_part(stage, slice(own)) for stage in stages[1:]])
+    # One stage fewer than above: noised queries aren't among the chosen cells, only in the layers.
     owner_RT = owner_BT.repeat(len(stages) - 1, 1)
     more = _sums(head, beside, owner_RT, (owner_RT > NO_QUERY).float(), wanted)
+    # All groups hold the same objects again, so together they weigh what one group does.
     return losses | {f"noised_{name}": loss * noised.group / own for name, loss in more.items()}
 
 
@@ -84,6 +86,7 @@ def _sums(
     """Return the losses of queries; `matched_RQ` is the object of each, negative for none."""
     image, query = torch.where(matched_RQ >= 0)
     first_B = torch.tensor([0, *(len(labels_N) for _, labels_N in wanted)], device=image.device).cumsum(0)
+    # Rows are layer after layer with all images in each, so the image is the row modulo the batch.
     object_P = first_B[image % len(wanted)] + matched_RQ[image, query]
     truth_PK = torch.cat([boxes_NK for boxes_NK, _ in wanted])[object_P]
     labels_P = torch.cat([labels_N for _, labels_N in wanted])[object_P]
@@ -94,6 +97,7 @@ def _sums(
     goal_RQC[image, query, labels_P] = overlap_P**GAMMA
     there_RQC = torch.zeros_like(goal_RQC, dtype=torch.bool)
     there_RQC[image, query, labels_P] = True
+    # It weighs the loss and must not become a way to lower it: no gradient flows here.
     guess_RQC = stage.logits_BQC.detach().sigmoid()
     weight_RQC = torch.where(there_RQC, 1.0, guess_RQC**GAMMA) * weight_RQ[..., None]
     class_loss = F.binary_cross_entropy_with_logits(stage.logits_BQC, goal_RQC, weight_RQC, reduction="sum")
@@ -120,6 +124,7 @@ def matched_queries(head: DETR, stage: Stage, wanted: WantedBoxes) -> Tensor:
         if not len(truth_NK):
             continue
         guess_LQN = logits_LBQC[:, image][..., labels_N].sigmoid()
+        # The cost of a class is focal loss: what saying it would cost, less what not saying it would.
         hit = MATCH_ALPHA * (1 - guess_LQN) ** MATCH_GAMMA * -(guess_LQN + 1e-8).log()
         miss = (1 - MATCH_ALPHA) * guess_LQN**MATCH_GAMMA * -(1 - guess_LQN + 1e-8).log()
         apart_LQN, beyond_LQN = head.geometry.differences(boxes_LBQK[:, image][:, :, None], truth_NK)
@@ -155,6 +160,7 @@ def noised_objects(head: DETR, wanted: WantedBoxes) -> tuple[Noised | None, Tens
     device = head.labels.weight.device
     if not most or not total:
         return None, torch.zeros(len(wanted), 0, dtype=torch.int64, device=device)
+    # The image with the most objects decides, so that all images have as many queries.
     groups = max(1, total // (2 * most))
     of_group = torch.arange(2 * most, device=device)
     classes = head.labels.num_embeddings
@@ -167,6 +173,7 @@ def noised_objects(head: DETR, wanted: WantedBoxes) -> tuple[Noised | None, Tens
         if len(labels_N):
             own, own_boxes = labels_N[at], head.geometry.noised(truth_NK[at], far.float())
         else:
+            # An image without objects fills its slots with anything; `NO_QUERY` keeps them out of all losses.
             own, own_boxes = torch.zeros_like(at), truth_NK.new_full((len(at), truth_NK.shape[-1]), 0.5)
         drawn = torch.randint(0, classes, own.shape, device=device)
         labels.append(torch.where(torch.rand(own.shape, device=device) < FLIPPED, drawn, own))

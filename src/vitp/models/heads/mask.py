@@ -111,11 +111,11 @@ def cut_masks(masks_NHW: Tensor, boxes_R4: Tensor, matched_R: Tensor, size: int)
     """Return (R, size, size) float32: the part of mask `matched_R[r]` that lies in box r, on 0..1."""
     if not len(boxes_R4):
         return boxes_R4.new_zeros((0, size, size))
-    used, index_R = matched_R.unique(
-        return_inverse=True
-    )  # only these masks are made floats: a quarter of RAM
+    # Only the masks that are matched become floats, of four times the memory.
+    used, index_R = matched_R.unique(return_inverse=True)
     rois_R5 = torch.cat([index_R[:, None].to(boxes_R4), boxes_R4], dim=1)
     masks_N1HW = masks_NHW[used][:, None].to(boxes_R4.dtype)
+    # -1 lets torchvision take as many samples a cell as it has pixels: a mask is averaged, not sampled.
     cut_NHW: Tensor = roi_align(masks_N1HW, rois_R5, (size, size), 1.0, -1, True)[:, 0]
     return cut_NHW
 
@@ -140,6 +140,7 @@ def paste_masks(
         grid_y, grid_x = torch.meshgrid(
             2 * (y_H - y1) / (y2 - y1) - 1, 2 * (x_W - x1) / (x2 - x1) - 1, indexing="ij"
         )
+        # Between the centre of the outermost cells and the edge of the box the border's probability goes on.
         part_11HW = F.grid_sample(
             probabilities_NMM[index][None, None].float(),
             torch.stack([grid_x, grid_y], dim=-1)[None],

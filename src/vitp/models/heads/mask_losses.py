@@ -81,6 +81,7 @@ def _image_losses(
     height, width = truth.known_HW.shape
     points = settings.points_of(height, width)
     masks_N1HW, known_11HW = truth.masks_NHW[:, None].float(), truth.known_HW[None, None].float()
+    # The matching compares each query with each true mask, so that all have to be read at the same places.
     places_1P2 = torch.rand(1, points, 2, device=mask_Qhw.device)
     with torch.no_grad():
         known_P = _at(known_11HW, places_1P2)[0] > 0.5
@@ -105,6 +106,7 @@ def _image_losses(
     known_RP = _at(known_11HW.expand(len(rows_R), -1, -1, -1), places_RP2) > 0.5
     error_RP = F.binary_cross_entropy_with_logits(logits_RP, true_RP, reduction="none") * known_RP
     guess_RP, true_RP = logits_RP.sigmoid() * known_RP, true_RP * known_RP
+    # 1 on both sides, as in Mask2Former: a mask that is empty at all points and is guessed so costs nothing.
     dice_R = 1 - (2 * (guess_RP * true_RP).sum(1) + 1) / (guess_RP.sum(1) + true_RP.sum(1) + 1)
     return losses | {"mask": (error_RP.sum(1) / known_RP.sum(1).clamp(min=1)).sum(), "dice": dice_R.sum()}
 

@@ -63,6 +63,7 @@ class MaskQuerySettings(SettingsModel):
 
     def points_of(self, height: int, width: int) -> int:
         """Return how many points are looked at in images of a size."""
+        # 12,544 = 112² points, as Mask2Former has.
         return self.points or min(12_544, max(1024, height * width // 8))
 
 
@@ -97,6 +98,7 @@ class MaskQueries(nn.Module):
         self.blocks = min(settings.blocks or max(2, min(4, depth // 4)), depth)
         self.queries = nn.Parameter(torch.randn(settings.queries, width))
         doublings = max(0, round(math.log2(tower.patch_size / MASK_STRIDE)))
+        # transformers' layers read no other names of the configuration that they expect.
         sizes: Any = SimpleNamespace(hidden_size=width, hidden_act="gelu", num_upscale_blocks=doublings)
         self.upscale, self.to_mask = EomtScaleBlock(sizes), EomtMaskHead(sizes)
         self.to_class = nn.Linear(width, classes + 1)
@@ -142,9 +144,11 @@ class MaskQueries(nn.Module):
             F.interpolate(mask_BQhw, (rows, columns), mode="bilinear", align_corners=False).flatten(2) > 0
         )
         if share < 1:
+            # Annealing frees whole queries: each of them is masked with the probability `share`.
             free_BQ = torch.rand(inside_BQN.shape[:2], device=inside_BQN.device) > share
             inside_BQN = inside_BQN | free_BQ[..., None]
         seen_BLL = inside_BQN.new_ones(len(inside_BQN), count, count)
+        # Queries always see each other and the prefix, so even one with an empty mask has something to attend to.
         seen_BLL[:, first - queries : first, first:] = inside_BQN
         return seen_BLL[:, None]
 

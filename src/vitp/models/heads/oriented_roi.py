@@ -116,6 +116,7 @@ class OrientedBoxHead(nn.Module):
         weight_R, positive_weights = drawn.weights()
         logits_RK, moves_R5 = self._outputs(maps, boxes)
         class_loss = (F.cross_entropy(logits_RK, torch.cat(labels), reduction="none") * weight_R).sum()
+        # An empty start, so that a batch without any object has something to concatenate.
         wanted, kept, start = [moves_R5.new_zeros(0, 5)], [], 0
         for (boxes_N5, _, matched_N), rows, own, truth in zip(
             samples, drawn.rows, drawn.positives, truths, strict=True
@@ -166,6 +167,7 @@ class OrientedBoxHead(nn.Module):
         image_N = torch.searchsorted(ends, row, right=True)
         # Images side by side, as classes are: none suppresses another's.
         kept = rotated_nms(boxes_N5, scores_N, self.settings.nms_iou, labels_N + image_N * scores_RK.shape[1])
+        # What stays comes by falling score over all images; a stable sort keeps that order within each.
         kept = kept[image_N[kept].argsort(stable=True)]
         numbers = torch.arange(1, len(lengths) + 1, device=row.device)
         reached: list[int] = torch.searchsorted(image_N[kept], numbers).tolist()

@@ -134,6 +134,7 @@ class OrientedProposalNetwork(nn.Module):
         self, logit_BA: Tensor, move_BA6: Tensor, anchors_A4: Tensor, truths: Sequence[OrientedTruth]
     ) -> dict[str, Tensor]:
         kinds, matched = zip(*(self._match(anchors_A4, truth) for truth in truths), strict=True)
+        # An empty start, so that a batch without any object has something to concatenate.
         drawn, wanted = self.sampler.draw(kinds), [move_BA6.new_zeros(0, 6)]
         for truth, matched_A, own in zip(truths, matched, drawn.positives, strict=True):
             if len(truth.boxes_N5):

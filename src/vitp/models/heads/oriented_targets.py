@@ -59,6 +59,7 @@ def match_anchors(
     best_A, matched_A = torch.cat(best), torch.cat(matched)
     kind_A = torch.where(best_A < negative_iou, 0, -1)
     kind_A = torch.where(best_A >= positive_iou, 1, kind_A)
+    # Without "> 0" an object that overlaps no anchor would make all of them its best.
     counts_N = (best_N >= lowest_iou) & (best_N > 0)
     start = 0
     for part in parts:  # a second time, as it is only now known how well each object's best anchor fits

@@ -274,6 +274,7 @@ def near(boxes_A4: Tensor, ignored_M4: Tensor, iou: float, size: tuple[int, int]
     step = max(1, OVERLAPS // len(ignored_M4))
     return torch.cat(
         [
+            # Anchors reach beyond the image: of them the part within it is asked how far it is hidden.
             ((box_iou(part_P4, ignored_M4) >= iou) | (shares_inside(seen_P4, ignored_M4) >= INSIDE)).any(1)
             for part_P4, seen_P4 in zip(boxes_A4.split(step), seen_A4.split(step), strict=True)
         ]

@@ -24,6 +24,7 @@ def counts_of(rows: Tensor, lengths: Sequence[int]) -> list[int]:
         lengths: Rows of each table.
     """
     ends = torch.tensor(lengths).cumsum(0).to(rows.device, non_blocking=True)
+    # One wait for the GPU for all tables; rows are sorted.
     reached: list[int] = torch.searchsorted(rows, ends).tolist()
     return [end - start for start, end in zip([0, *reached], reached, strict=False)]
 
@@ -74,6 +75,7 @@ class BatchSampler(BalancedPositiveNegativeSampler):  # type: ignore[misc]  # to
             most = min(int(self.batch_size_per_image * self.positive_fraction), len(with_object))
             taken = _some(with_object, most)
             others = _some(without, min(self.batch_size_per_image - most, len(without)))
+            # torchvision draws masks, whose rows come out in order; losses are summed in that order here, too.
             positives.append(taken.sort().values)
             rows.append(torch.cat([taken, others]).sort().values)
         return DrawnRows(rows, positives)
@@ -96,6 +98,7 @@ class BatchMatcher(Matcher):  # type: ignore[misc]  # torchvision has no types
             all_matches: (A,) the object that an anchor overlaps most.
             match_quality_matrix: (N, A) overlaps.
         """
+        # torchvision lists the places of the ties, and has to ask the GPU how many there are.
         best_N1 = match_quality_matrix.amax(1, keepdim=True)
         best_A = (match_quality_matrix == best_N1).any(0)
         matches.copy_(torch.where(best_A, all_matches, matches))

@@ -90,10 +90,12 @@ class UperNet(nn.Module):
         """Return the fused features (B, width, h, w) at the finest level's size."""
         levels = [lateral(level) for lateral, level in zip(self.laterals, maps[:-1], strict=True)]
         levels.append(self.pooling(maps[-1]))
+        # From the coarsest on: each level gets the sum of all coarser ones.
         for number in range(len(levels) - 1, 0, -1):
             finer = levels[number - 1]
             levels[number - 1] = finer + resize_map(levels[number], finer.shape[-2:])
         size = levels[0].shape[-2:]
+        # The coarsest level comes smoothed from the pooling.
         smooth = [smoother(level) for smoother, level in zip(self.smoothers, levels[:-1], strict=True)]
         fused_BDhw: Tensor = self.fuse(
             torch.cat([resize_map(level, size) for level in (*smooth, levels[-1])], dim=1)

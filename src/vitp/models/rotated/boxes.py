@@ -67,12 +67,12 @@ def boxes_of_points(points_NP2: Tensor) -> Tensor:
     edges = points[..., second, :] - points[..., first, :]
     lengths = edges.norm(dim=-1, keepdim=True)
     level = torch.tensor((1.0, 0.0), dtype=points.dtype, device=points.device)
+    # Two points at one place have no direction; the horizontal stands in, and another edge will be smaller or equal.
     along = torch.where(lengths > 0, edges / lengths.clamp(min=torch.finfo(points.dtype).tiny), level)
     across = torch.stack([-along[..., 1], along[..., 0]], -1)
     frame_NE22 = torch.stack([along, across], -2)
-    inside = frame_NE22 @ points.transpose(-1, -2).unsqueeze(
-        -3
-    )  # (N, E, 2, P): points in the frame of each edge
+    # (N, E, 2, P): the points in the frame of each edge.
+    inside = frame_NE22 @ points.transpose(-1, -2).unsqueeze(-3)
     low, high = inside.amin(-1), inside.amax(-1)
     sizes = high - low
     best = sizes.prod(-1).argmin(-1)

@@ -44,6 +44,7 @@ def other_description(boxes_N6: Tensor) -> Tensor:
 
 def bhattacharyya(first: Tensor, second: Tensor) -> Tensor:
     """Return the Bhattacharyya distance of boxes' Gaussians, (…), from 0 on; both (…, 6) are broadcast."""
+    # The determinants are differences of squared areas: in single precision thin boxes would lose their digits.
     first, second = first.double(), second.double()
     own, other = _covariance(first), _covariance(second)
     xx, yy, xy = ((a + b) / 2 for a, b in zip(own[:3], other[:3], strict=True))
@@ -65,6 +66,7 @@ def hellinger(first: Tensor, second: Tensor) -> Tensor:
 def _covariance(boxes_N6: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the covariances' xx, yy and xy, and their determinant."""
     _, _, w, h, cos, sin = boxes_N6.unbind(-1)
+    # The variance of a side's points: its square / 12.
     along, across = w.clamp(min=SHORTEST) ** 2 / 12, h.clamp(min=SHORTEST) ** 2 / 12
     mean, half = (along + across) / 2, (along - across) / 2
     xx, yy, xy = mean + half * cos, mean - half * cos, half * sin
@@ -72,4 +74,5 @@ def _covariance(boxes_N6: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _determinant(xx: Tensor, yy: Tensor, xy: Tensor) -> Tensor:
+    # That of the smallest rectangle at least: rounding can't make it 0 or negative.
     return (xx * yy - xy**2).clamp(min=SHORTEST**4 / 144)

@@ -82,6 +82,7 @@ def _intersection(first: Tensor, second: Tensor, first_area: Tensor, second_area
     sign = torch.where(smaller, 1.0, -1.0).to(first.dtype)
     dx, dy, turn = (sign * (second_columns[k] - first_columns[k]) for k in (0, 1, 4))
 
+    # Quarter turns only swap the sides of a rectangle; without them the tilt stays small and its edges well told apart.
     quarters = torch.round(turn * (2 / math.pi))
     tilt = turn - quarters * (math.pi / 2)  # on [-π/4, π/4]
     swapped = quarters.remainder(2) == 1
@@ -94,6 +95,7 @@ def _intersection(first: Tensor, second: Tensor, first_area: Tensor, second_area
     common_x = torch.minimum(own_w, cx + other_x) - torch.maximum(-own_w, cx - other_x)
     common_y = torch.minimum(own_h, cy + other_y) - torch.maximum(-own_h, cy - other_y)
     area = torch.where(parallel, common_x.clamp(min=0) * common_y.clamp(min=0), area)
+    # Rounding must not make the common part larger than the smaller box: an IoU would exceed 1.
     limit = torch.minimum(first_area, second_area)
     return torch.where(limit > 0, torch.minimum(area.clamp(min=0), limit), 0.0)
 
@@ -139,6 +141,7 @@ def _lengths_inside(
         (cos, sin, -sin, cos, half_x, half_y),
         (-sin, cos, cos, sin, half_y, half_x),
     ):
+        # Infinite where edges are parallel; the caller replaces what comes of such pairs.
         per_x, per_y = 1 / ux, 1 / uy
         reach_x, reach_y = (box_x * per_x).abs(), (box_y * per_y).abs()
         # Both edges of this direction: the middle of the edge is m = c ± distance · n.

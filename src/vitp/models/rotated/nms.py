@@ -86,6 +86,7 @@ def _keep_in_block(boxes: Tensor, hulls: Tensor, threshold: float) -> Tensor:
         order = np.argsort(i, kind="stable")
         i, j = i[order], j[order]
         starts = np.searchsorted(i, np.arange(len(boxes) + 1))
+        # Each decision hangs on those before it, so the loop runs on the host, where a step launches nothing.
         for box in range(len(boxes)):
             if not gone[box]:
                 gone[j[starts[box] : starts[box + 1]]] = True

@@ -49,11 +49,13 @@ def _expand(
         done = int(ends[begin - 1]) if begin else 0
         if done == total:
             break
+        # One query at least, even if it alone has more pairs than the limit.
         end = max(begin + 1, int(torch.searchsorted(ends, done + limit, right=True)))
         part = slice(begin, end)
         count = counts[part]
         size = int(ends[end - 1]) - done
         offset = low[part] - (ends[part] - count - done)
+        # The size is known, so `repeat_interleave` needn't ask the device for it.
         places = torch.arange(size, device=queries.device) + offset.repeat_interleave(count, output_size=size)
         yield queries[part].repeat_interleave(count, output_size=size), order[places]
         begin = end

@@ -116,6 +116,7 @@ class MultiScaleRotatedRoIAlign(nn.Module):
     def level_of(self, boxes_K5: Tensor) -> Tensor:
         """Return the index, (K,), of the map that serves each box."""
         side = (boxes_K5[:, 2] * boxes_K5[:, 3]).clamp(min=1e-6).sqrt()
+        # As torchvision does: rounding puts no box of a level's very size one level lower.
         level = torch.floor(self.canonical_level + torch.log2(side / self.canonical_size) + 1e-6)
         return (level - self.finest_level).clamp(0, len(self.strides) - 1).long()
 

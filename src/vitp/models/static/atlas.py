@@ -77,7 +77,9 @@ class StaticRegionPool(nn.Module):
         level_R = pool.levels(_flat(boxes_BN4))
         cells_R4 = _flat(boxes_BN4) / atlas.stride_L[level_R][:, None]
         top_R = atlas.top_L[level_R]
+        # The atlas has a rim of one cell to the left, and each level its own top.
         shift_R4 = torch.stack([torch.ones_like(top_R), top_R, torch.ones_like(top_R), top_R], dim=1)
+        # The numbers of the images as a running sum: a graph that takes any number of images has no `arange` for them.
         image_R1 = (torch.ones_like(boxes_BN4[:, :1, :1]).cumsum(0) - 1).expand(-1, boxes_BN4.shape[1], 1)
         rois_R5 = torch.cat([_flat(image_R1), cells_R4 + shift_R4], dim=1)
         shape = (pool.size, pool.size)
@@ -114,6 +116,7 @@ class StaticRotatedPool(nn.Module):
         cells_Rhw2 = points_Rhw2 / atlas.stride_L[level_R][:, None, None, None] - 0.5
         last_R112 = atlas.size_L2[level_R][:, None, None] - 1
         inside_Rhw = ((cells_Rhw2 >= -1) & (cells_Rhw2 <= last_R112 + 1)).all(-1).float()
+        # Kept within its level, so that what lies above or below in the atlas doesn't show through.
         at_Rhw2 = torch.minimum(cells_Rhw2.clamp(min=0), last_R112)
         x_Rhw = at_Rhw2[..., 0] + 1
         y_Rhw = at_Rhw2[..., 1] + atlas.top_L[level_R][:, None, None]

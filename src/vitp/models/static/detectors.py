@@ -66,6 +66,7 @@ class StaticProposals(nn.Module):
             level.shape[-2] * level.shape[-1] * anchors
             for level, anchors in zip(maps, network.anchor_generator.num_anchors_per_location(), strict=True)
         ]
+        # Images have one size here, so anchors are constants of the graph.
         for level, anchors in enumerate(anchors_A4.split(per_level)):
             self.register_buffer(f"anchors_{level}", anchors.clone(), persistent=False)
         before, after = network.pre_nms_top_n(), network.post_nms_top_n()

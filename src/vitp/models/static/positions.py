@@ -29,6 +29,7 @@ def fix_positions(backbone: PlainViT, look: Callable[[], object]) -> None:
         grids.append(tuple(patches_BhwD.shape[1:3]))
         return own(patches_BhwD)
 
+    # For one pass the model only tells which grid of patches it embeds.
     model._pos_embed = types.MethodType(looked, model)
     with torch.no_grad():
         look()

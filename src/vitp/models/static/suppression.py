@@ -28,6 +28,7 @@ def box_overlaps(boxes_BN4: Tensor) -> Tensor:
     shared_BNN = sides_BNN2[..., 0] * sides_BNN2[..., 1]
     area_BN = (boxes_BN4[..., 2] - boxes_BN4[..., 0]) * (boxes_BN4[..., 3] - boxes_BN4[..., 1])
     whole_BNN = area_BN[:, :, None] + area_BN[:, None, :] - shared_BNN
+    # Empty slots are boxes without area, whose overlap would be 0 / 0.
     return shared_BNN / whole_BNN.clamp(min=1e-9)
 
 
@@ -41,6 +42,7 @@ def kept_boxes(boxes_BN4: Tensor, valid_BN: Tensor, iou: float, labels_BN: Tenso
         labels_BN: Boxes of different labels leave each other alone.
     """
     count = boxes_BN4.shape[1]
+    # 1 at (i, j) where i < j: boxes come by falling score, so box i is surer than box j.
     surer_NN = torch.ones(count, count, device=boxes_BN4.device).triu(1)
     above_BNN = (box_overlaps(boxes_BN4) > iou).float() * surer_NN
     if labels_BN is not None:

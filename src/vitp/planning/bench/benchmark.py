@@ -14,8 +14,7 @@ import torch
 from pydantic import Field
 
 from vitp.core import distributed
-from vitp.core.config import CONFIG_FILE, DEVICE_PATTERN, SettingsModel, load_config, make_config
-from vitp.core.errors import ConfigError
+from vitp.core.config import DEVICE_PATTERN, SettingsModel, make_config
 from vitp.core.reading import parse_json, read_text
 from vitp.core.version import __version__
 from vitp.engine.config import TrainSettings
@@ -30,7 +29,8 @@ from vitp.planning.bench.synthetic import (
     Workload,
     make_objective,
 )
-from vitp.runs.pretrain import PretrainConfig, build_with_language
+from vitp.runs.check.run import load_run
+from vitp.runs.pretrain import build_with_language
 
 _NAME = "vitp bench"
 
@@ -128,12 +128,7 @@ def run_subject(path: Path, steps: int, overrides: Sequence[str] = ()) -> Subjec
     Raises:
         VitpError: The configuration or the data can't be used.
     """
-    file = path / CONFIG_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError("holds no config.yaml", where=str(path), fix="name a pretraining run")
-    config = load_config(PretrainConfig, file, overrides)
-    if path.is_dir() and (path / "model").is_dir():
-        config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
+    config = load_run(path, overrides)
     objective, source = build_with_language(config)
     description = {
         "run": path.name,

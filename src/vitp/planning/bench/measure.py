@@ -66,6 +66,7 @@ def data_sheet(name: str) -> float | None:
     best: tuple[int, float] | None = None
     for key, device in DEVICES.items():
         parts = key.upper().split("-")
+        # A number is the memory, which torch's names have with GB behind it: A100-SXM4-80GB.
         if all(part in words.split() or (part.isdigit() and f"{part}GB" in words) for part in parts):
             best = max(best or (0, 0.0), (len(parts), device.bf16_tflops * 1e12))
     return best[1] if best else None
@@ -133,12 +134,14 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> int:
 def _status(name: str) -> int:
     for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{name}:"):
+            # Linux says kB and means 1024 bytes.
             return int(line.split()[1]) * 1024
     return 0
 
 
 def _largest() -> int:
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # Bytes on macOS, kilobytes on Linux.
     return used if sys.platform == "darwin" else used * 1024
 
 

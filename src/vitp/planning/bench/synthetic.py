@@ -146,6 +146,7 @@ class SyntheticSource:
         counts, shares = zip(*self.work.tiles, strict=True)
         exact = np.asarray(shares, dtype=float) / sum(shares) * self.work.records
         whole = np.floor(exact).astype(int)
+        # What is missing goes to the shares with the largest remainders.
         for number in np.argsort(whole - exact, kind="stable")[: self.work.records - int(whole.sum())]:
             whole[number] += 1
         made = np.repeat(np.asarray(counts), whole)
