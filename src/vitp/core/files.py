@@ -6,6 +6,7 @@ import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -94,6 +95,11 @@ def to_json(value: Any, *, indent: int | None = None) -> str:
     """
     text = json.dumps(value, indent=indent, ensure_ascii=False)
     return _SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def or_null(value: float | None) -> float | None:
+    """Return a number for JSON, which knows neither NaN nor infinity: null stands for those."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def write_json(path: str | Path, value: Any) -> None:

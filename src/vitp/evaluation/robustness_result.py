@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.files import or_null
 from vitp.metrics.results import Scores
 
 _FORMAT = "vitp-robustness-1"
@@ -87,14 +88,14 @@ class RobustnessResult:
             "data": self.data,
             "seed": self.seed,
             "headline": headline,
-            "clean": _finite(self.value()),
-            "average": _finite(self.average()),
-            "drop": _finite(self.drop()),
+            "clean": or_null(self.value()),
+            "average": or_null(self.average()),
+            "drop": or_null(self.drop()),
             "clean_scores": self.clean.to_json(),
             "corruptions": {
                 name: {
-                    "mean": _finite(means[name]),
-                    "drop": _finite(self.value() - means[name]),
+                    "mean": or_null(means[name]),
+                    "drop": or_null(self.value() - means[name]),
                     "severities": {str(severity): scores.to_json() for severity, scores in row.items()},
                 }
                 for name, row in self.cells.items()
@@ -132,10 +133,6 @@ class RobustnessResult:
 def _mean(values: Iterable[float]) -> float:
     known = [value for value in values if not math.isnan(value)]
     return sum(known) / len(known) if known else math.nan
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
 
 
 def _scores(value: Mapping[str, Any]) -> Scores:

@@ -5,7 +5,6 @@ Shapes: N objects, H × W pixels, C classes.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from vitp.core.files import or_null
 from vitp.core.tensors import TensorFields
 
 
@@ -157,9 +157,9 @@ class Scores:
         }
         return {
             "headline": self.headline,
-            "values": {name: _finite(value) for name, value in self.values.items()},
+            "values": {name: or_null(value) for name, value in self.values.items()},
             "per_class": {
-                name: {key: _finite(value) for key, value in row.items()}
+                name: {key: or_null(value) for key, value in row.items()}
                 for name, row in self.per_class.items()
             },
             "images": self.images,
@@ -176,9 +176,5 @@ def with_columns(scores: Scores, values: Mapping[str, float], columns: Mapping[s
     return replace(scores, values={**scores.values, **values}, per_class=rows)
 
 
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
 def _finite_ends(intervals: Mapping[str, tuple[float, float]]) -> dict[str, list[float | None]]:
-    return {name: [_finite(low), _finite(high)] for name, (low, high) in intervals.items()}
+    return {name: [or_null(low), or_null(high)] for name, (low, high) in intervals.items()}

@@ -156,3 +156,11 @@ def _wrong(name: str, value: Any, level: int) -> str | None:
 
 
 _LARGE = ("rope_theta", "max_position_embeddings", "original_max_position_embeddings")
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Return whether a library couldn't build a model for want of memory, which is no fault of the configuration.
+
+    torch reports that as a plain RuntimeError that names its allocator.
+    """
+    return isinstance(error, MemoryError) or "alloc" in str(error)

@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.extras import need
-from vitp.models.arguments import check_language_arguments
+from vitp.models.arguments import check_language_arguments, lacks_memory
 from vitp.models.attention_layouts import PackedAttention
 
 PACKED = "vitp_packed"
@@ -110,11 +110,8 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
     try:
         hf_config = AutoConfig.for_model(config.model_type, **arguments)
         model: PreTrainedModel = AutoModelForCausalLM.from_config(hf_config, attn_implementation="sdpa")
-    except MemoryError:
-        raise
     except Exception as error:  # whatever sizes that don't go together make transformers and torch raise
-        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
-        if "alloc" in str(error):
+        if lacks_memory(error):
             raise
         raise ConfigError(
             f"transformers can't make a {config.model_type} ({error})", where="language.arguments"

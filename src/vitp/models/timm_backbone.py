@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
-from vitp.models.arguments import check_architecture, check_timm_arguments
+from vitp.models.arguments import check_architecture, check_timm_arguments, lacks_memory
 from vitp.models.backbone import Backbone
 from vitp.models.vision import (
     Deviations,
@@ -164,11 +164,8 @@ def _create(config: TimmSettings, drop_path: float) -> nn.Module:
         arguments["drop_path_rate"] = drop_path
     try:
         return timm.create_model(name, **(arguments | config.arguments))
-    except MemoryError:
-        raise
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
-        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
-        if "alloc" in str(error):
+        if lacks_memory(error):
             raise
         raise ConfigError(f"timm refuses an argument ({error})", where="backbone.arguments") from error
 

@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from vitp.core.config import Mean, Positive, SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.models.adapt import AdapterSettings, AdaptSettings, Attached, PromptSettings, attach
-from vitp.models.arguments import check_architecture, check_timm_arguments
+from vitp.models.arguments import check_architecture, check_timm_arguments, lacks_memory
 from vitp.models.plain_vit import PlainViT
 from vitp.models.positions import PositionMethod, use_bicubic_positions
 from vitp.models.stochastic_depth import share_graphs
@@ -266,11 +266,8 @@ def _create_vit(config: VisionSettings, drop_path: float) -> nn.Module:
             drop_path_rate=drop_path,
             **{**config.arguments, **in_chans},
         )
-    except MemoryError:
-        raise
     except Exception as error:  # whatever sizes that don't go together make timm and torch raise
-        # torch reports a lack of memory as a plain RuntimeError, and that is no fault of the configuration.
-        if "alloc" in str(error):
+        if lacks_memory(error):
             raise
         with torch.device("meta"):  # other kinds of models take other arguments: what kind it is says more
             check_plain(timm.create_model(config.architecture, pretrained=False), config.architecture)

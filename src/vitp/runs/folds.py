@@ -16,7 +16,7 @@ from rich.console import Console
 
 from vitp.core import distributed
 from vitp.core.errors import ConfigError
-from vitp.core.files import write_json
+from vitp.core.files import or_null, write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.metrics.statistics import mean_std
 from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
@@ -68,7 +68,7 @@ class FoldScores:
 
         def told(values: Sequence[float]) -> dict[str, Any]:
             mean, sd = mean_std(values)
-            return {"mean": _finite(mean), "sd": _finite(sd), "folds": [_finite(value) for value in values]}
+            return {"mean": or_null(mean), "sd": or_null(sd), "folds": [or_null(value) for value in values]}
 
         return {
             "headline": self.headline,
@@ -139,10 +139,6 @@ def _together(files: Sequence[Mapping[str, Any]]) -> FoldScores:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def _shown(name: str, values: Sequence[float]) -> str:

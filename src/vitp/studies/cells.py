@@ -22,7 +22,7 @@ from vitp.checkpoints.writing import save_vlm
 from vitp.core.config import make_config
 from vitp.core.distributed import resolve_device
 from vitp.core.errors import ConfigError
-from vitp.core.files import atomic_dir
+from vitp.core.files import atomic_dir, or_null
 from vitp.core.reading import parse_json, read_text
 from vitp.data.splits import development_splits, label_count, splits_of, subset
 from vitp.evaluation.probe_table import MAIN_PROBES
@@ -242,14 +242,10 @@ def _lead(best: Mapping[str, Any], next_best: Mapping[str, Any]) -> dict[str, fl
 def development_score(values: Mapping[str, Any]) -> float | None:
     """Return the number that settings are chosen by: of a finetuning, or the mean of a probing's main measures."""
     if "validation" in values:
-        return _finite(values["validation"])
+        return or_null(values["validation"])
     means = [row["mean"] for row in values["rows"] if (row["task"], row["metric"]) in MAIN_PROBES]
     means = [mean for mean in means if math.isfinite(mean)]
     return sum(means) / len(means) if means else None
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def probe_backbone(context: Context) -> Mapping[str, Any]:
@@ -336,8 +332,8 @@ def finetune_backbone(context: Context) -> Mapping[str, Any]:
     if MODEL_OF_RUN not in context.cell.keep:
         shutil.rmtree(run / "model", ignore_errors=True)
     if settings["development"]:
-        return {"lr": lr, "labels": labels, "validation": _finite(result.scores.score), "without": without}
-    values = {name: _finite(value) for name, value in result.scores.values.items()}
+        return {"lr": lr, "labels": labels, "validation": or_null(result.scores.score), "without": without}
+    values = {name: or_null(value) for name, value in result.scores.values.items()}
     return {"lr": lr, "labels": labels, "values": values, "images": result.scores.images}
 
 
@@ -380,7 +376,7 @@ def score_robustness(context: Context) -> Mapping[str, Any]:
         "drop": result.drop(metric=score),
         **result.by_corruption(metric=score),
     }
-    return {"values": {name: _finite(value) for name, value in values.items()}}
+    return {"values": {name: or_null(value) for name, value in values.items()}}
 
 
 def measure_pace(context: Context) -> Mapping[str, Any]:
