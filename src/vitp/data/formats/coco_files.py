@@ -16,7 +16,15 @@ from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import LabelShape
-from vitp.data.formats.walk import images_below, parse_label_json, read_label_text, split_in, split_of
+from vitp.data.formats.walk import (
+    child,
+    images_below,
+    parse_label_json,
+    read_label_text,
+    split_in,
+    split_of,
+    suffixed,
+)
 from vitp.records.geometry import Box, area, as_flat, as_points
 from vitp.records.regions import Rings, outline
 from vitp.records.rle import decode
@@ -60,11 +68,11 @@ def annotation_files(root: Path) -> list[Path]:
     """Return the JSON files that may be COCO annotations: of annotations/, else of the folder, else of the splits'."""
     if root.is_file():
         return [root]
-    for folder in (root / "annotations", root):
-        if found := sorted(folder.glob("*.json")):
+    for folder in (child(root, ("annotations",)) or root, root):
+        if found := suffixed(folder, ".json"):
             return found
     splits = [folder for folder in root.iterdir() if folder.is_dir() and split_of(folder.name)]
-    return sorted(path for folder in splits for path in folder.glob("*.json"))
+    return sorted(path for folder in splits for path in suffixed(folder, ".json"))
 
 
 def is_coco_file(path: Path) -> bool:

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import image_folders, name_index, parse_label_json, read_label_text, within
+from vitp.data.formats.walk import (
+    image_folders,
+    name_index,
+    parse_label_json,
+    read_label_text,
+    suffixed,
+    within,
+)
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -88,7 +95,7 @@ def delimiter_of(path: Path) -> str:
 def headed_texts(root: Path, keys: Sequence[Sequence[str]]) -> list[Path]:
     """Return the `.txt` files in a folder whose first line is the head of a table with a key of each list."""
     found = []
-    for path in sorted(root.glob("*.txt")):
+    for path in suffixed(root, ".txt"):
         try:
             with path.open(encoding="utf-8-sig") as file:
                 head = file.readline(2000).strip()

@@ -27,7 +27,7 @@ from vitp.data.formats.slices import (
 )
 from vitp.data.formats.volume_cases import CaseLayout, VolumeCase, find_cases
 from vitp.data.formats.volume_scan import LabelScan, header_classes, scan_objects, scan_values
-from vitp.data.formats.walk import comma_list
+from vitp.data.formats.walk import comma_list, named_file
 from vitp.io.volume_labels import header_segments
 from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
 
@@ -305,8 +305,8 @@ class _Reading:
             named = MaskClasses(names, pairs, (f"{DATASET_FILE}: names of the values", *said))
         elif (own := header_classes(self.layout.cases)) is not None:
             named = own
-        elif (root / "classes.txt").is_file():
-            named = from_file(root / "classes.txt", colour=False, occurring=counts)
+        elif (names := named_file(root, ("classes.txt",))) is not None:
+            named = from_file(names, colour=False, occurring=counts)
         else:
             self._refuse_instances()
             named = from_values(sorted(counts), root, colour=False, palette=False)
