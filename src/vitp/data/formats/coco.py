@@ -20,6 +20,7 @@ from vitp.data.formats.coco_files import (
     is_id,
     is_set,
     load_coco_file,
+    refuse_scores,
     says_segmentation,
     split_of_image,
     told_classes,
@@ -70,6 +71,7 @@ def read_coco(
     images: str | None = None,
     semantic: bool | str | None = None,
     crowds: Literal["", "objects", "difficult"] = "",
+    scores: Literal["", "labels"] = "",
 ) -> LabelledSet:
     """Read COCO annotations.
 
@@ -91,6 +93,8 @@ def read_coco(
             objects, unless the file says that it is for segmentation.
         crowds: What `iscrowd` means: "difficult" objects, or plain "objects"; by default difficult, but for masks of
             CVAT.
+        scores: "labels": annotations with scores are labels that somebody has checked; by default they are refused as
+            predictions, unless all scores are 0 or 1.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -107,6 +111,10 @@ def read_coco(
     _refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
+    if scores not in ("", "labels"):
+        raise ConfigError(f'is "{scores}"', where="scores", fix="write labels, or leave the option out")
+    if not scores:
+        refuse_scores(files)
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     if reading.crowds:

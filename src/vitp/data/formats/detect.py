@@ -24,7 +24,13 @@ from vitp.data.formats.class_tables import (
     guessed_columns,
     is_box_table,
 )
-from vitp.data.formats.coco_files import annotation_files, is_coco_file, is_panoptic_file, panoptic_files
+from vitp.data.formats.coco_files import (
+    annotation_files,
+    is_coco_file,
+    is_panoptic_file,
+    panoptic_files,
+    refuse_results,
+)
 from vitp.data.formats.cvat import cvat_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
@@ -111,6 +117,7 @@ def _of_file(path: Path) -> str:
         return "label-studio" if suffix == ".json" else "cvat"
     if suffix == ".json":
         refuse_unannotated(path)
+        refuse_results([path])
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
         return "captions"
     if suffix in TABLE_SUFFIXES:
@@ -173,6 +180,7 @@ def _refuse_unlabelled(root: Path) -> None:
     if classes:
         return
     refuse_unannotated(root)
+    refuse_results(annotation_files(root))
     _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:

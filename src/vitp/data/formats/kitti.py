@@ -32,7 +32,7 @@ _TRACKED = (17, 18)
 
 
 def _places(root: Path) -> list[LabelPlace]:
-    """Return where labels and images lie; KITTI calls `training` what is labelled, which is no split where it is all."""
+    """Return where labels and images lie; KITTI calls all that is labelled `training`, which is no split then."""
     places = label_places(root, _LABEL_FOLDERS, _IMAGE_FOLDERS)
     if len(places) == 1 and places[0].labels.parent.name.lower() == "training":
         return [replace(places[0], split=None)]

@@ -305,8 +305,8 @@ class _Reading:
             named = MaskClasses(names, pairs, (f"{DATASET_FILE}: names of the values", *said))
         elif (own := header_classes(self.layout.cases)) is not None:
             named = own
-        elif (names := named_file(root, ("classes.txt",))) is not None:
-            named = from_file(names, colour=False, occurring=counts)
+        elif (listed := named_file(root, ("classes.txt",))) is not None:
+            named = from_file(listed, colour=False, occurring=counts)
         else:
             self._refuse_instances()
             named = from_values(sorted(counts), root, colour=False, palette=False)

@@ -205,7 +205,7 @@ def suffixed(folder: Path, suffix: str) -> list[Path]:
 
 
 def named_file(folder: Path, names: Sequence[str]) -> Path | None:
-    """Return the file of a folder that has one of the names, in any case; the first name as it is written goes first."""
+    """Return the file of a folder that has one of the names, in any case; a name as it is written goes first."""
     for name in names:
         if (folder / name).is_file():
             return folder / name
