@@ -38,6 +38,7 @@ from vitp.data.formats.mask_objects import (
     objects_of_classes,
     single_object,
 )
+from vitp.data.formats.nnunet_flat import apply_dataset_file
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
 from vitp.io.slide_masks import SlideScale, scale_of_mask
@@ -66,6 +67,7 @@ def read_masks(
     *,
     classes: str | Mapping[str, str | int] | None = None,
     instances: bool = False,
+    fold: int = 0,
     min_area: int = 10,
     images: str | None = None,
     masks: str | None = None,
@@ -84,6 +86,7 @@ def read_masks(
             classes.txt or a table of colours, else from the values that occur. For masks of instances the name of
             their class.
         instances: Derive objects from the connected regions of every class but "background".
+        fold: Fold of nnU-Net's splits_final.json, whose val cases are the split val.
         min_area: Regions of fewer pixels are no objects.
         images: Folder of the images, where its name doesn't say it.
         masks: Folder of the masks, likewise.
@@ -105,6 +108,8 @@ def read_masks(
         raise DataError(what, where=str(root), fix=fix)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
+    if not classes and not mask_type and (told := apply_dataset_file(builder, layout, fold)) is not None:
+        classes = told
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes))
     named = (root / "classes.txt").is_file() or find_colour_table(root) is not None

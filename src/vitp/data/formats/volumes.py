@@ -237,7 +237,7 @@ class _Reading:
         if self.head is not None:
             for text in self.head.missing([case.address for case in self.layout.cases]):
                 builder.lose(DATASET_FILE, f"{text}; left out", absent=True)
-            if text := self.head.fewer(sum(bool(case.labels) for case in self.layout.cases)):
+            for text in self.head.doubts([c.labels[0].path.name for c in self.layout.cases if c.labels]):
                 builder.note(DATASET_FILE, text)
         for case in self.layout.cases:
             if not case.labels and case.split != "test":
