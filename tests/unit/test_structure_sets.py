@@ -5,6 +5,7 @@ Expected counts are those of the pixels whose centres lie within the drawn recta
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -148,3 +149,27 @@ def test_small_objects_on_single_slices_are_no_gaps(tmp_path: Path) -> None:
     drawn = [(CLOSED, 2 * n, box(3 + 10 * n, 3, 8 + 10 * n, 8)) for n in range(3)]
     found = read(structures(tmp_path, {"a": drawn}))
     assert counted(found) == [25, 0, 25, 0, 25, 0] and np.sum(counted(found)) == 75
+
+
+def test_copies_of_a_series_in_other_folders_are_left_out(tmp_path: Path) -> None:
+    root = structures(tmp_path, {"a": [(CLOSED, k, OUTER) for k in (1, 2)]})
+    files = sorted((root / "ct").iterdir())
+    for folder, some in (("ct/again", files[:3]), ("a copy", files)):
+        (root / folder).mkdir()
+        for path in some:
+            shutil.copy(path, root / folder)
+    found = read(root)
+    assert {Path(item.image.partition("#")[0]).relative_to(root).as_posix() for item in found.items} == {
+        "a copy"
+    }
+    assert counted(found) == [0, 400, 400, 0, 0, 0]
+    assert found.findings == ("a copy: 9 copies of its images in ct, ct/again aren't read",)
+
+
+def test_a_series_in_pieces_is_refused(tmp_path: Path) -> None:
+    root = structures(tmp_path, {"a": [(CLOSED, k, OUTER) for k in (1, 2)]})
+    (root / "ct" / "more").mkdir()
+    for path in sorted(path for path in (root / "ct").iterdir() if path.is_file())[:3]:
+        path.rename(root / "ct" / "more" / path.name)
+    with pytest.raises(DataError, match="is one series, whose images lie in ct and in ct/more"):
+        read(root)

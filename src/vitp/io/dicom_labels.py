@@ -24,7 +24,15 @@ SEG, RTSTRUCT = "SEG", "RTSTRUCT"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _COPY_AGAIN = "copy it again from its source or remove it"
 _HEAD = [
-    *("SOPClassUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *(
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "Modality",
+        "SeriesInstanceUID",
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+    ),
     *("IssuerOfPatientID", "PatientName", "PatientBirthDate", "ReferencedSeriesSequence"),
     *("ReferencedFrameOfReferenceSequence",),
 ]
@@ -40,6 +48,7 @@ class DicomRole:
         patient: What tells one patient from another; "" where the header doesn't.
         of_series: UID of the series that it labels.
         of_frame: UID of the frame of reference.
+        image: UID of the file itself.
     """
 
     modality: str
@@ -48,6 +57,7 @@ class DicomRole:
     patient: str
     of_series: str
     of_frame: str
+    image: str = ""
 
 
 @contextmanager
@@ -87,6 +97,7 @@ def dicom_role(path: Path) -> DicomRole:
             patient,
             _labelled_series(data),
             text("FrameOfReferenceUID") or _labelled_frame(data),
+            text("SOPInstanceUID"),
         )
 
 
