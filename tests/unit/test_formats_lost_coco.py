@@ -286,3 +286,14 @@ def test_coco_results_are_no_labels(tmp_path: Path) -> None:
     for place in (tmp_path, path):
         with pytest.raises(DataError, match="is a list of COCO results, as predictions are written"):
             read_labels("auto", place)
+
+
+def test_coco_categories_of_one_name_are_one_class_and_said(tmp_path: Path) -> None:
+    coco(tmp_path, GOOD)
+    path = tmp_path / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{**row, "name": "ship"} for row in content["categories"]]
+    path.write_text(json.dumps(content))
+    found = read_labels("auto", tmp_path)
+    assert found.object_classes == ("ship",)
+    assert 'categories: several are called "ship" and count as one class' in found.understood

@@ -70,3 +70,12 @@ def test_rows_that_are_no_labels_are_refused(tmp_path: Path, row: str, message: 
     text(tmp_path / "labels/a.txt", row)
     with pytest.raises(DataError, match=message):
         read_labels("auto", tmp_path)
+
+
+def test_a_fraction_behind_a_class_of_dota_is_a_confidence(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.png")
+    text(tmp_path / "labelTxt/a.txt", "1 1 9 1 9 9 1 9 plane 0.93\n")
+    with pytest.raises(
+        DataError, match=r"difficult is 0\.93, which looks like the confidence of a prediction"
+    ):
+        read_labels("auto", tmp_path)

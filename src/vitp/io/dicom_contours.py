@@ -157,11 +157,11 @@ def _filled(rings: Sequence[tuple[np.ndarray, bool]], grid: VolumeGrid, place: s
     masks.sort(key=np.count_nonzero, reverse=True)
     filled_JI = np.zeros(size, bool)
     for number, own_JI in enumerate(masks):
-        area, around = np.count_nonzero(own_JI), 0
+        area, around = int(np.count_nonzero(own_JI)), 0
         if any(np.array_equal(own_JI, larger_JI) for larger_JI in masks[:number]):
             continue
         for place_of, larger_JI in enumerate(masks[:number]):
-            both = np.count_nonzero(own_JI & larger_JI)
+            both = int(np.count_nonzero(own_JI & larger_JI))
             if min(both, area - both) > max(_LEAST_OVERLAP, _OVERLAP * area):
                 raise DataError(
                     f"has two contours of one region that overlap in part, {place}: they may add up or cut each other out",

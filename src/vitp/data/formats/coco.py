@@ -122,6 +122,8 @@ def read_coco(
     if reading.masks:
         text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
         builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    for name in reading.categories.doubles():
+        builder.understand(f'categories: several are called "{name}" and count as one class')
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,6 +273,11 @@ class Ids(Generic[_Value]):
         if name not in self._exact:
             self._alike[_plain(name[1])].append(name)
         return self._exact.setdefault(name, value)
+
+    def doubles(self) -> list[_Value]:
+        """Return the values that stand under several ids."""
+        counts = Counter(self._exact.values())
+        return [value for value, count in counts.items() if count > 1]
 
     def exact(self, key: Any) -> _Value | None:
         """Return the value under an id as it is written, or None."""

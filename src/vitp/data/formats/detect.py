@@ -48,6 +48,7 @@ from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     find_key,
     first_table_rows,
+    raw_rows,
     table_files,
     table_weight,
 )
@@ -177,6 +178,8 @@ def _refuse_unlabelled(root: Path) -> None:
         if (problem := _problem_of(path)) is not None:
             fix = "save it as UTF-8, or move it away; --format reads the folder without it"
             raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
+        if _head_labels(path) and not first_table_rows(path):
+            list(raw_rows(path))
     if classes:
         return
     refuse_unannotated(root)

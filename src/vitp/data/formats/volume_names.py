@@ -293,7 +293,7 @@ def whole_series(root: Path, paths: Sequence[Path], roles: dict[Path, DicomRole]
         by_folder[path.parent].append(path)
     images = {folder: {roles[path].image or str(path) for path in own} for folder, own in by_folder.items()}
     chosen = min(by_folder, key=lambda folder: (-len(images[folder]), len(folder.parts), folder))
-    others = [folder for folder in by_folder if folder != chosen]
+    others = sorted(folder for folder in by_folder if folder != chosen)
     listed = ", ".join(folder.relative_to(root).as_posix() for folder in others[:3])
     if any(images[folder] - images[chosen] for folder in others):
         raise DataError(

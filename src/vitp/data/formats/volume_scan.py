@@ -300,7 +300,9 @@ def _note_contours(builder: SetBuilder, parts: Sequence[tuple[str, VolumeLayer]]
         if names := regions_without_area(path):
             builder.note(builder.place(path), f"{', '.join(names)}: only points or open lines; left out")
     for name, layer in parts:
-        if layer.reference and (text := contours_left_out(layer.path, layer.segment, grid)):
+        if not layer.reference or layer.segment is None:
+            continue
+        if text := contours_left_out(layer.path, layer.segment, grid):
             builder.note(builder.place(layer.path), f"{name}: {text}; left out")
 
 
