@@ -117,13 +117,7 @@ def read_coco(
         refuse_scores(files)
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
-    if reading.crowds:
-        builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
-    if reading.masks:
-        text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
-        builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
-    for name in reading.categories.doubles():
-        builder.understand(f'categories: several are called "{name}" and count as one class')
+    _tell(builder, reading)
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
@@ -131,6 +125,16 @@ def read_coco(
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
     )
+
+
+def _tell(builder: SetBuilder, reading: CocoReading) -> None:
+    if reading.crowds:
+        builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
+    if reading.masks:
+        text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
+        builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    for name in reading.categories.doubles():
+        builder.understand(f'categories: several are called "{name}" and count as one class')
 
 
 def _refuse_panoptic(files: Sequence[CocoFile]) -> None:

@@ -98,9 +98,7 @@ def read_masks(
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    for name, value, known in (("mask_type", mask_type, _MASK_TYPES), ("strays", strays, _STRAYS)):
-        if value and value not in known:
-            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
+    _check_options(mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS))
     layout = find_masks(root, images, masks)
     if layout is None:
         what = "has no folders of images and masks with files of equal names"
@@ -108,8 +106,8 @@ def read_masks(
         raise DataError(what, where=str(root), fix=fix)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
-    if not classes and not mask_type and (told := apply_dataset_file(builder, layout, fold)) is not None:
-        classes = told
+    if not classes and not mask_type:
+        classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes))
     named = (root / "classes.txt").is_file() or find_colour_table(root) is not None
@@ -124,6 +122,12 @@ def read_masks(
     if not classes and not named:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, min_area if instances else None)
+
+
+def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in options.items():
+        if value and value not in known:
+            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
 
 
 def _class_name(classes: str | Mapping[str, str | int] | None) -> str:

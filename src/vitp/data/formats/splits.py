@@ -159,7 +159,8 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
     """Return the entries of a list with one image a line, each line once.
 
     A line may hold more behind the name, such as a class, the flag of Pascal VOC or the other images of a pair; the
-    name is the longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are comments.
+    name is the longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are
+    comments.
 
     Raises:
         DataError: The list can't be read.
