@@ -101,9 +101,8 @@ def read_masks(
     _check_options(mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS))
     layout = find_masks(root, images, masks)
     if layout is None:
-        what = "has no folders of images and masks with files of equal names"
         fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
-        raise DataError(what, where=str(root), fix=fix)
+        raise DataError("has no images and masks of equal names", where=str(root), fix=fix)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if not classes and not mask_type:
