@@ -117,6 +117,10 @@ def back(root: Path, out: Path, tool: str) -> None:
                 "annotations": [{"id": number, "result": task["predictions"][0]["result"]}],
             }
         (root / "project.json").write_text(json.dumps(tasks), encoding="utf-8")
+    elif tool == "cvat":
+        (root / "annotations.xml").write_bytes((out / "annotations.xml").read_bytes())
     else:
-        name = "annotations.xml" if tool == "cvat" else "annotations.json"
-        (root / name).write_bytes((out / name).read_bytes())
+        content = json.loads((out / "annotations.json").read_text(encoding="utf-8"))
+        for row in content["annotations"]:
+            row.pop("score", None)  # tools don't keep it
+        (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")

@@ -254,3 +254,46 @@ def test_labels_of_other_classes_are_ignored_not_lost(tmp_path: Path) -> None:
         DataError, match="no label is of a class that was asked for; the labels are of car 2, ship 1"
     ):
         read_labels("coco", tmp_path, classes="Ship")
+
+
+@pytest.mark.parametrize(
+    ("scores", "why"),
+    [
+        ((0.9, 0.31, 1.0), '3 of 3 annotations have a "score"'),
+        ((None, 0.5, None), '1 of 3 annotations have a "score"'),
+        (("0.4", 1, 1), '3 of 3 annotations have a "score"'),
+        ((1.0, 1, "1"), ""),
+        ((100, 100, 100), ""),
+        ((0, 1, None), ""),
+        ((-1, -1, -1), ""),
+    ],
+)
+def test_coco_predictions_are_no_labels(tmp_path: Path, scores: tuple[object, ...], why: str) -> None:
+    rows = [{**row, "score": score} for row, score in zip(GOOD, scores, strict=True)]
+    coco(tmp_path, rows)
+    if why:
+        with pytest.raises(DataError, match=why):
+            read_labels("auto", tmp_path)
+    found = read_labels("auto", tmp_path, **({"scores": "labels"} if why else {}))
+    assert sum(len(item.objects or ()) for item in found.items) == 3
+
+
+def test_coco_results_are_no_labels(tmp_path: Path) -> None:
+    coco(tmp_path, GOOD)
+    results = [{**row, "score": 0.5} for row in GOOD]
+    path = tmp_path / "annotations" / "instances_train.json"
+    text(path, json.dumps(results))
+    for place in (tmp_path, path):
+        with pytest.raises(DataError, match="is a list of COCO results, as predictions are written"):
+            read_labels("auto", place)
+
+
+def test_coco_categories_of_one_name_are_one_class_and_said(tmp_path: Path) -> None:
+    coco(tmp_path, GOOD)
+    path = tmp_path / "annotations" / "instances_train.json"
+    content = json.loads(path.read_text())
+    content["categories"] = [{**row, "name": "ship"} for row in content["categories"]]
+    path.write_text(json.dumps(content))
+    found = read_labels("auto", tmp_path)
+    assert found.object_classes == ("ship",)
+    assert 'categories: several are called "ship" and count as one class' in found.understood

@@ -247,3 +247,34 @@ def test_captions_keep_line_breaks_and_commas(tmp_path: Path) -> None:
     (tmp_path / "c.csv").unlink()
     text(tmp_path / "c.jsonl", '{"image": "a.png", "caption": "One\u2028two."}\n')
     assert read_labels("auto", tmp_path).items[0].captions == ("One two.",)
+
+
+@pytest.mark.parametrize("missing", ["NA", "nan", "N/A", "NULL", "<NA>"])
+def test_cells_that_say_that_there_is_nothing_are_no_class(tmp_path: Path, missing: str) -> None:
+    class_table(tmp_path, "image,label", lambda k: f"{k}.png,{missing if k == 2 else 'ab'[k % 2]}")
+    found = read_labels("auto", tmp_path)
+    assert [item.scene for item in found.items] == ["a", "b", "b"] and found.scene_classes == ("a", "b")
+    assert found.findings == ("labels.csv:4: 2.png has no class; left out",)
+    named = read_labels("auto", tmp_path, classes=["a", "b", missing])
+    assert [item.scene for item in named.items] == ["a", "b", missing, "b"]
+
+
+def test_true_and_false_are_one_and_zero(tmp_path: Path) -> None:
+    class_table(tmp_path, "image,cat,dog", lambda k: f"{k}.png,{k < 2},{k == 1}")
+    found = read_labels("auto", tmp_path)
+    assert [item.tags for item in found.items] == [("cat",), ("cat", "dog"), (), ()]
+
+
+def test_paths_of_windows_are_those_of_the_images(tmp_path: Path) -> None:
+    class_table(tmp_path, "image,label", lambda k: f"C:\\set\\pics\\{k}.png,{'ab'[k % 2]}")
+    assert [item.scene for item in read_labels("auto", tmp_path).items] == ["a", "b", "a", "b"]
+
+
+def test_two_columns_of_one_name_must_agree(tmp_path: Path) -> None:
+    class_table(tmp_path, "image,label,label", lambda k: f"{k}.png,{'ab'[k % 2]},{'ab'[k % 2]}")
+    assert len(read_labels("auto", tmp_path).items) == 4
+    class_table(tmp_path, "image,label,label", lambda k: f"{k}.png,{'ab'[k % 2]},b")
+    with pytest.raises(DataError, match='has "a" and "b" in two columns that are both called "label"'):
+        read_labels("auto", tmp_path)
+    with pytest.raises(DataError, match=r"labels.csv:2: has .* in two columns"):
+        read_labels("classes", tmp_path, table="labels.csv", image_column="image", class_column="label")

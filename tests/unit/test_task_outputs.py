@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from shapely.geometry import shape
 
+from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.inference.inputs import unique_names
@@ -65,7 +66,9 @@ def test_coco_is_read_back_as_labels(tmp_path: Path) -> None:
     image = save_image(tmp_path / "a.png")
     named = Named("a", str(image), SIZE, instances())
     write_coco(tmp_path / "predictions.json", [named], CLASSES)
-    labelled = read_labels("coco", tmp_path / "predictions.json", val=0.0)
+    with pytest.raises(DataError, match='2 of 2 annotations have a "score"'):
+        read_labels("coco", tmp_path / "predictions.json", val=0.0)
+    labelled = read_labels("coco", tmp_path / "predictions.json", val=0.0, scores="labels")
     (item,) = labelled.items
     assert labelled.object_classes == CLASSES and item.objects is not None
     assert [label.category for label in item.objects] == ["car", "ship"]

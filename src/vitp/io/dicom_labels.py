@@ -1,12 +1,11 @@
-"""DICOM objects that label a series: segmentations (SEG) and structure sets with contours (RTSTRUCT).
+"""DICOM objects that label a series: segmentations (SEG) and structure sets (RTSTRUCT; `dicom_contours` fills them).
 
-Shapes: I × J × K voxels of an array, N points.
+Shapes: I × J × K voxels of an array.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,16 +17,22 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
+from vitp.io.dicom_contours import Contour, closed_contours, filled_slices, outside_of
 from vitp.io.volume_grid import Affine, VolumeGrid
-from vitp.records.regions import rasterise
 
 SEG, RTSTRUCT = "SEG", "RTSTRUCT"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_OFF_PLANE = 0.5
-"""Slices by which the points of a contour may lie beside the slice that it is on."""
 _COPY_AGAIN = "copy it again from its source or remove it"
 _HEAD = [
-    *("SOPClassUID", "Modality", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "PatientID"),
+    *(
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "Modality",
+        "SeriesInstanceUID",
+        "StudyInstanceUID",
+        "FrameOfReferenceUID",
+        "PatientID",
+    ),
     *("IssuerOfPatientID", "PatientName", "PatientBirthDate", "ReferencedSeriesSequence"),
     *("ReferencedFrameOfReferenceSequence",),
 ]
@@ -43,6 +48,7 @@ class DicomRole:
         patient: What tells one patient from another; "" where the header doesn't.
         of_series: UID of the series that it labels.
         of_frame: UID of the frame of reference.
+        image: UID of the file itself.
     """
 
     modality: str
@@ -51,6 +57,7 @@ class DicomRole:
     patient: str
     of_series: str
     of_frame: str
+    image: str = ""
 
 
 @contextmanager
@@ -90,6 +97,7 @@ def dicom_role(path: Path) -> DicomRole:
             patient,
             _labelled_series(data),
             text("FrameOfReferenceUID") or _labelled_frame(data),
+            text("SOPInstanceUID"),
         )
 
 
@@ -119,20 +127,13 @@ def segment_names(path: Path) -> list[tuple[int, str]]:
         if data.Modality == SEG:
             return [(int(one.SegmentNumber), str(one.SegmentLabel).strip()) for one in data.SegmentSequence]
         if data.Modality == RTSTRUCT:
-            drawn = {int(one.ReferencedROINumber) for one in data.ROIContourSequence if _outlines(one)}
+            drawn = {int(one.ReferencedROINumber) for one in data.ROIContourSequence if closed_contours(one)}
             regions = [(int(one.ROINumber), str(one.ROIName).strip()) for one in data.StructureSetROISequence]
+            if not drawn:
+                what = "has no region with closed contours, only points, open lines or empty regions"
+                raise DataError(what, where=str(path), fix="draw the regions, or take the file away")
             return [(number, name) for number, name in regions if number in drawn]
     raise DataError("is neither a segmentation nor a structure set", where=str(path), fix="name such a file")
-
-
-def _outlines(region: Any) -> list[np.ndarray]:
-    """Return the closed contours of a region, (N, 3) millimetres in RAS+ each."""
-    found = []
-    for contour in region.get("ContourSequence") or ():
-        if str(contour.get("ContourGeometricType") or "").startswith("CLOSED_PLANAR"):
-            points_N3 = np.array(contour.ContourData, float).reshape(-1, 3)
-            found.append(points_N3 * (-1, -1, 1))
-    return found
 
 
 @lru_cache(maxsize=2)
@@ -165,34 +166,52 @@ def segment_labels(path: Path, number: int) -> tuple[VolumeGrid, np.ndarray]:
     return grid, np.asarray(segments[number] > 0, np.uint8)
 
 
+@lru_cache(maxsize=2)
+def _regions(path: Path) -> dict[int, tuple[tuple[Contour, ...], int]]:
+    """Return the closed contours of each region of a structure set, and how many others it has."""
+    found: dict[int, tuple[tuple[Contour, ...], int]] = {}
+    with _reading(path) as pydicom:
+        for one in pydicom.dcmread(path, stop_before_pixels=True).ROIContourSequence:
+            closed, number = closed_contours(one), int(one.ReferencedROINumber)
+            before, others = found.get(number, ((), 0))
+            others += len(one.get("ContourSequence") or ()) - len(closed)
+            found[number] = (*before, *closed), others
+    return found
+
+
 def contour_labels(path: Path, number: int, grid: VolumeGrid) -> np.ndarray:
     """Return the voxels (I, J, K) of a series whose centres lie within the contours of a region: 1, else 0.
 
-    A contour within another one of its slice cuts a hole.
+    A contour within another one of its slice cuts a hole; the same contour counts once.
 
     Raises:
-        DataError: It can't be read, or a contour doesn't lie in a slice of the series.
+        DataError: It can't be read, or its contours don't fit the slices of the series, or each other.
     """
-    with _reading(path) as pydicom:
-        data = pydicom.dcmread(path, stop_before_pixels=True)
-        regions = [one for one in data.ROIContourSequence if int(one.ReferencedROINumber) == number]
-        outlines = [points for one in regions for points in _outlines(one)]
-    if grid.affine is None:
-        what = "has contours, and its series doesn't say where its voxels lie"
-        raise DataError(what, where=str(path), fix="add the whole series")
-    back_44 = np.linalg.inv(np.array(grid.affine))
-    by_slice: dict[int, list[np.ndarray]] = defaultdict(list)
-    for points_N3 in outlines:
-        voxels_N3 = points_N3 @ back_44[:3, :3].T + back_44[:3, 3]
-        k = round(float(voxels_N3[:, 2].mean()))
-        if np.abs(voxels_N3[:, 2] - k).max() > _OFF_PLANE:
-            what = f"has a contour that lies across the slices of its series, near slice {k}"
-            raise DataError(what, where=str(path), fix="save it as a segmentation (DICOM-SEG or NIfTI)")
-        if 0 <= k < grid.shape[2]:
-            by_slice[k].append(voxels_N3[:, :2] + 0.5)  # outlines count along the edges of pixels
-    labels_IJK = np.zeros(grid.shape, np.uint8)
-    for k, rings in by_slice.items():
-        for ring_N2 in rings:
-            inside_JI = rasterise([tuple(ring_N2.ravel().tolist())], (grid.shape[1], grid.shape[0]))
-            labels_IJK[:, :, k] ^= np.asarray(inside_JI, np.uint8).T
-    return labels_IJK
+    contours, _ = _regions(path).get(number, ((), 0))
+    return filled_slices(contours, grid, str(path))
+
+
+def contours_left_out(path: str | Path, number: int, grid: VolumeGrid) -> str:
+    """Return which contours of a region aren't used, in words; "" where all are.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    contours, others = _regions(Path(path)).get(number, ((), 0))
+    lines = [f"{others:,} points or open lines, which have no area"] if others else []
+    if grid.affine is not None and (beyond := outside_of(contours, grid)):
+        lines.append(f"{beyond:,} of {len(contours):,} contours outside of the series")
+    return " and ".join(lines)
+
+
+def regions_without_area(path: str | Path) -> list[str]:
+    """Return the names of the regions of a structure set that have points or open lines alone.
+
+    Raises:
+        DataError: It can't be read.
+    """
+    found = _regions(Path(path))
+    alone = {number for number, (contours, others) in found.items() if others and not contours}
+    with _reading(Path(path)) as pydicom:
+        regions = pydicom.dcmread(path, stop_before_pixels=True).StructureSetROISequence
+        return [str(one.ROIName).strip() for one in regions if int(one.ROINumber) in alone]

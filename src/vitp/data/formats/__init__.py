@@ -37,6 +37,7 @@ from vitp.data.formats.bare_images import read_images
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import declare_channels
+from vitp.data.formats.class_lists import read_class_lists
 from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.cvat import read_cvat
@@ -48,6 +49,7 @@ from vitp.data.formats.findings import declare_findings
 from vitp.data.formats.folders import read_folders
 from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
+from vitp.data.formats.kitti import read_kitti
 from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
@@ -75,6 +77,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
+    "kitti": read_kitti,
     "masks": read_masks,
     "volumes": read_volumes,
     "folders": read_folders,
@@ -85,6 +88,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "xbd": read_xbd,
     "captions": read_captions,
     "classes": read_class_tables,
+    "lists": read_class_lists,
     "parquet": read_parquet,
     "images": read_images,
     "scenes": read_scenes,

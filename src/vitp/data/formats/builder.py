@@ -35,6 +35,7 @@ class SetBuilder:
         tally: Counts of the labels that can and can't be used.
         splits_from: What named the splits, where the reader knows; lists of names aren't looked for then.
         whole_volumes: Volumes of several slices that are labelled as a whole.
+        band_names: What the set calls the bands of its files, in their order.
         point_size: Side of the box that a label without width and height gets; None: it has no area.
     """
 
@@ -44,6 +45,7 @@ class SetBuilder:
     understood: list[str] = field(default_factory=list)
     tally: Tally = field(default_factory=Tally)
     splits_from: str = ""
+    band_names: tuple[str, ...] = ()
     point_size: float | None = None
     whole_volumes: int = field(default=0, init=False)
     _items: list[Added] = field(default_factory=list)
@@ -318,6 +320,7 @@ class SetBuilder:
             understood=tuple(self.understood),
             change_classes=changes,
             drawn=splits.drawn,
+            band_names=self.band_names,
         )
 
 

@@ -33,6 +33,7 @@ from vitp.data.formats.walk import (
     split_folders,
     split_of,
     stem_of,
+    suffixed,
 )
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import IMAGE_MARK, text_problem
@@ -162,21 +163,27 @@ def caption_weight(root: Path) -> Literal["none", "some", "most"]:
     found = {table_weight(root, path, IMAGE_KEYS) for path in caption_tables(root)}
     found.add(_report_weight(root))
     bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
-    for images in (list_images(base)[:20] for base in bases if base.is_dir()):
-        texts = sum(image.with_suffix(".txt").is_file() for image in images)
+    for base in (base for base in bases if base.is_dir()):
+        images, own = list_images(base)[:20], {path.stem for path in suffixed(base, ".txt")}
+        texts = sum(image.stem in own for image in images)
         found.add("none" if not texts else "most" if 2 * texts >= len(images) else "some")
     return "most" if "most" in found else "some" if "some" in found else "none"
 
 
 def study_reports(root: Path) -> dict[Path, tuple[Path, ...]]:
     """Return the text of each study → its images: a text beside the folder and of its name, or the only one in it."""
-    found = {}
+    found: dict[Path, tuple[Path, ...]] = {}
+    texts: dict[Path, dict[str, Path]] = {}
     for folder in image_folders(root):
-        beside = folder.path.with_name(f"{folder.path.name}.txt")
-        inside = [path for path in sorted(folder.path.glob("*.txt")) if path.stem not in folder.stems]
-        if folder.path != root and beside.is_file():
+        if folder.path == root:
+            continue
+        above = folder.path.parent
+        texts.setdefault(above, {path.stem: path for path in suffixed(above, ".txt")})
+        beside = texts[above].get(folder.path.name)
+        inside = [path for path in suffixed(folder.path, ".txt") if path.stem not in folder.stems]
+        if beside is not None and beside.is_file():
             found[beside] = folder.files
-        elif folder.path != root and len(inside) == 1 and split_of(folder.path.name) is None:
+        elif len(inside) == 1 and split_of(folder.path.name) is None:
             found[inside[0]] = folder.files
     # One text in one folder of images is a note about the set.
     return found if len(found) > 1 else {}
@@ -218,9 +225,11 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
         return _read_reports(builder, reports)
     seen = _Texts(builder)
     for split, folder in split_folders(root):
-        for image in [p for base in (folder, folder / "images") if base.is_dir() for p in list_images(base)]:
-            path = image.with_name(f"{stem_of(image)}.txt")
-            if not path.is_file():
+        bases = [base for base in (folder, folder / "images") if base.is_dir()]
+        texts = {path.with_suffix(""): path for base in bases for path in suffixed(base, ".txt")}
+        for image in (path for base in bases for path in list_images(base)):
+            path = texts.get(image.with_name(stem_of(image)))
+            if path is None or not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
             captions = seen.used(read_label_text(path).splitlines(), builder.place(path))

@@ -40,6 +40,9 @@ _NO_CLASSES = (*GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
 """Columns that may hold 0 and 1, and are no classes."""
 
 _NOT_KNOWN = -1
+_WORDS = {"true": 1, "false": 0}
+_MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+"""What programs write into a cell that holds nothing."""
 _SEPARATORS = {"bar": "|", "semicolon": ";", "comma": ",", "blank": " "}
 _NAMED = 0.9
 """Share of a column's values that name images when it is the column of the images."""
@@ -104,7 +107,7 @@ def _bit(value: Any) -> int | None:
     if value is None or str(value).strip() == "" or value != value:
         return _NOT_KNOWN
     try:
-        number = float(value)
+        number = float(_WORDS.get(str(value).strip().lower(), value))
     except (TypeError, ValueError):
         return None
     return int(number) if number in (0, 1, _NOT_KNOWN) else None
@@ -198,6 +201,7 @@ def read_class_tables(
     for path in _paths(root, table) if not guessed else list(guessed):
         columns = guessed.get(path) or columns_of(path, image_column, class_column, options.patient)
         if columns is None:
+            list(raw_rows(path))  # a row that can't be read is what is wrong then
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
         reading.read(path, columns)
@@ -361,12 +365,14 @@ class _Reading:
 
     def _labels(self, where: str, name: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the classes of a row, None with a finding where they can't be told."""
+        if texts is not None and len(texts) == 1 and texts[0].lower() in _MISSING:
+            texts = texts if texts[0] in (self.known or ()) else None
         if texts is None:
             self.builder.note(where, f"{name} has no class; left out")
             return None
         if self.known is None:
             return tuple(texts)
-        kept = []
+        kept: list[str] = []
         for text in texts:
             numbered = text.isdigit() and text not in self.known and int(text) < len(self.known)
             label = self.known[int(text)] if numbered else text

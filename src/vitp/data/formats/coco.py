@@ -20,6 +20,7 @@ from vitp.data.formats.coco_files import (
     is_id,
     is_set,
     load_coco_file,
+    refuse_scores,
     says_segmentation,
     split_of_image,
     told_classes,
@@ -70,6 +71,7 @@ def read_coco(
     images: str | None = None,
     semantic: bool | str | None = None,
     crowds: Literal["", "objects", "difficult"] = "",
+    scores: Literal["", "labels"] = "",
 ) -> LabelledSet:
     """Read COCO annotations.
 
@@ -91,6 +93,8 @@ def read_coco(
             objects, unless the file says that it is for segmentation.
         crowds: What `iscrowd` means: "difficult" objects, or plain "objects"; by default difficult, but for masks of
             CVAT.
+        scores: "labels": annotations with scores are labels that somebody has checked; by default they are refused as
+            predictions, unless all scores are 0 or 1.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -105,15 +109,12 @@ def read_coco(
         raise DataError("is no folder", where=str(folder), fix="name one with -o images=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
     _refuse_panoptic(files)
-    if crowds not in ("", "objects", "difficult"):
-        raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
+    _check_words(crowds, scores)
+    if not scores:
+        refuse_scores(files)
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
-    if reading.crowds:
-        builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
-    if reading.masks:
-        text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
-        builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    _tell(builder, reading)
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
@@ -121,6 +122,23 @@ def read_coco(
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
     )
+
+
+def _check_words(crowds: str, scores: str) -> None:
+    if crowds not in ("", "objects", "difficult"):
+        raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
+    if scores not in ("", "labels"):
+        raise ConfigError(f'is "{scores}"', where="scores", fix="write labels, or leave the option out")
+
+
+def _tell(builder: SetBuilder, reading: CocoReading) -> None:
+    if reading.crowds:
+        builder.understand(f"crowds: {reading.crowds:,} regions are neither learned nor counted")
+    if reading.masks:
+        text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
+        builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    for name in reading.categories.doubles():
+        builder.understand(f'categories: several are called "{name}" and count as one class')
 
 
 def _refuse_panoptic(files: Sequence[CocoFile]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,21 @@ from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import LabelShape
-from vitp.data.formats.walk import images_below, parse_label_json, read_label_text, split_in, split_of
+from vitp.data.formats.walk import (
+    child,
+    images_below,
+    parse_label_json,
+    read_label_text,
+    split_in,
+    split_of,
+    suffixed,
+)
 from vitp.records.geometry import Box, area, as_flat, as_points
 from vitp.records.regions import Rings, outline
 from vitp.records.rle import decode
 from vitp.records.tool_shapes import CLASSES_KEY, TASK_KEY, centred_corners
 
+_SCORE_KEYS = ("score", "confidence")
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 
 _Value = TypeVar("_Value")
@@ -60,11 +69,11 @@ def annotation_files(root: Path) -> list[Path]:
     """Return the JSON files that may be COCO annotations: of annotations/, else of the folder, else of the splits'."""
     if root.is_file():
         return [root]
-    for folder in (root / "annotations", root):
-        if found := sorted(folder.glob("*.json")):
+    for folder in (child(root, ("annotations",)) or root, root):
+        if found := suffixed(folder, ".json"):
             return found
     splits = [folder for folder in root.iterdir() if folder.is_dir() and split_of(folder.name)]
-    return sorted(path for folder in splits for path in folder.glob("*.json"))
+    return sorted(path for folder in splits for path in suffixed(folder, ".json"))
 
 
 def is_coco_file(path: Path) -> bool:
@@ -109,6 +118,7 @@ def load_coco_file(path: Path, base: Path) -> CocoFile:
         DataError: It isn't COCO JSON.
     """
     content = parse_label_json(read_label_text(path), path)
+    _refuse_results(content, path)
     for key in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             fix = "give a COCO file, or move others away"
@@ -120,6 +130,59 @@ def load_coco_file(path: Path, base: Path) -> CocoFile:
         words.append(path.parent.name)
     found = (split_of(word.rstrip("0123456789")) for word in words)
     return CocoFile(path, next((split for split in found if split), None), content)
+
+
+def _refuse_results(content: Any, path: Path) -> None:
+    """Raise for a list of COCO's results, which holds predictions and names neither images nor classes."""
+    rows = content[:100] if isinstance(content, list) else []
+    if rows and all(isinstance(row, dict) and {"image_id", "category_id"} <= row.keys() for row in rows):
+        raise DataError(
+            "is a list of COCO results, as predictions are written, without images and categories",
+            where=str(path),
+            fix="name the file of the labels; if these are labels that somebody has checked, add the lists images and "
+            "categories",
+        )
+
+
+def refuse_results(paths: Sequence[Path]) -> None:
+    """Refuse files that are lists of COCO's results.
+
+    Raises:
+        DataError: One is.
+    """
+    for path in paths:
+        try:
+            content = parse_json(read_text(path))
+        except (OSError, ValueError):
+            continue
+        _refuse_results(content, path)
+
+
+def refuse_scores(files: Sequence[CocoFile]) -> None:
+    """Refuse files whose annotations have scores, as predictions have. Scores of 0 and 1 say nothing.
+
+    Raises:
+        DataError: Some annotation has another score, or one that can't be read.
+    """
+    for file in files:
+        rows = [row for row in file.content["annotations"] if isinstance(row, dict)]
+        told = [(key, row[key]) for row in rows for key in _SCORE_KEYS if row.get(key) not in (None, "")]
+        doubtful = [(key, value) for key, value in told if _number(value) not in (-1, 0, 1)]
+        if not doubtful or ({value for _, value in told} == {100} and len(told) > 1):
+            continue
+        key, first = doubtful[0]
+        raise DataError(
+            f'{len(told):,} of {len(rows):,} annotations have a "{key}" (such as {str(first)[:20]}), as predictions have',
+            where=str(file.path),
+            fix="name the file of the labels; -o scores=labels reads them as labels, if somebody has checked them",
+        )
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
 
 
 def coco_image_folders(builder: SetBuilder, file: CocoFile) -> list[Path]:
@@ -210,6 +273,11 @@ class Ids(Generic[_Value]):
         if name not in self._exact:
             self._alike[_plain(name[1])].append(name)
         return self._exact.setdefault(name, value)
+
+    def doubles(self) -> list[_Value]:
+        """Return the values that stand under several ids."""
+        counts = Counter(self._exact.values())
+        return [value for value, count in counts.items() if count > 1]
 
     def exact(self, key: Any) -> _Value | None:
         """Return the value under an id as it is written, or None."""

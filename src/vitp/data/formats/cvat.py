@@ -16,7 +16,7 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names, number_in, ring_of
-from vitp.data.formats.walk import comma_list, read_label_xml, split_of
+from vitp.data.formats.walk import child, comma_list, read_label_xml, split_of, suffixed
 from vitp.records.geometry import as_flat
 from vitp.records.labels import LabelledSet
 from vitp.records.regions import outline
@@ -32,8 +32,8 @@ def cvat_files(root: Path) -> list[Path]:
     """Return the XML files in a folder, or in its `annotations/`, that CVAT exported."""
     if root.is_file():
         return [root] if _is_export(root) else []
-    folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
-    return [path for folder in folders for path in sorted(folder.glob("*.xml")) if _is_export(path)]
+    folders = [folder for folder in (root, child(root, ("annotations",))) if folder is not None]
+    return [path for folder in folders for path in suffixed(folder, ".xml") if _is_export(path)]
 
 
 def _is_export(path: Path) -> bool:
@@ -194,16 +194,16 @@ def _image(builder: SetBuilder, one: _Node, known: tuple[str, ...] | None) -> To
         return None
     image = ToolImage(found_at, where, builder.labels_of(size, builder.place(path)), looked_at=None)
     image.split = split_of(node.get("subset", ""))
-    for number, child in enumerate(node, 1):
-        label = " ".join(child.get("label", "").split())
-        if child.tag == "tag":
+    for number, inner in enumerate(node, 1):
+        label = " ".join(inner.get("label", "").split())
+        if inner.tag == "tag":
             if label == NOTHING_HERE:
                 image.looked_at = True
             elif label:
                 image.classes.append(label)
-        elif child.tag != "attribute":
+        elif inner.tag != "attribute":
             image.drawn = True
-            _take(image, child, label, f"{where}: {child.tag} {number}", known)
+            _take(image, inner, label, f"{where}: {inner.tag} {number}", known)
     return image
 
 

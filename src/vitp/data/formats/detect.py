@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_xml, read_text
 from vitp.data.formats.captions import TEXT_KEYS, caption_tables, caption_weight, is_caption_table
+from vitp.data.formats.class_lists import lists_label
 from vitp.data.formats.class_tables import (
     CLASS_KEYS,
     class_tables,
@@ -23,12 +24,19 @@ from vitp.data.formats.class_tables import (
     guessed_columns,
     is_box_table,
 )
-from vitp.data.formats.coco_files import annotation_files, is_coco_file, is_panoptic_file, panoptic_files
+from vitp.data.formats.coco_files import (
+    annotation_files,
+    is_coco_file,
+    is_panoptic_file,
+    panoptic_files,
+    refuse_results,
+)
 from vitp.data.formats.cvat import cvat_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
+from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_files import TEXTS_BESIDE_LABELS, first_rows, label_places
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.mask_layouts import find_masks
@@ -40,6 +48,7 @@ from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     find_key,
     first_table_rows,
+    raw_rows,
     table_files,
     table_weight,
 )
@@ -109,6 +118,7 @@ def _of_file(path: Path) -> str:
         return "label-studio" if suffix == ".json" else "cvat"
     if suffix == ".json":
         refuse_unannotated(path)
+        refuse_results([path])
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
         return "captions"
     if suffix in TABLE_SUFFIXES:
@@ -168,9 +178,12 @@ def _refuse_unlabelled(root: Path) -> None:
         if (problem := _problem_of(path)) is not None:
             fix = "save it as UTF-8, or move it away; --format reads the folder without it"
             raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
+        if _head_labels(path) and not first_table_rows(path):
+            list(raw_rows(path))
     if classes:
         return
     refuse_unannotated(root)
+    refuse_results(annotation_files(root))
     _refuse_strange_tables(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
@@ -199,7 +212,7 @@ def _refuse_strange_rows(root: Path) -> None:
         if any(rows):
             text = " ".join(rows[0])
             raise DataError(
-                f'the first row of the text files is "{text[:60]}", which is neither one of YOLO nor of DOTA',
+                f'the first row of the text files is "{text[:60]}", which is of none of YOLO, DOTA and KITTI',
                 where=str(place.labels),
                 fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
                 "parted by blanks",
@@ -380,6 +393,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
     ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
+    "kitti": (
+        is_kitti,
+        'label_2/*.txt or labels/*.txt with rows "type truncated occluded alpha x1 y1 x2 y2 …"',
+    ),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
@@ -387,6 +404,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
+    "lists": (lists_label, 'lists of lines "image class" (train.txt)'),
     "folders": (_is_folders, "one folder of images a class"),
     "parquet": (is_parquet, "*.parquet or datasets.save_to_disk, with images inside"),
 }

@@ -106,4 +106,6 @@ def _name_and_flag(words: list[str]) -> tuple[str, bool]:
         raise ValueError(f"{len(words) + 8} columns")
     if flag is not None and not 0 <= flag < math.inf:
         raise ValueError(f"difficult is {words[-1]}")
+    if flag is not None and not flag.is_integer():
+        raise ValueError(f"difficult is {words[-1]}, which looks like the confidence of a prediction")
     return " ".join(name), bool(flag)

@@ -281,6 +281,14 @@ class ImageLabels:
         self.note(where, f"{why}; its place is ignored")
         self.tally.lose(self.source, "", f"{where}: {why}")
 
+    def pass_over(self, where: str, category: str, shape: LabelShape) -> None:
+        """Ignore the place of a label that itself says that nobody cares what is there; that is no fault."""
+        label = self._checked(where, category, shape, False)
+        if not isinstance(label, _Misfit):
+            self.ignored.append(label)
+        elif label.fate == "lost":
+            self.lose(where, f"{category} {label.text}")
+
     def _exclude(self, where: str, category: str, shape: LabelShape) -> None:
         """Ignore the place of a label of a class that wasn't asked for, which is no fault of the label."""
         label = self._checked(where, category, shape, False)

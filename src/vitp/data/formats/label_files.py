@@ -25,6 +25,11 @@ TEXTS_BESIDE_LABELS = frozenset(
 """Text files that are no labels of an image."""
 
 
+def _is_among(path: Path, names: Collection[str]) -> bool:
+    """Return whether a file has one of the names, in any case."""
+    return path.name.lower() in {name.lower() for name in names}
+
+
 @dataclass(frozen=True)
 class LabelPlace:
     """Folders of images and of their label files, which may be the same; sub-folders without split may name one."""
@@ -44,15 +49,18 @@ class LabelFile:
     source: str
 
 
-def label_places(root: Path, label_folders: Sequence[str]) -> list[LabelPlace]:
+def label_places(
+    root: Path, label_folders: Sequence[str], image_folders: Sequence[str] = ("images",)
+) -> list[LabelPlace]:
     """Return where images and labels lie.
 
     These are `{split}/{images,LABELS}`, and `{images,LABELS}` with or without sub-folders, or else the set's folder
-    with images and text side by side, in sub-folders, too. LABELS is one of `label_folders`.
+    with images and text side by side, in sub-folders, too. LABELS is one of `label_folders`; `image_folders` may have
+    other names for `images`.
     """
     found = []
     for split, base in bases_of(root):
-        images, labels = child(base, ("images",)), child(base, label_folders)
+        images, labels = child(base, image_folders), child(base, label_folders)
         if images and labels:
             found.append(LabelPlace(images, labels, split))
     return found or [LabelPlace(root, root)]
@@ -72,11 +80,20 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
     found = []
     for place in places:
         images = {image.relative_to(place.images).with_suffix("") for image in images_below(place.images)}
-        files = (place.labels / name.with_suffix(name.suffix + ".txt") for name in sorted(images))
+        texts = _texts_of(place.labels)
+        files = (path for name in sorted(images) for path in texts.get(name, ()))
         words = (
-            row for path in files if path.is_file() and path.name not in not_labels for row in rows(path)
+            row for path in files if path.is_file() and not _is_among(path, not_labels) for row in rows(path)
         )
         found.append(next(words, []))
+    return found
+
+
+def _texts_of(folder: Path) -> dict[Path, list[Path]]:
+    """Return the text files below a folder by their path in it without suffix, which may be in any case."""
+    found: dict[Path, list[Path]] = {}
+    for path in files_below(folder, ".txt"):
+        found.setdefault(path.relative_to(folder).with_suffix(""), []).append(path)
     return found
 
 
@@ -99,18 +116,23 @@ def find_labels(
     An image counts for the first of the places. Text files of the names in `not_labels` are none.
 
     Raises:
-        DataError: Two images have one label file.
+        DataError: Two images have one label file, or an image has two.
     """
     found: list[LabelFile] = []
     owners: dict[Path, Path] = {}
     seen: set[Path] = set()
     for place in places:
+        texts = _texts_of(place.labels)
         for image in images_below(place.images):
             if image in seen:
                 continue
             seen.add(image)
             inside = image.relative_to(place.images)
-            path = (place.labels / inside).with_suffix(".txt")
+            own = texts.get(inside.with_suffix(""), ())
+            if len(own) > 1:
+                what = f"may have its labels in {own[0].name} or in {own[1].name}"
+                raise DataError(what, where=builder.place(image), fix="keep one of the two files")
+            path = own[0] if own else (place.labels / inside).with_suffix(".txt")
             if not path.is_file():
                 check_ordinary(path)
                 builder.note(builder.place(image), "no label file; image left out")
@@ -126,9 +148,9 @@ def find_labels(
             found.append(LabelFile(image, path, split, builder.place(source)))
     images = {image.with_suffix("") for image in seen}
     for place in places:
-        for path in files_below(place.labels):
+        for path in files_below(place.labels, ".txt"):
             image = place.images / path.relative_to(place.labels).with_suffix("")
-            if path.suffix == ".txt" and path.name not in not_labels and image not in images:
+            if not _is_among(path, not_labels) and image not in images:
                 builder.lose(builder.place(path), "its image is missing; left out", absent=True)
     return found
 

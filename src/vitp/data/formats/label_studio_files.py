@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.data.formats.walk import child, parse_label_json, read_label_text, suffixed
 from vitp.io.images import IMAGE_SUFFIXES
 
 
@@ -24,8 +24,8 @@ def unannotated_files(root: Path) -> list[Path]:
 
 
 def _row_files(root: Path) -> Iterator[tuple[Path, list[Any]]]:
-    folders = [folder for folder in (root, root / "annotations") if folder.is_dir()]
-    for path in [root] if root.is_file() else [p for each in folders for p in sorted(each.glob("*.json"))]:
+    folders = [folder for folder in (root, child(root, ("annotations",))) if folder is not None]
+    for path in [root] if root.is_file() else [p for each in folders for p in suffixed(each, ".json")]:
         with suppress(DataError):
             content = parse_label_json(read_label_text(path), path)
             if isinstance(content, list):

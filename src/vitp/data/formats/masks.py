@@ -38,6 +38,7 @@ from vitp.data.formats.mask_objects import (
     objects_of_classes,
     single_object,
 )
+from vitp.data.formats.nnunet_flat import apply_dataset_file
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
 from vitp.io.slide_masks import SlideScale, scale_of_mask
@@ -66,6 +67,7 @@ def read_masks(
     *,
     classes: str | Mapping[str, str | int] | None = None,
     instances: bool = False,
+    fold: int = 0,
     min_area: int = 10,
     images: str | None = None,
     masks: str | None = None,
@@ -84,6 +86,7 @@ def read_masks(
             classes.txt or a table of colours, else from the values that occur. For masks of instances the name of
             their class.
         instances: Derive objects from the connected regions of every class but "background".
+        fold: Fold of nnU-Net's splits_final.json, whose val cases are the split val.
         min_area: Regions of fewer pixels are no objects.
         images: Folder of the images, where its name doesn't say it.
         masks: Folder of the masks, likewise.
@@ -95,16 +98,15 @@ def read_masks(
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    for name, value, known in (("mask_type", mask_type, _MASK_TYPES), ("strays", strays, _STRAYS)):
-        if value and value not in known:
-            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
+    _check_options(mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS))
     layout = find_masks(root, images, masks)
     if layout is None:
-        what = "has no folders of images and masks with files of equal names"
         fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
-        raise DataError(what, where=str(root), fix=fix)
+        raise DataError("has no images and masks of equal names", where=str(root), fix=fix)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
+    if not classes and not mask_type:
+        classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes))
     named = (root / "classes.txt").is_file() or find_colour_table(root) is not None
@@ -119,6 +121,12 @@ def read_masks(
     if not classes and not named:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, min_area if instances else None)
+
+
+def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in options.items():
+        if value and value not in known:
+            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
 
 
 def _class_name(classes: str | Mapping[str, str | int] | None) -> str:

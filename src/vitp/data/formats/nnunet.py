@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from vitp.core.errors import DataError
 from vitp.data.formats.class_names import is_ignored_name
+from vitp.data.formats.volume_names import volume_suffix
 from vitp.data.formats.walk import parse_label_json, read_label_text
 from vitp.io.open_pixels import open_pixels
 from vitp.records.labels import BACKGROUND, IGNORE
@@ -76,8 +78,23 @@ class DatasetHead:
             and not any(one.startswith(str(root / image.partition(".")[0])) for one in addresses)
         ]
 
-    def fewer(self, cases: int) -> str:
-        """Return that fewer cases with masks are there than the file tells of; "" where that isn't so."""
+    def doubts(self, masks: Sequence[str]) -> list[str]:
+        """Return lines about masks, by their names, that don't fit what the file tells of their number and ending."""
+        return [line for line in (self._other_ending(masks), self._fewer(len(masks))) if line]
+
+    def _other_ending(self, names: Sequence[str]) -> str:
+        ending = self.ending.lower() if self.ending.startswith(".") else f".{self.ending.lower()}"
+        others = [name for name in names if not name.lower().endswith(ending)]
+        if not self.ending or not others:
+            return ""
+        kinds = Counter(volume_suffix(name) or Path(name).suffix or "without one" for name in others)
+        listed = ", ".join(f"{suffix} {count:,}" for suffix, count in kinds.most_common(3))
+        return (
+            f'file_ending is "{self.ending}", but {len(others):,} of {len(names):,} cases end otherwise ({listed}); '
+            "they are read"
+        )
+
+    def _fewer(self, cases: int) -> str:
         told = 0 if self.listed else self.count or 0
         return f"numTraining is {told}, but {cases} cases with masks are there" if told > cases else ""
 

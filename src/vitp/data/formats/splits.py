@@ -34,8 +34,8 @@ _LIST_SUFFIXES = (".txt", ".lst")
 FROM_FOLDERS = "the folders and files that are named after the splits"
 """What named splits that no list names."""
 
-_FLAGS = ("-1", "0", "1")
-"""Behind a name of Pascal VOC: whether the image holds a class."""
+_NUMBER = re.compile(r"-?\d{1,9}$")
+"""Behind a name: the number of a class, or Pascal VOC's flag that says whether the image holds one."""
 
 
 # --- fractions
@@ -158,8 +158,9 @@ def read_split_file(path: Path) -> list[SplitEntry]:
 def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
     """Return the entries of a list with one image a line, each line once.
 
-    A line may hold more behind the name, such as the flag of Pascal VOC or the other images of a pair; the name is the
-    longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are comments.
+    A line may hold more behind the name, such as a class, the flag of Pascal VOC or the other images of a pair; the
+    name is the longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are
+    comments.
 
     Raises:
         DataError: The list can't be read.
@@ -171,7 +172,8 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
         if not text or text.startswith("#"):
             continue
         words = text.split()
-        cut = text[: -len(words[-1])].rstrip() if len(words) > 1 and words[-1] in _FLAGS else text
+        flagged = len(words) > 1 and _NUMBER.match(words[-1])
+        cut = text[: -len(words[-1])].rstrip(" \t,;") if flagged else text
         own = (text, cut, words[0])
         names = tuple(dict.fromkeys((*own, *(f"{folder}/{name}" for name in own))))
         entries.setdefault(text, SplitEntry(names, split, f"{within(path, root)}:{row}"))

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import image_folders, name_index, parse_label_json, read_label_text, within
+from vitp.data.formats.walk import (
+    image_folders,
+    name_index,
+    parse_label_json,
+    read_label_text,
+    suffixed,
+    within,
+)
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 TABLE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -88,7 +95,7 @@ def delimiter_of(path: Path) -> str:
 def headed_texts(root: Path, keys: Sequence[Sequence[str]]) -> list[Path]:
     """Return the `.txt` files in a folder whose first line is the head of a table with a key of each list."""
     found = []
-    for path in sorted(root.glob("*.txt")):
+    for path in suffixed(root, ".txt"):
         try:
             with path.open(encoding="utf-8-sig") as file:
                 head = file.readline(2000).strip()
@@ -120,9 +127,22 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     where=f"{path}:{line}",
                     fix=f'put cells that hold "{delimiter}" into quotes',
                 )
-            yield line, dict(zip(keys, cells + [""] * (len(keys) - len(cells)), strict=True))
+            cells = cells + [""] * (len(keys) - len(cells))
+            row = dict(zip(keys, cells, strict=True))
+            if len(row) < len(keys):
+                _refuse_doubles(keys, cells, f"{path}:{line}")
+            yield line, row
     except csv.Error as error:
         raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
+
+
+def _refuse_doubles(keys: Sequence[str], cells: Sequence[str], where: str) -> None:
+    """Raise where two columns of one name hold different cells, of which only one could be read."""
+    first: dict[str, str] = {}
+    for key, cell in zip(keys, cells, strict=True):
+        if key and first.setdefault(key, cell) != cell:
+            what = f'has "{first[key][:40]}" and "{cell[:40]}" in two columns that are both called "{key}"'
+            raise DataError(what, where=where, fix="give each column a name of its own")
 
 
 def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:
@@ -199,6 +219,7 @@ class TableImages:
         """Return the images that a cell names, those of its study where the column names studies."""
         if study:
             return list(self.by_study.get(text) or self.by_name.get(text, []))
+        text = text if text in self.by_name else text.replace("\\", "/")
         parts = Path(text).parts
         tails = ("/".join(parts[first:]) for first in range(len(parts)))
         return list(self.by_name.get(text) or next((self.by_name[t] for t in tails if t in self.by_name), []))

@@ -27,6 +27,7 @@ from vitp.data.formats.walk import (
     images_below,
     read_label_xml,
     split_in,
+    suffixed,
     within,
 )
 from vitp.io.ground import LONGITUDE_LATITUDE, geometry_of, reproject
@@ -194,7 +195,7 @@ def voc_places(root: Path) -> list[LabelPlace]:
     beside = [
         path
         for folder in folders
-        for path in sorted(folder.glob("*.xml"))
+        for path in suffixed(folder, ".xml")
         if any(path.with_suffix(suffix).is_file() for suffix in suffixes)
     ]
     return [LabelPlace(root, root)] if any(read_label_xml(p).tag == "annotation" for p in beside) else []

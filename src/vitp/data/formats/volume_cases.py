@@ -26,6 +26,7 @@ from vitp.data.formats.volume_names import (
     modality_word,
     taken_word,
     volume_stem,
+    whole_series,
 )
 from vitp.data.formats.walk import Folder, described, volume_files, within
 from vitp.io.dicom_labels import RTSTRUCT, SEG, DicomRole, dicom_role, segment_names
@@ -383,6 +384,9 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
             continue
         role = roles[paths[0]]
         try:
+            paths, copies = whole_series(root, paths, roles)
+            if copies:
+                layout.findings.append((within(paths[0].parent, root), copies))
             address = _series_address(paths, uid, roles)
         except DataError as error:
             damaged.append(error)
@@ -390,6 +394,8 @@ def _dicom(root: Path, files: Sequence[Path]) -> CaseLayout | None:
         name = within(paths[0].parent, root)
         name = name if "#" not in address else f"{name}/{address.rpartition('=')[2]}"
         layout.cases.append(VolumeCase(name, address, tuple(of[uid]), None, role.patient or role.study))
+    if damaged and not layout.cases:
+        raise damaged[0]
     return layout
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -279,3 +280,26 @@ def joined_address(files: Sequence[Path]) -> str:
             what, where=str(files[0].parent), fix="give them names that differ in one word, and one suffix"
         )
     return f"{texts[0][:start]}{{{','.join(words)}}}{texts[0][len(texts[0]) - end :]}"
+
+
+def whole_series(root: Path, paths: Sequence[Path], roles: dict[Path, DicomRole]) -> tuple[list[Path], str]:
+    """Return the files of the folder that holds all images of a series, and a line about copies in other folders.
+
+    Raises:
+        DataError: Each folder lacks some.
+    """
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_folder[path.parent].append(path)
+    images = {folder: {roles[path].image or str(path) for path in own} for folder, own in by_folder.items()}
+    chosen = min(by_folder, key=lambda folder: (-len(images[folder]), len(folder.parts), folder))
+    others = sorted(folder for folder in by_folder if folder != chosen)
+    listed = ", ".join(folder.relative_to(root).as_posix() for folder in others[:3])
+    if any(images[folder] - images[chosen] for folder in others):
+        raise DataError(
+            f"is one series, whose images lie in {chosen.relative_to(root).as_posix()} and in {listed}",
+            where=str(chosen),
+            fix="put them into one folder",
+        )
+    copies = sum(len(by_folder[folder]) for folder in others)
+    return by_folder[chosen], f"{copies} copies of its images in {listed} aren't read" if others else ""

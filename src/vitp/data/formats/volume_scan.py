@@ -18,7 +18,7 @@ from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.slices import VolumeFacts
 from vitp.data.formats.volume_cases import LabelVolume, VolumeCase
 from vitp.data.formats.volume_masks import VolumeLayer, VolumeMask, painted
-from vitp.io.dicom_labels import RTSTRUCT, segment_names
+from vitp.io.dicom_labels import RTSTRUCT, contours_left_out, regions_without_area, segment_names
 from vitp.io.parts import FilePart, part_address
 from vitp.io.volume_grid import VolumeGrid
 from vitp.io.volume_labels import (
@@ -281,6 +281,7 @@ def scan_objects(
         except DataError as error:
             builder.leave_out(error, case.labels[0].path, "its case is left out")
             continue
+        _note_contours(builder, parts[case.name], facts[case.name].grid)
         found.scans[case.name] = scan
     if overlaps:
         how = "in the order of -o classes" if chosen else "the smaller one of a case over the larger one"
@@ -291,6 +292,18 @@ def scan_objects(
     if chosen and len(known) > len(chosen):
         found.said.append(f"{len(known) - len(chosen)} other objects are ignored in their places")
     return found
+
+
+def _note_contours(builder: SetBuilder, parts: Sequence[tuple[str, VolumeLayer]], grid: VolumeGrid) -> None:
+    """Say which contours of structure sets aren't used."""
+    for path in dict.fromkeys(layer.path for _, layer in parts if layer.reference):
+        if names := regions_without_area(path):
+            builder.note(builder.place(path), f"{', '.join(names)}: only points or open lines; left out")
+    for name, layer in parts:
+        if not layer.reference or layer.segment is None:
+            continue
+        if text := contours_left_out(layer.path, layer.segment, grid):
+            builder.note(builder.place(layer.path), f"{name}: {text}; left out")
 
 
 def _parts(label: LabelVolume, reference: str) -> list[tuple[str, VolumeLayer]]:

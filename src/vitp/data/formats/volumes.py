@@ -27,7 +27,7 @@ from vitp.data.formats.slices import (
 )
 from vitp.data.formats.volume_cases import CaseLayout, VolumeCase, find_cases
 from vitp.data.formats.volume_scan import LabelScan, header_classes, scan_objects, scan_values
-from vitp.data.formats.walk import comma_list
+from vitp.data.formats.walk import comma_list, named_file
 from vitp.io.volume_labels import header_segments
 from vitp.records.labels import IGNORE, LabelledSet, ObjectLabel
 
@@ -237,7 +237,7 @@ class _Reading:
         if self.head is not None:
             for text in self.head.missing([case.address for case in self.layout.cases]):
                 builder.lose(DATASET_FILE, f"{text}; left out", absent=True)
-            if text := self.head.fewer(sum(bool(case.labels) for case in self.layout.cases)):
+            for text in self.head.doubts([c.labels[0].path.name for c in self.layout.cases if c.labels]):
                 builder.note(DATASET_FILE, text)
         for case in self.layout.cases:
             if not case.labels and case.split != "test":
@@ -305,8 +305,8 @@ class _Reading:
             named = MaskClasses(names, pairs, (f"{DATASET_FILE}: names of the values", *said))
         elif (own := header_classes(self.layout.cases)) is not None:
             named = own
-        elif (root / "classes.txt").is_file():
-            named = from_file(root / "classes.txt", colour=False, occurring=counts)
+        elif (listed := named_file(root, ("classes.txt",))) is not None:
+            named = from_file(listed, colour=False, occurring=counts)
         else:
             self._refuse_instances()
             named = from_values(sorted(counts), root, colour=False, palette=False)

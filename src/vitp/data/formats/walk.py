@@ -193,6 +193,29 @@ def files_below(
     return [path for path in walk(folder, ()) if not suffix or path.suffix.lower() == suffix]
 
 
+def suffixed(folder: Path, suffix: str) -> list[Path]:
+    """Return the files of one suffix, which stands here in lower case, in a folder itself, sorted.
+
+    Any case counts; hidden files are left out.
+    """
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if path.suffix.lower() == suffix)
+    return sorted(path for path in found if not path.name.startswith(".") and not path.is_dir())
+
+
+def named_file(folder: Path, names: Sequence[str]) -> Path | None:
+    """Return the file of a folder that has one of the names, in any case; a name as it is written goes first."""
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    if not folder.is_dir():
+        return None
+    files = {path.name.lower(): path for path in sorted(folder.iterdir(), reverse=True)}
+    found = (files[name.lower()] for name in names if name.lower() in files)
+    return next((path for path in found if path.is_file()), None)
+
+
 def volume_files(root: Path) -> list[Path]:
     """Return the volumes and medical images below a folder, sorted: files, and folders that hold a series."""
     found = files_below(root, whole=is_series)

@@ -28,7 +28,7 @@ from vitp.data.formats.label_files import (
     label_rows,
 )
 from vitp.data.formats.splits import SplitEntry, check_missing, match_entries, read_split_list
-from vitp.data.formats.walk import child, comma_list, read_label_text, within
+from vitp.data.formats.walk import child, comma_list, named_file, read_label_text, suffixed, within
 from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
@@ -134,8 +134,10 @@ def _form(
 
 def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:
     """Return the class names and the file that they come from."""
-    places = [root / "classes.txt", root / "labels" / "classes.txt", *sorted(root.glob("*.names"))]
-    path = next((place for place in places if place.is_file()), None)
+    places = [
+        named_file(base, ("classes.txt",)) for base in (root, child(root, ("labels",))) if base is not None
+    ]
+    path = next((place for place in (*places, *suffixed(root, ".names")) if place is not None), None)
     if told is not None and (told.content.get("names") is not None or path is None):
         return told.names(), told.path.name
     if path is None:
@@ -349,10 +351,10 @@ def find_data_yaml(root: Path) -> DataYaml | None:
     Raises:
         DataError: data.yaml isn't YAML, or no mapping.
     """
-    path = next((root / name for name in _YAML_NAMES if (root / name).is_file()), None)
+    path = named_file(root, _YAML_NAMES)
     if path is not None:
         return _read_data_yaml(path)
-    for path in sorted((*root.glob("*.yaml"), *root.glob("*.yml"))):
+    for path in sorted((*suffixed(root, ".yaml"), *suffixed(root, ".yml"))):
         try:
             found = _read_data_yaml(path)
         except DataError:
