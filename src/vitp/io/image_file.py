@@ -160,7 +160,8 @@ class ImageFile:
     def label_values(self) -> np.ndarray:
         """Return the file's own values: (H, W) numbers for greyscale and palette files, (H, W, 3) for colour.
 
-        Numbers of any type come as they stand in the file; transparency is left out.
+        Numbers of any type come as they stand in the file; transparency is left out. NaN stays where the file's own tag
+        names it as nodata.
 
         Raises:
             DataError: The file is damaged, or holds colours of more than 8 bits or values that are no numbers, which
@@ -171,9 +172,13 @@ class ImageFile:
             return part.label_values()[y1:y2, x1:x2].copy()
         with _decoding(self):
             values = _label_values(self)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            what = "holds labels that are no numbers"
-            raise DataError(what, where=self.where, fix="save it with a whole number where there is no label")
+        if values.dtype.kind == "f":
+            tag = self.pages[0].nodata if self.pages else None
+            blank_HW = np.isnan(values) if tag is not None and np.isnan(tag) else False
+            if not (np.isfinite(values) | blank_HW).all():
+                what = "holds labels that are no numbers"
+                fix = "save it with a whole number where there is no label, or name NaN as its nodata value"
+                raise DataError(what, where=self.where, fix=fix)
         return values
 
     def values(self) -> tuple[np.ndarray, np.ndarray | None]:

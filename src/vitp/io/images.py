@@ -312,6 +312,21 @@ def is_turned(path: str | Path) -> bool:
         return file.orientation >= 5
 
 
+def label_nodata(path: str | Path) -> float | None:
+    """Return the value that a mask file's own tag names as nodata, NaN too; None: it names none, or bands differ.
+
+    Raises:
+        DataError: As `load_image`.
+    """
+    if raster_driver(split_address(path)[0]) is None:
+        return None
+    if is_picture_file(path):
+        with open_image(path) as file:
+            return file.pages[0].nodata if file.pages else None
+    with open_pixels(path) as pixels:
+        return pixels.nodata
+
+
 def load_label_pixels(path: str | Path) -> np.ndarray:
     """Return a mask file's own values; see `ImageFile.label_values`.
 

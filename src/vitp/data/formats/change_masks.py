@@ -132,7 +132,7 @@ def _facts(paths: Sequence[Path]) -> tuple[list[MaskFacts], bool]:
     for path in paths:
         pixels = load_label_pixels(path)
         colour = colour or pixels.ndim == 3
-        facts.append(mask_facts(mask_values(pixels), path, regions=False))
+        facts.append(mask_facts(pixels, path, regions=False))
     return facts, colour
 
 
@@ -150,6 +150,10 @@ def _of_one_mask(
     paths = [path for place in places for path in place.change.values()]
     facts, colour = _facts(paths)
     counts, grey = totals(facts), False
+    if not classes:
+        _refuse_nodata(facts, paths, colour=colour)
+        if any(one.nodata == 0 for one in facts):
+            builder.understand("0 is nodata by the masks' own tags, and read as unchanged")
     if colour and (grey := all(value % 0x010101 == 0 for value in counts)):
         counts = Counter({value & 255: n for value, n in counts.items()})
     if not classes:
@@ -197,6 +201,23 @@ def _of_one_mask(
     )
 
 
+def _refuse_nodata(
+    facts: Sequence[MaskFacts], paths: Sequence[Path], told: Sequence[int] = (), *, colour: bool
+) -> None:
+    """Refuse pixels of which a mask says that nothing is known, where change must be known of all pixels."""
+    for one, path in zip(facts, paths, strict=True):
+        if one.blank or (one.nodata and one.nodata not in told):
+            text = shown(one.nodata, colour=colour) if one.nodata is not None else "NaN"
+            known = one.nodata is not None
+            raise DataError(
+                f"{text} is nodata by its own tag: nothing is known there, which masks of what changed don't tell",
+                where=str(path),
+                fix=f"-o unchanged=0,{text} counts such pixels as unchanged, -o unchanged=0 as changed"
+                if known and not colour
+                else "save the masks with 0 and 1 alone, and cut the images to what is known",
+            )
+
+
 def _several(root: Path, values: Sequence[int], counts: Counter[int], *, colour: bool) -> DataError:
     listed = ",".join(f"NAME_{shown(value, colour=colour)}={shown(value, colour=colour)}" for value in values)
     return DataError(
@@ -224,6 +245,7 @@ def _of_classes(
     paths = [path for place in places for own in (place.first, place.second) for path in own.values()]
     facts, colour = _facts(paths)
     counts = totals(facts)
+    _refuse_nodata(facts, paths, unchanged, colour=colour)
     for value in unchanged:
         counts.pop(value, None)
     if len(counts) < 2 and not classes:

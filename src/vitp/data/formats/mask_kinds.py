@@ -15,6 +15,10 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.data.formats.pixel_masks import mask_values
+from vitp.io.images import label_nodata
+from vitp.io.open_pixels import open_pixels
+from vitp.io.rasters import raster_driver
 from vitp.io.slides import slide_kind
 from vitp.records.labels import IGNORE
 
@@ -45,6 +49,8 @@ class MaskFacts:
         mode: Pillow's name of its mode.
         palette: Of a palette file: value → its colour 0xRRGGBB, for the values that occur.
         hidden: Values of which some pixels are transparent and others aren't.
+        nodata: Value that occurs and that the file's own tag names as nodata; None: there is none.
+        blank: Pixels that are nodata by the tag and hold no whole number (NaN, −3.4e38); they are in no other count.
     """
 
     values: dict[int, int]
@@ -54,14 +60,28 @@ class MaskFacts:
     mode: str
     palette: dict[int, int] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
+    nodata: int | None = None
+    blank: int = 0
 
 
-def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
+def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
     """Return what is counted in a mask and its file; with `regions` also which values are one region.
+
+    Args:
+        pixels: (H, W) values or (H, W, 3) colours, as `load_label_pixels` has them.
+        path: Path of the mask.
+        regions: Whether values that are one region are looked for.
 
     Raises:
         DataError: It isn't an image, or holds values that are no whole numbers.
     """
+    tag = label_nodata(path)
+    colour = pixels.ndim == 3
+    values_HW = mask_values(pixels)
+    blank_HW = None
+    if tag is not None and values_HW.dtype.kind == "f" and not is_label_number(tag):
+        blank_HW = np.isnan(values_HW) if np.isnan(tag) else values_HW == values_HW.dtype.type(tag)
+        values_HW = np.where(blank_HW, values_HW.dtype.type(0), values_HW)
     if values_HW.dtype.kind == "f":
         odd = values_HW[values_HW != np.rint(values_HW)]
         if odd.size:
@@ -71,18 +91,13 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
                 fix="save the number of the class of each pixel; of probabilities that of the most probable one",
             )
         values_HW = values_HW.astype(np.int64)
-    try:
-        if slide_kind(path) is not None:
-            kind, mode, colours, alpha = "TIFF", "L", [], None
-        else:
-            with Image.open(path) as image:
-                kind, mode = image.format or "", image.mode
-                colours = (image.getpalette("RGB") or []) if mode == "P" else []
-                alpha = image.getchannel("A") if mode in ("LA", "RGBA") and _is_upright(image) else None
-    except OSError as error:
-        raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
+    kind, mode, colours, alpha = _file_facts(path, colour=colour)
     found, numbers_HW, counts = _numbered(values_HW)
     values = {int(v): int(n) for v, n in zip(found, counts, strict=True)}
+    blank = 0 if blank_HW is None else int(blank_HW.sum())
+    if blank:
+        values[0] -= blank
+        values = {value: n for value, n in values.items() if n}
     solid = _solid(numbers_HW, len(found))
     thin = frozenset(int(v) for v, has in zip(found, solid, strict=True) if not has)
     whole = _whole(numbers_HW, found, counts) if regions else frozenset()
@@ -91,9 +106,42 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     ]
     palette = {value: shown_as[value] for value in values if 0 <= value < len(shown_as)}
     hidden: frozenset[int] = frozenset()
-    if alpha is not None and (clear_HW := np.asarray(alpha) == 0).shape == values_HW.shape and clear_HW.any():
+    if alpha is not None and (clear_HW := alpha == 0).shape == values_HW.shape and clear_HW.any():
         hidden = frozenset(map(int, np.intersect1d(values_HW[clear_HW], values_HW[~clear_HW])))
-    return MaskFacts(values, thin, whole, kind, mode, palette, hidden)
+    nodata = None
+    if tag is not None and is_label_number(tag):
+        nodata = int(tag) * (0x010101 if colour else 1)
+        nodata = nodata if nodata in values else None
+    return MaskFacts(values, thin, whole, kind, mode, palette, hidden, nodata, blank)
+
+
+def is_label_number(value: float) -> bool:
+    """Return whether a value is one that labels may have: a whole number of 32 bits."""
+    return abs(value) < 1 << 31 and float(value).is_integer()
+
+
+def _file_facts(path: Path, *, colour: bool) -> tuple[str, str, list[int], np.ndarray | None]:
+    """Return a mask file's format and mode as Pillow calls them, its palette (r, g, b, …), and transparency (H, W)."""
+    plain = "RGB" if colour else "L"
+    if slide_kind(path) is not None:
+        return "TIFF", plain, [], None
+    try:
+        with Image.open(path) as image:
+            palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
+            alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") and _is_upright(image) else None
+            return image.format or "", image.mode, palette, None if alpha is None else np.asarray(alpha)
+    except OSError as error:
+        driver = raster_driver(str(path))
+        if driver is None:
+            raise DataError(
+                f"is not an image ({error})", where=str(path), fix="remove or replace it"
+            ) from error
+    try:
+        with open_pixels(path) as pixels:
+            own = pixels.palette_V3
+    except DataError:  # its pixels were read by our own code, of TIFF that Pillow doesn't know
+        own = None
+    return driver, plain if own is None else "P", [] if own is None else own.reshape(-1).tolist(), None
 
 
 def _is_upright(image: Image.Image) -> bool:

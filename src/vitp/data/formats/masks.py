@@ -31,6 +31,14 @@ from vitp.data.formats.mask_kinds import (
     totals,
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
+from vitp.data.formats.mask_nodata import (
+    NODATA_READINGS,
+    check_left,
+    facts_to_name,
+    own_values,
+    with_nodata,
+    without_nodata,
+)
 from vitp.data.formats.mask_objects import (
     mask_fits,
     note_touching,
@@ -71,6 +79,7 @@ def read_masks(
     masks: str | None = None,
     mask_type: str = "",
     strays: str = "",
+    nodata: str = "",
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -90,14 +99,16 @@ def read_masks(
         mask_type: "semantic": a value is a class; "instances": a value is an object. Where the values can be both,
             it must be given.
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
+        nodata: What the value is that the masks' own tags name as nodata: "ignore", "background". By default it is
+            ignored; of 0 beside several classes it must be said.
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    for name, value, known in (("mask_type", mask_type, _MASK_TYPES), ("strays", strays, _STRAYS)):
-        if value and value not in known:
-            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
+    _check_options(
+        mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS), nodata=(nodata, NODATA_READINGS)
+    )
     layout = find_masks(root, images, masks)
     if layout is None:
         what = "has no folders of images and masks with files of equal names"
@@ -118,7 +129,13 @@ def read_masks(
         return _add_numbers(builder, entries, _class_name(classes))
     if not classes and not named:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
-    return _read_classes(builder, entries, classes, strays, min_area if instances else None)
+    return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
+
+
+def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
+    for name, (value, known) in options.items():
+        if value and value not in known:
+            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
 
 
 def _class_name(classes: str | Mapping[str, str | int] | None) -> str:
@@ -148,16 +165,16 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         if size is None:
             continue
         path = entry.masks[0]
-        values_HW = mask_values(load_label_pixels(path))
+        pixels = load_label_pixels(path)
         try:
             onto: Grid | SlideScale | None = scale_of_mask(entry.image, size, path)
             if onto is None:
-                onto = grid_of_image(entry.image, size, path, (values_HW.shape[1], values_HW.shape[0]))
+                onto = grid_of_image(entry.image, size, path, (pixels.shape[1], pixels.shape[0]))
         except DataError as error:
             builder.note(builder.place(path), f"{error.what}; image left out")
             continue
-        if onto is not None or mask_fits(builder, values_HW, path, entry.image, size):
-            facts = mask_facts(values_HW, path, regions=regions and number % looked == 0)
+        if onto is not None or mask_fits(builder, pixels, path, entry.image, size):
+            facts = mask_facts(pixels, path, regions=regions and number % looked == 0)
             found.append(_Read(entry, size, facts, onto))
     if scaled := [one for one in found if isinstance(one.onto, SlideScale)]:
         builder.understand(
@@ -191,12 +208,12 @@ def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
         "-o mask_type=semantic as a class"
     )
     looked = max(1, len(entries) // MOST_LOOKED_AT)
-    evidence = look_like_instances([found.facts for found in entries[::looked]])
+    evidence = look_like_instances([without_nodata(found.facts) for found in entries[::looked]])
     if evidence is not None:
         what = f"the values of the masks look like numbers of instances: {evidence}, and nearly each is one region"
         raise DataError(what, where=str(root), fix=fix)
     indices = all(found.facts.mode in _INDEX_MODES for found in entries)
-    if indices and (largest := large_indices([found.facts for found in entries])) is not None:
+    if indices and (largest := large_indices([without_nodata(found.facts) for found in entries])) is not None:
         raise DataError(
             f"the masks hold values up to {largest}, more than there are classes: they may be numbers of instances",
             where=str(root),
@@ -251,6 +268,7 @@ def _read_classes(
     entries: list[_Read],
     classes: str | Mapping[str, str | int] | None,
     strays: str,
+    nodata: str,
     min_area: int | None,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
@@ -263,13 +281,16 @@ def _read_classes(
     grey = colour and all(v % 0x010101 == 0 for found in entries for v in found.facts.values)
     facts = [_as_grey(found.facts) if grey else found.facts for found in entries]
     colour = colour and not grey
-    named = _mask_classes(builder.root, facts, classes, strays, colour=colour, palette=modes == {"P"})
+    to_name = facts_to_name(facts, nodata, builder.root)
+    plain = _mask_classes(
+        builder.root, facts, to_name, classes, strays, colour=colour, palette=modes == {"P"}
+    )
+    named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
     for line in (*named.said, says(named, colour=colour)):
         builder.understand(line)
     if grey:
         builder.understand("the masks' three channels are equal: read as one")
     _check_used(builder.root, facts, named, strays, colour=colour)
-    values = tuple((v * 0x010101 if grey else v, i) for v, i in named.values)
     known = {value for value, _ in named.values} | (set() if colour else {IGNORE})
     things = {i: name for i, name in enumerate(named.names) if name.lower() != BACKGROUND}
     regions: list[ObjectLabel] = []
@@ -280,6 +301,7 @@ def _read_classes(
         if unknown and not strays:
             texts = ", ".join(shown(v, colour=colour) for v in unknown[:5])
             builder.note(builder.place(path), f"{len(unknown)} unknown values ({texts}); ignored there")
+        values = own_values(counted, named, plain, 0x010101 if grey else 1)
         mask = MaskFile(str(path), values, nearest=strays == "nearest", onto=found.onto)
         labels: dict[str, Any] = {}
         if entry.instances is not None:
@@ -308,11 +330,13 @@ def _as_grey(facts: MaskFacts) -> MaskFacts:
         values={v & 255: n for v, n in facts.values.items()},
         thin=frozenset(v & 255 for v in facts.thin),
         whole=frozenset(v & 255 for v in facts.whole),
+        nodata=None if facts.nodata is None else facts.nodata & 255,
     )
 
 
 def _mask_classes(
     root: Path,
+    whole: Sequence[MaskFacts],
     facts: Sequence[MaskFacts],
     classes: str | Mapping[str, str | int] | None,
     strays: str,
@@ -320,7 +344,10 @@ def _mask_classes(
     colour: bool,
     palette: bool,
 ) -> MaskClasses:
-    """Return which value is which class: by the option, by a file beside the masks, or by the values that occur."""
+    """Return which value is which class: by the option, by a file beside the masks, or by the values that occur.
+
+    `whole` are the facts of the masks with what is nodata, `facts` those without.
+    """
     if classes:
         return from_option(classes, colour=colour)
     table, names = find_colour_table(root), root / "classes.txt"
@@ -333,6 +360,7 @@ def _mask_classes(
         return replace(named, said=(*named.said, line))
     if table is not None:
         return from_table(table, colour=colour)
+    check_left(whole, facts, root, colour=colour)
     found = find_strays(facts, colour=colour)
     if found is None:
         return from_values(list(counts), root, colour=colour, palette=palette)
