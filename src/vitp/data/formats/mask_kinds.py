@@ -6,7 +6,7 @@ Nothing here decides in silence: what has two readings is refused, and the messa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -115,6 +115,55 @@ def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
     return MaskFacts(values, thin, whole, kind, mode, palette, hidden, nodata, blank)
 
 
+def by_colours(facts: Sequence[MaskFacts], named: Collection[int] = ()) -> list[MaskFacts] | None:
+    """Return what was counted in palette masks by their colours, or None where their values say what they hold.
+
+    In which order a GIF holds its colours is its writer's choice: an empty mask and a full one both hold only the value
+    0, in two colours. Other palettes count where a table names all of their colours.
+
+    Args:
+        facts: Of all masks.
+        named: The colours of a table that names no values.
+    """
+    gif = all(one.format == "GIF" and one.mode in ("P", "L") for one in facts)
+    if not facts or not (gif or (named and all(one.mode == "P" for one in facts))):
+        return None
+    tables = [one.palette if one.mode == "P" else {v: v * 0x010101 for v in one.values} for one in facts]
+    known: dict[int, int] = {}
+    agree = all(known.setdefault(value, colour) == colour for own in tables for value, colour in own.items())
+    if not (named and all(own.keys() == one.values.keys() for own, one in zip(tables, facts, strict=True))):
+        named = ()
+    if not {colour for own in tables for colour in own.values()} <= set(named) and (
+        not gif or (agree and known.get(0, 0) == 0)
+    ):
+        return None
+    found = []
+    for one, own in zip(facts, tables, strict=True):
+        counts: Counter[int] = Counter()
+        for value, pixels in one.values.items():
+            counts[own[value]] += pixels
+        thin, whole = (frozenset(own[v] for v in values) for values in (one.thin, one.whole))
+        found.append(MaskFacts(dict(counts), thin, whole, "GIF", "RGB", own))
+    return found
+
+
+def values_of_colours(
+    colours: Sequence[tuple[int, int]], palette: Mapping[int, int], *, nearest: bool
+) -> tuple[tuple[int, int], ...]:
+    """Return (value, class index) of a palette file for (colour, class index) of its colours.
+
+    Other colours are those of the nearest one, or ignored.
+    """
+    classes = dict(colours)
+
+    def index(colour: int) -> int:
+        if nearest and colour not in classes:
+            colour = min(classes, key=lambda other: distance(colour, other, colour=True))
+        return classes.get(colour, IGNORE)
+
+    return tuple((value, index(colour)) for value, colour in sorted(palette.items()))
+
+
 def is_label_number(value: float) -> bool:
     """Return whether a value is one that labels may have: a whole number of 32 bits."""
     return abs(value) < 1 << 31 and float(value).is_integer()
@@ -149,7 +198,7 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
-    """Refuse masks that look otherwise than their values say: by transparency, or by palettes that differ.
+    """Refuse masks that look otherwise than their values say: by transparency, by palettes that differ or are turned.
 
     Raises:
         DataError: Pixels of one value are partly transparent, or one value has two colours.
@@ -163,6 +212,13 @@ def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
                 "not: its transparency may hold the mask",
                 where=str(path),
                 fix="save what the masks mean as values or colours, without transparency; -o classes=… reads the values",
+            )
+        if len(mask.palette) == 2 and mask.palette.get(0) == 0xFFFFFF and 0 in mask.palette.values():
+            one = next(value for value, colour in mask.palette.items() if not colour)
+            raise DataError(
+                f"shows 0 as white and {one} as black: the background may be 0, or what is black",
+                where=str(path),
+                fix=f'-o classes="background=0,NAME={one}" or -o classes="NAME=0,background={one}"',
             )
         for value, colour in mask.palette.items():
             before, other = colours.setdefault(value, (colour, path))

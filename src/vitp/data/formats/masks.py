@@ -21,6 +21,7 @@ from vitp.data.formats.mask_classes import (
 from vitp.data.formats.mask_kinds import (
     MOST_LOOKED_AT,
     MaskFacts,
+    by_colours,
     find_strays,
     large_indices,
     look_like_instances,
@@ -29,6 +30,7 @@ from vitp.data.formats.mask_kinds import (
     shares,
     shown,
     totals,
+    values_of_colours,
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_nodata import (
@@ -80,6 +82,7 @@ def read_masks(
     mask_type: str = "",
     strays: str = "",
     nodata: str = "",
+    annotator: int | None = None,
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -101,6 +104,7 @@ def read_masks(
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
         nodata: What the value is that the masks' own tags name as nodata: "ignore", "background". By default it is
             ignored; of 0 beside several classes it must be said.
+        annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
@@ -109,7 +113,7 @@ def read_masks(
     _check_options(
         mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS), nodata=(nodata, NODATA_READINGS)
     )
-    layout = find_masks(root, images, masks)
+    layout = find_masks(root, images, masks, annotator)
     if layout is None:
         what = "has no folders of images and masks with files of equal names"
         fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
@@ -127,7 +131,7 @@ def read_masks(
         _refuse_instances(root, entries)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
-    if not classes and not named:
+    if not classes and not named and by_colours([one.facts for one in entries]) is None:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
 
@@ -272,6 +276,11 @@ def _read_classes(
     min_area: int | None,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
+    if (
+        coloured := by_colours([found.facts for found in entries], _table_colours(builder.root, classes))
+    ) is not None:
+        builder.understand("the masks' palettes say what their values mean: read by their colours")
+        entries = [replace(found, facts=facts) for found, facts in zip(entries, coloured, strict=True)]
     modes = {found.facts.mode for found in entries}
     colour = not modes <= _INDEX_MODES
     if colour and modes & _INDEX_MODES:
@@ -302,6 +311,8 @@ def _read_classes(
             texts = ", ".join(shown(v, colour=colour) for v in unknown[:5])
             builder.note(builder.place(path), f"{len(unknown)} unknown values ({texts}); ignored there")
         values = own_values(counted, named, plain, 0x010101 if grey else 1)
+        if coloured is not None:
+            values = values_of_colours(values, found.facts.palette, nearest=strays == "nearest")
         mask = MaskFile(str(path), values, nearest=strays == "nearest", onto=found.onto)
         labels: dict[str, Any] = {}
         if entry.instances is not None:
@@ -322,6 +333,14 @@ def _read_classes(
     note_touching(builder, regions)
     used = numbered or min_area is not None
     return builder.build(semantic_classes=named.names, object_classes=things.values() if used else ())
+
+
+def _table_colours(root: Path, classes: object) -> frozenset[int]:
+    """Return the colours of the table that names the classes, where it has no numbers for them."""
+    table = None if classes or (root / "classes.txt").is_file() else find_colour_table(root)
+    if table is None or all(number is not None for _, _, number in table.rows):
+        return frozenset()
+    return frozenset(colour for _, colour, _ in table.rows)
 
 
 def _as_grey(facts: MaskFacts) -> MaskFacts:

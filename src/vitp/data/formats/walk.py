@@ -50,7 +50,7 @@ MASK_WORDS = frozenset(
     (
         *("mask", "masks", "label", "labels", "lbl", "lbls", "annotation", "annotations", "annot", "annots"),
         *("anno", "annos", "ann", "gt", "gts", "groundtruth", "truth", "seg", "segs", "segmentation"),
-        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual"),
+        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual", "lab", "labs"),
     )
 )
 _INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
