@@ -93,7 +93,7 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
         return Detected(_of_file(root))
     if not root.is_dir():
         check_ordinary(root)
-    for fmt, names in _TOLD.items():
+    for names, fmt in _TOLD.items():
         if names <= set(options):
             return Detected(fmt)
     found = _first_that_fits(root)
@@ -159,8 +159,12 @@ def _also(root: Path, found: str) -> list[str]:
     return also
 
 
-_TOLD = {"masks": {"images", "masks"}, "pairs": {"before", "after"}}
-"""Format → options that say it: folders are named that only this format has."""
+_TOLD = {
+    frozenset({"images", "masks"}): "masks",
+    frozenset({"annotator"}): "masks",
+    frozenset({"before", "after"}): "pairs",
+}
+"""Options that say the format: they name what only it has."""
 
 
 # --- labels that nothing reads
@@ -384,15 +388,7 @@ _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
 """Kinds of label files that must all be readable before a format, or one after it, is taken for the right one."""
 
 
-def _is_masks(root: Path) -> bool:
-    try:
-        return find_masks(root) is not None
-    except DataError:
-        return True  # the reader says what is wrong, and takes the options that tell what is meant
-
-
 _CERTAIN: dict[str, Callable[[Path], object]] = {
-    "masks": find_masks,
     # Text beside images and columns of other names are no sign of a second format: others have them, too.
     "captions": lambda root: caption_tables(root) and caption_weight(root) != "none",
     "classes": lambda root: class_weight(root) != "none",
@@ -420,7 +416,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
-    "masks": (_is_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
+    "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
     "qupath": (is_qupath, "GeoJSON of QuPath (objectType, classification) below a folder of images"),
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
