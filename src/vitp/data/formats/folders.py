@@ -8,11 +8,14 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.walk import (
+    INSTANCE_WORDS,
+    MASK_WORDS,
     Folder,
     comma_list,
     image_folders,
@@ -21,7 +24,9 @@ from vitp.data.formats.walk import (
     shared,
     split_folders,
     within,
+    words_of,
 )
+from vitp.io.images import load_label_pixels
 from vitp.records.labels import LabelledSet
 
 _ALIKE = 0.5
@@ -29,6 +34,20 @@ _ALIKE = 0.5
 
 _ALIKE_NUMBERS = 0.8
 """The same for names that are numbers, as in folders that each count from 1."""
+
+_THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"))
+"""Words for what a folder may hold that are things and states, too."""
+
+_ONE = frozenset(
+    ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
+)
+"""Words for a folder of masks that may be in the name of a class. Those of several ("masks", "labels") aren't."""
+
+_MANY_VALUES = 32
+"""Values of an image from which it is no mask …"""
+
+_FLAT = 0.95
+"""… unless two of them fill this share of it, as in masks that were saved as JPEG."""
 
 
 def read_folders(
@@ -112,22 +131,52 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
     for own in by_split.values():
         for first, second in combinations(own[:50], 2):
             _refuse_alike(root, first, second, explicit)
-    roles = [folder for folder in folders if role_of(folder.path.name)]
-    if not roles and {"image", "mask"} <= {folder.role for folder in folders}:
+    roles = [f for f in folders if role_of(f.path.name) and not _is_class(f, folders)]
+    if not roles and {"image", "mask"} <= {f.role for f in folders if not role_of(f.path.name)}:
         roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
     if roles:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
+        one = len(roles) == 1
         raise DataError(
-            f"no labels found: {names} {'is' if len(roles) == 1 else 'are'} named after what they hold, not after "
-            f"classes{_differ(roles)}",
+            f"no labels found: {names} {'is' if one else 'are'} named after what {'it holds' if one else 'they hold'}, "
+            f"images or masks, or {'is a class' if one else 'are classes'}{_differ(roles)}",
             where=str(root),
-            fix="put labels beside the images (masks/, labels/, annotations/, a table), name folders of masks with "
-            f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
+            fix=f"{explicit}; -o images=FOLDER -o masks=FOLDER reads images and masks; for other labels put them beside "
+            "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
     if len({folder.path.name for folder in folders}) < 2:
         only = within(folders[0].path, root)
         what = f"no labels found: all images lie in {only}"
         raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+
+
+def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
+    """Return whether a folder is a class although its name may say what it holds.
+
+    Photographs are no masks, so a folder of them that is called "gt", "mask" or "label_0" is a class beside others,
+    where none of these holds the images. "tile" and "frame" are classes beside two that are named after no contents.
+    """
+    beside = [f for f in folders if f.path.parent == folder.path.parent and f.path != folder.path]
+    roles = [role_of(other.path.name) for other in beside]
+    words = set(words_of(folder.path.name))
+    if role_of(folder.path.name) != "image":
+        contents = words & (MASK_WORDS | INSTANCE_WORDS)
+        named = contents <= _ONE and "ground" not in words
+        return named and bool(beside) and "image" not in roles and _are_full_of_values(folder)
+    return words <= _THINGS and roles.count("") >= 2
+
+
+def _are_full_of_values(folder: Folder) -> bool:
+    """Return whether images have so many values, and so evenly, as photographs have and masks don't."""
+    for path in folder.files[:: max(1, len(folder.files) // 3)][:3]:
+        try:
+            pixels = load_label_pixels(path)
+        except DataError:
+            return False
+        counts = np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0, return_counts=True)[1]
+        if len(counts) < _MANY_VALUES or np.sort(counts)[-2:].sum() > _FLAT * counts.sum():
+            return False
+    return True
 
 
 def _differ(folders: Sequence[Folder]) -> str:

@@ -191,7 +191,7 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
             f"the masks hold {len(found)} different values, too many for classes",
             where=str(root),
             fix="name the classes with the option classes, and use lossless masks; numbers of instances are read "
-            "with the option mask_type=instances",
+            "with the option mask_type=instances; folders of photographs may be classes: --format folders",
         )
     if len(found) == 1 and found[0] != 0:
         text = f"#{found[0]:06x}" if colour else str(found[0])

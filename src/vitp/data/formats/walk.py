@@ -53,7 +53,7 @@ MASK_WORDS = frozenset(
         *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual", "lab", "labs"),
     )
 )
-_INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
+INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _PIECE = re.compile(r"([A-Za-z]+)\d*$")
 _WITHOUT = re.compile(r"(?<![A-Za-z])(?i:with|without|no)(?:[_\- ]+[A-Za-z]+|[A-Z][a-z]+)")
@@ -282,7 +282,7 @@ def words_of(name: str) -> list[str]:
 def role_of(name: str) -> str:
     """Return what a folder's name says that it holds: "image", "mask", "instance" or ""."""
     words = set(words_of(_WITHOUT.sub("", _DEPTH.sub("", name))))
-    if words & _INSTANCE_WORDS or {"segmentation", "object"} <= words:
+    if words & INSTANCE_WORDS or {"segmentation", "object"} <= words:
         return "instance"
     if words & MASK_WORDS:
         return "mask"
