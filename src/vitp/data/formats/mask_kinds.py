@@ -18,6 +18,7 @@ from vitp.core.errors import DataError
 from vitp.data.formats.pixel_masks import mask_values
 from vitp.io.images import label_nodata
 from vitp.io.open_pixels import open_pixels
+from vitp.io.raster_sources import uncovered_share
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import slide_kind
 from vitp.records.labels import IGNORE
@@ -76,6 +77,7 @@ def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
         DataError: It isn't an image, or holds values that are no whole numbers.
     """
     tag = label_nodata(path)
+    _refuse_gaps(path, tag)
     colour = pixels.ndim == 3
     values_HW = mask_values(pixels)
     blank_HW = None
@@ -113,6 +115,16 @@ def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
         nodata = int(tag) * (0x010101 if colour else 1)
         nodata = nodata if nodata in values else None
     return MaskFacts(values, thin, whole, kind, mode, palette, hidden, nodata, blank)
+
+
+def _refuse_gaps(path: Path, tag: float | None) -> None:
+    """Refuse a virtual mask with places of which no source says anything, and that would be read as 0."""
+    if tag is None and raster_driver(str(path)) == "VRT" and (share := uncovered_share(path)) > 0:
+        raise DataError(
+            f"is a VRT whose sources leave {share:.1%} of it empty, which would be read as 0",
+            where=str(path),
+            fix="name a nodata value for these places (gdalbuildvrt -vrtnodata 255)",
+        )
 
 
 def by_colours(facts: Sequence[MaskFacts], named: Collection[int] = ()) -> list[MaskFacts] | None:

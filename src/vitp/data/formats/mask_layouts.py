@@ -131,6 +131,9 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | Non
     masks, said = _without_views(root, masks)
     without += [folder for folder in images if not masks[_key(folder)]]
     images = [folder for folder in images if masks[_key(folder)]]
+    strange = _beside_others(root, images, masks)
+    without += strange
+    images = [folder for folder in images if folder not in strange]
     for folder in images:
         same = [*(other for other in images if _key(other) == _key(folder)), *masks[_key(folder)]]
         for role, option in (("image", "images"), ("mask", "masks"), ("instance", "masks")):
@@ -148,6 +151,18 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | Non
     layout.without = without
     layout.understood += f"; {said}" if said else ""
     return layout if layout.entries else None
+
+
+def _beside_others(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> list[Folder]:
+    """Return the folders of images none of which has a mask, where those of another folder beside the masks have."""
+    found = []
+    for key in {_key(folder) for folder in images}:
+        same = [folder for folder in images if _key(folder) == key]
+        if len(same) > 1:
+            shares = [max(_share_paired(root, folder, mask) for mask in masks[key]) for folder in same]
+            if sum(share >= _ENOUGH_SHARED for share in shares) == 1:
+                found += [folder for folder, share in zip(same, shares, strict=True) if not share]
+    return found
 
 
 def _of_one_annotator(

@@ -169,7 +169,11 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         if size is None:
             continue
         path = entry.masks[0]
-        pixels = load_label_pixels(path)
+        try:
+            pixels = load_label_pixels(path)
+        except DataError as error:
+            builder.leave_out(error, path, "image left out")
+            continue
         try:
             onto: Grid | SlideScale | None = scale_of_mask(entry.image, size, path)
             if onto is None:
@@ -237,7 +241,11 @@ def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str) -> 
             continue
         labels: list[ObjectLabel] = []
         for path in entry.masks:
-            values_HW = mask_values(load_label_pixels(path))
+            try:
+                values_HW = mask_values(load_label_pixels(path))
+            except DataError as error:
+                builder.leave_out(error, path, "image left out")
+                break
             if not mask_fits(builder, values_HW, path, None, size):
                 break
             label = single_object(values_HW, path, name)
