@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -32,20 +33,20 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     """Return image → mask of the same name, or of the same name without the word for what it is.
 
     Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) are theirs,
-    and then those that fit without words for splits and people (`21_training.tif`, `21_manual1.gif`).
+    and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
 
     Raises:
         DataError: Two masks or two images have the same name.
     """
-    by_stem = _unique(root, {path: path.stem for path in masks}, "masks")
-    pairs = {image: by_stem[image.stem] for image in images if image.stem in by_stem}
+    by_stem = _unique(root, {path: _stem(path) for path in masks}, "masks")
+    pairs = {image: by_stem[_stem(image)] for image in images if _stem(image) in by_stem}
     if len(pairs) == len(images):
         return pairs
     taken = set(pairs.values())
-    by_key = _unique(root, {mask: bare_name(mask.stem) for mask in masks if mask not in taken}, "masks")
+    by_key = _unique(root, {mask: bare_name(_stem(mask)) for mask in masks if mask not in taken}, "masks")
     fitting: dict[Path, str] = {}
     for image in images:
-        key = bare_name(image.stem)
+        key = bare_name(_stem(image))
         if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
             key = re.sub(r"_\d{4}$", "", key)
         if image not in pairs and key in by_key:
@@ -57,10 +58,11 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
 
 def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Return image → mask where each mask's name is an image's with one ending, the same for all; else nothing."""
-    stems = {image.stem: image for image in images}
+    stems = {_stem(image): image for image in images}
+    names = {_stem(mask): mask for mask in masks}
     if len(masks) < 2:
         return {}
-    first = masks[0].stem
+    first = _stem(masks[0])
     for cut in range(len(first) - 1, 0, -1):
         ending = first[cut:]
         # Digits after digits are another number: "1" isn't the name in "10".
@@ -68,9 +70,7 @@ def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path
             BETWEEN.match(ending) or (ending[0].isalpha() and first[cut - 1].isdigit())
         ):
             continue
-        pairs = {
-            stems.get(mask.stem.removesuffix(ending)): mask for mask in masks if mask.stem.endswith(ending)
-        }
+        pairs = {stems.get(name.removesuffix(ending)): mask for name, mask in names.items() if name.endswith(ending)}
         if None not in pairs and len(pairs) == len(masks):
             return {image: mask for image, mask in pairs.items() if image is not None}
     return {}
@@ -78,15 +78,24 @@ def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path
 
 def _by_core(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Return image → mask of the same name without words for splits, people and what it is, if all masks fit."""
-    by_core = {_core(mask.stem): mask for mask in masks}
-    cores = {_core(image.stem): image for image in images}
+    by_core = {_core(mask): mask for mask in masks}
+    cores = {_core(image): image for image in images}
     if len(by_core) < len(masks) or len(cores) < len(images) or not by_core.keys() <= cores.keys():
         return {}
     return {cores[core]: mask for core, mask in by_core.items()}
 
 
-def _core(stem: str) -> str:
-    previous = ""
+def _stem(path: Path) -> str:
+    """Return a file's name without suffix, with accents as one character: some systems write them as two."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
+def _core(path: Path) -> str:
+    """Return a file's name without words for splits, people and what it is, and without its folder's own name."""
+    stem, previous = _stem(path), ""
+    folder = unicodedata.normalize("NFC", path.parent.name)
+    if re.search(rf"[_\-. ]{re.escape(folder)}$", stem, re.IGNORECASE):
+        stem = stem[: -len(folder) - 1]
     while stem != previous:
         previous = stem
         stem = bare_name(without_annotator(stem) or stem)
@@ -170,8 +179,8 @@ def are_views(files: Sequence[Path], drawn: Sequence[Path]) -> bool:
         files: What may be fields of view.
         drawn: Masks that were drawn by hand, of the same images.
     """
-    views = {_core(path.stem): path for path in files}
-    pairs = {path: views[_core(path.stem)] for path in drawn if _core(path.stem) in views}
+    views = {_core(path): path for path in files}
+    pairs = {path: views[_core(path)] for path in drawn if _core(path) in views}
     for hand, view in islice(pairs.items(), 5):
         try:
             hand_HW, view_HW = (mask_values(load_label_pixels(path)) > 0 for path in (hand, view))

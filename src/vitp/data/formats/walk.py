@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -266,8 +267,8 @@ class Folder:
 
     @property
     def stems(self) -> set[str]:
-        """Names of the files without suffix."""
-        return {stem_of(file) for file in self.files}
+        """Names of the files without suffix, with accents as one character: some systems write them as two."""
+        return {unicodedata.normalize("NFC", stem_of(file)) for file in self.files}
 
 
 def words_of(name: str) -> list[str]:
@@ -276,7 +277,14 @@ def words_of(name: str) -> list[str]:
     Letters between digits are no words: in names like "3f0gt7a" any word comes up by chance.
     """
     pieces = (_PIECE.match(piece) for piece in re.split(r"[^A-Za-z0-9]+", name))
-    return [word.lower() for piece in pieces if piece for word in _WORD.findall(piece[1])]
+    words = [word.lower() for piece in pieces if piece for word in _WORD.findall(piece[1])]
+    return [part for word in words for part in _parted(word)]
+
+
+def _parted(word: str) -> tuple[str, ...]:
+    """Return a split and what its folder holds, written as one word ("trainannot"), as two."""
+    match = re.fullmatch(r"(train|val|test)(.+)", word)
+    return (match[1], match[2]) if match and match[2] in MASK_WORDS | IMAGE_WORDS else (word,)
 
 
 def role_of(name: str) -> str:
