@@ -261,6 +261,18 @@ def test_classes_and_contents_are_both_named(tmp_path: Path, names: tuple[str, .
     assert read_labels("folders", tmp_path).scene_classes == tuple(sorted(names))
 
 
+@pytest.mark.parametrize("below", ["{}/images", "train/{}/images"])
+def test_images_within_folders_of_classes(tmp_path: Path, below: str) -> None:
+    for name in ("n01", "n02"):
+        for k in range(3):
+            photo(tmp_path / below.format(name) / f"{name}_{k}.png")
+    assert read_labels("auto", tmp_path).scene_classes == ("n01", "n02")
+    # With something beside the images they may be sites, and labelled by it.
+    (tmp_path / below.format("n01")).with_name("other").mkdir()
+    with pytest.raises(DataError, match="no labels found"):
+        detect_format(tmp_path)
+
+
 def test_masks_without_images_are_no_classes(tmp_path: Path) -> None:
     for name in ("gt", "suv"):
         for k in range(3):

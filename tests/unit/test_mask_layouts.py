@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -129,6 +130,65 @@ def test_other_names_are_not_paired(tmp_path: Path, images: Iterable[str], masks
         mask(tmp_path / f"masks/{name}.png")
     with pytest.raises(DataError, match="no labels found"):
         read_labels("auto", tmp_path)
+
+
+def test_names_with_accents_case_and_their_folders_name(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"accents/images/évian_{k}.png")
+        mask(tmp_path / f"accents/masks/{unicodedata.normalize('NFD', f'évian_{k}')}.png")
+        photo(tmp_path / f"case/images/a{k}.JPG")
+        mask(tmp_path / f"case/masks/{'aA'[k % 2]}{k}.PNG")
+        photo(tmp_path / f"hand/S1Hand/Ghana_{k}_S1Hand.png")
+        mask(tmp_path / f"hand/LabelHand/Ghana_{k}_LabelHand.png")
+        photo(tmp_path / f"camvid/train/{k}.png")
+        mask(tmp_path / f"camvid/trainannot/{k}.png")
+    for name in ("accents", "case", "hand", "camvid"):
+        assert _sums(read_labels("auto", tmp_path / name)) == [120] * 3
+
+
+def test_two_images_of_one_name_have_no_one_mask(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/{k}.png")
+        mask(tmp_path / f"masks/{k}.png")
+    photo(tmp_path / "images/1.jpg")
+    with pytest.raises(DataError, match=r"two images belong to one name: images/1.jpg and images/1.png"):
+        read_labels("auto", tmp_path)
+
+
+def test_white_in_some_masks_and_ones_in_others(tmp_path: Path) -> None:
+    for k in range(4):
+        photo(tmp_path / f"images/{k}.png")
+        mask(tmp_path / f"masks/{k}.png", 255 if k == 2 else 1)
+    with pytest.raises(DataError, match="1 masks hold 0 and 255 alone, and 3 others hold 1 but no 255"):
+        read_labels("auto", tmp_path)
+    found = read_labels("auto", tmp_path, classes="background=0,road=1,road=255")
+    assert _sums(found) == [120] * 4
+    # Beside classes in one mask 255 is what to ignore.
+    mask(tmp_path / "masks/0.png", 1, 255)
+    assert read_labels("auto", tmp_path).semantic_classes == ("background", "foreground")
+
+
+def test_a_damaged_mask_costs_its_image(tmp_path: Path) -> None:
+    for k in range(4):
+        photo(tmp_path / f"images/{k}.png")
+        mask(tmp_path / f"masks/{k}.png")
+    (tmp_path / "masks/1.png").write_bytes((tmp_path / "masks/1.png").read_bytes()[:60])
+    found = read_labels("auto", tmp_path)
+    assert _sums(found) == [120] * 3
+    assert found.findings[0].startswith("masks/1.png: ") and found.findings[0].endswith("image left out")
+    for k in range(4):
+        (tmp_path / f"masks/{k}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="none of the 4 labels can be used"):
+        read_labels("auto", tmp_path)
+
+
+def test_images_that_no_mask_fits_lie_beside(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/{k}.png")
+        photo(tmp_path / f"src/part{k}.png")
+        mask(tmp_path / f"masks/{k}.png")
+    found = read_labels("auto", tmp_path)
+    assert _sums(found) == [120] * 3 and found.findings == ("src: 3 images without masks; left out",)
 
 
 def test_options_that_name_folders_say_the_format(tmp_path: Path) -> None:

@@ -166,3 +166,78 @@ def test_of_masks_of_change_nothing_may_be_unknown(tmp_path: Path) -> None:
     found = read_labels("pairs", tmp_path, unchanged="0,255")
     assert found.items[0].change is not None
     assert int(found.items[0].change().sum()) == 60
+
+
+# --- virtual rasters
+
+
+def _virtual(
+    path: Path, parts: Sequence[tuple[Path, int]], bands: int, extra: str = "", east: float = 5e5
+) -> None:
+    """Write a VRT of halves of an image: files, and the columns at which they begin."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f'<VRTDataset rasterXSize="{SIDE}" rasterYSize="{SIDE}"><SRS>EPSG:32633</SRS>']
+    lines.append(f"<GeoTransform>{east},1,0,5000000,0,-1</GeoTransform>")
+    for band in range(1, bands + 1):
+        lines.append(f'<VRTRasterBand dataType="Byte" band="{band}">{extra}')
+        for source, column in parts:
+            size = f'xSize="{SIDE // 2}" ySize="{SIDE}"'
+            lines.append(
+                f'<SimpleSource><SourceFilename relativeToVRT="1">../src/{source.name}</SourceFilename>'
+                f'<SourceBand>{band}</SourceBand><SrcRect xOff="0" yOff="0" {size}/>'
+                f'<DstRect xOff="{column}" yOff="0" {size}/></SimpleSource>'
+            )
+        lines.append("</VRTRasterBand>")
+    path.write_text("\n".join([*lines, "</VRTDataset>"]))
+
+
+def _virtual_set(root: Path, *, extra: str = "", parts: int = 2, east: float = 5e5) -> Path:
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        photo_CHW = rng.integers(1, 256, (3, SIDE, SIDE), dtype=np.uint8)
+        values_HW = _values((1, 2), "uint8")
+        halves: dict[str, list[tuple[Path, int]]] = {"i": [], "m": []}
+        for kind, values in (("i", photo_CHW), ("m", values_HW)):
+            for column in (0, SIDE // 2):
+                path = root / f"src/{kind}{number}_{column}.tif"
+                _tif(path, values[..., column : column + SIDE // 2])
+                halves[kind].append((path, column))
+        _virtual(root / f"images/{number}.vrt", halves["i"], 3)
+        _virtual(root / f"masks/{number}.vrt", halves["m"][:parts], 1, extra, east)
+    return root
+
+
+def test_virtual_masks_and_images(tmp_path: Path) -> None:
+    found = read_labels("masks", _virtual_set(tmp_path))
+    assert _counts(found) == {0: SIDE * SIDE - 120, 1: 60, 2: 60}
+    assert all(item.image.endswith(".vrt") for item in found.items)
+    (tmp_path / "src/m1_16.tif").unlink()
+    (tmp_path / "src/i2_0.tif").unlink()
+    left = read_labels("masks", tmp_path)
+    assert [item.id for item in left.items] == ["images/0"]
+    assert any("masks/1.vrt: is a VRT that names '../src/m1_16.tif'" in line for line in left.findings)
+
+
+def test_gaps_of_virtual_masks_are_nodata_or_refused(tmp_path: Path) -> None:
+    tag = "<NoDataValue>255</NoDataValue>"
+    found = read_labels("masks", _virtual_set(tmp_path / "a", extra=tag, parts=1))
+    assert _counts(found) == {0: SIDE * SIDE // 2 - 120, 1: 60, 2: 60, 255: SIDE * SIDE // 2}
+    with pytest.raises(DataError, match=r"sources leave 50.0% of it empty, which would be read as 0"):
+        read_labels("masks", _virtual_set(tmp_path / "b", parts=1))
+
+
+def test_virtual_masks_are_brought_onto_their_images(tmp_path: Path) -> None:
+    found = read_labels("masks", _virtual_set(tmp_path, east=5e5 + 2))
+    semantic_HW = found.items[0].semantic() if found.items[0].semantic else np.zeros(0)
+    assert (semantic_HW[:, :2] == 255).all() and (semantic_HW[:, 2:] != 255).all()
+    assert int((semantic_HW == 1).sum()) == 60 and semantic_HW[1, 6] == 1 and semantic_HW[1, 5] == 0
+
+
+def test_a_mask_within_a_mask_is_refused(tmp_path: Path) -> None:
+    root = _set(tmp_path, (1, 2), [None] * 3, "uint8")
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(root / "masks/1.tif", "r+") as file:
+        inside_HW = np.full((SIDE, SIDE), 255, np.uint8)
+        inside_HW[:, SIDE // 2 :] = 0
+        file.write_mask(inside_HW)
+    with pytest.raises(DataError, match=r"has a mask of its own, which says that 50.0% of it hold nothing"):
+        read_labels("masks", root)

@@ -29,7 +29,7 @@ from vitp.io.image_kinds import (
     strict_pillow,
     without_rasterio,
 )
-from vitp.io.image_values import label_numbers, page_image, picture_values
+from vitp.io.image_values import check_label_numbers, label_numbers, page_image, picture_values
 from vitp.io.parts import Window, base_address, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
@@ -172,13 +172,7 @@ class ImageFile:
             return part.label_values()[y1:y2, x1:x2].copy()
         with _decoding(self):
             values = _label_values(self)
-        if values.dtype.kind == "f":
-            tag = self.pages[0].nodata if self.pages else None
-            blank_HW = np.isnan(values) if tag is not None and np.isnan(tag) else False
-            if not (np.isfinite(values) | blank_HW).all():
-                what = "holds labels that are no numbers"
-                fix = "save it with a whole number where there is no label, or name NaN as its nodata value"
-                raise DataError(what, where=self.where, fix=fix)
+        check_label_numbers(values, self.pages[0].nodata if self.pages else None, self.where)
         return values
 
     def values(self) -> tuple[np.ndarray, np.ndarray | None]:

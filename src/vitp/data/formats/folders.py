@@ -23,6 +23,7 @@ from vitp.data.formats.walk import (
     role_of,
     shared,
     split_folders,
+    split_of,
     within,
     words_of,
 )
@@ -37,6 +38,9 @@ _ALIKE_NUMBERS = 0.8
 
 _THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"))
 """Words for what a folder may hold that are things and states, too."""
+
+_CONTENTS = frozenset(("images", "imgs", "image", "img", "photos", "pictures"))
+"""Names of folders within one of a class that hold its images."""
 
 _ONE = frozenset(
     ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
@@ -81,7 +85,7 @@ def read_folders(
                 text = "unknown class; 0 images left out" if unknown else "class folder without images"
                 builder.note(builder.place(top), text)
             for folder in folders:
-                parts = folder.path.relative_to(base).parts
+                parts = _without_contents(folder.path.relative_to(base).parts)
                 name = _class_name(builder, parts, level)
                 depths.add(len(parts))
                 if known is not None and name not in known:
@@ -95,6 +99,11 @@ def read_folders(
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
     return builder.build(scene_classes=names)
+
+
+def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts of a path without a last one that says "images" below the name of the class ("cat/images")."""
+    return parts[:-1] if len(parts) > 1 and parts[-1].lower() in _CONTENTS else parts
 
 
 def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
@@ -144,7 +153,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             fix=f"{explicit}; -o images=FOLDER -o masks=FOLDER reads images and masks; for other labels put them beside "
             "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
-    if len({folder.path.name for folder in folders}) < 2:
+    if len({_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}) < 2:
         only = within(folders[0].path, root)
         what = f"no labels found: all images lie in {only}"
         raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
@@ -156,6 +165,13 @@ def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
     Photographs are no masks, so a folder of them that is called "gt", "mask" or "label_0" is a class beside others,
     where none of these holds the images. "tile" and "frame" are classes beside two that are named after no contents.
     """
+    if folder.path.name.lower() in _CONTENTS and "mask" not in {f.role for f in folders}:
+        above = {
+            f.path.parent.name for f in folders if f.path.name == folder.path.name and f.split == folder.split
+        }
+        # Splits, and the set's own folder, are no classes.
+        alone = not any(p.is_dir() and p != folder.path for p in folder.path.parent.iterdir())
+        return len(above) > 1 and alone and bool(folder.rest) and not split_of(folder.path.parent.name)
     beside = [f for f in folders if f.path.parent == folder.path.parent and f.path != folder.path]
     roles = [role_of(other.path.name) for other in beside]
     words = set(words_of(folder.path.name))

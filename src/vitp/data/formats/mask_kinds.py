@@ -16,7 +16,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.pixel_masks import mask_values
-from vitp.io.images import label_nodata
+from vitp.io.images import label_nodata, masked_share
 from vitp.io.open_pixels import open_pixels
 from vitp.io.raster_sources import uncovered_share
 from vitp.io.rasters import raster_driver
@@ -118,7 +118,16 @@ def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
 
 
 def _refuse_gaps(path: Path, tag: float | None) -> None:
-    """Refuse a virtual mask with places of which no source says anything, and that would be read as 0."""
+    """Refuse places of which a file says nothing, and that would be read as 0.
+
+    Those that no source of a VRT covers, and those that a TIFF's own mask leaves out.
+    """
+    if (share := masked_share(path)) > 0:
+        raise DataError(
+            f"has a mask of its own, which says that {share:.1%} of it hold nothing; their values would be read",
+            where=str(path),
+            fix="write a nodata value there (gdalwarp -dstnodata 255)",
+        )
     if tag is None and raster_driver(str(path)) == "VRT" and (share := uncovered_share(path)) > 0:
         raise DataError(
             f"is a VRT whose sources leave {share:.1%} of it empty, which would be read as 0",
@@ -241,6 +250,23 @@ def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
                     where=str(path),
                     fix="save the masks as RGB if the colours count; -o classes=… reads the values",
                 )
+
+
+def refuse_two_whites(facts: Sequence[MaskFacts], root: Path) -> None:
+    """Refuse 255 that stands for the foreground in some masks, as it seems, beside small numbers in the others.
+
+    Raises:
+        DataError: Masks with 255 hold nothing else but 0, and the others hold small numbers.
+    """
+    white = [one for one in facts if IGNORE in one.values]
+    small = [one for one in facts if IGNORE not in one.values and any(0 < v < IGNORE for v in one.values)]
+    if white and small and all(one.values.keys() == {0, IGNORE} for one in white):
+        raise DataError(
+            f"{len(white)} masks hold 0 and 255 alone, and {len(small)} others hold {max(small[0].values)} but no 255: there "
+            "it may be the foreground, or say what to ignore",
+            where=str(root),
+            fix="name the values: -o classes=background=0,…,NAME=255 or -o classes=background=0,…,ignore=255",
+        )
 
 
 def _numbered(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

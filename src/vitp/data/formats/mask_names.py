@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -40,6 +41,7 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     """
     by_stem = _unique(root, {path: _stem(path) for path in masks}, "masks")
     pairs = {image: by_stem[_stem(image)] for image in images if _stem(image) in by_stem}
+    _unique(root, {image: _stem(image) for image in pairs}, "images")
     if len(pairs) == len(images):
         return pairs
     taken = set(pairs.values())
@@ -53,7 +55,19 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
             fitting[image] = key
     _unique(root, fitting, "images")
     pairs |= {image: by_key[key] for image, key in fitting.items()}
+    pairs |= _in_other_case(
+        [i for i in images if i not in pairs], [m for m in masks if m not in set(pairs.values())]
+    )
     return pairs or _with_one_ending(images, masks) or _by_core(images, masks)
+
+
+def _in_other_case(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask of names that differ in upper and lower case alone, where only one of each has the name."""
+    own = Counter(bare_name(_stem(image)).casefold() for image in images)
+    others = Counter(bare_name(_stem(mask)).casefold() for mask in masks)
+    by_name = {bare_name(_stem(mask)).casefold(): mask for mask in masks}
+    names = {image: bare_name(_stem(image)).casefold() for image in images}
+    return {image: by_name[name] for image, name in names.items() if own[name] == others[name] == 1}
 
 
 def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
@@ -70,7 +84,11 @@ def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path
             BETWEEN.match(ending) or (ending[0].isalpha() and first[cut - 1].isdigit())
         ):
             continue
-        pairs = {stems.get(name.removesuffix(ending)): mask for name, mask in names.items() if name.endswith(ending)}
+        pairs = {
+            stems.get(name.removesuffix(ending)): mask
+            for name, mask in names.items()
+            if name.endswith(ending)
+        }
         if None not in pairs and len(pairs) == len(masks):
             return {image: mask for image, mask in pairs.items() if image is not None}
     return {}

@@ -27,6 +27,7 @@ from vitp.data.formats.mask_kinds import (
     look_like_instances,
     mask_facts,
     refuse_odd_looks,
+    refuse_two_whites,
     shares,
     shown,
     totals,
@@ -388,6 +389,8 @@ def _mask_classes(
     if table is not None:
         return from_table(table, colour=colour)
     check_left(whole, facts, root, colour=colour)
+    if not (colour or palette):
+        refuse_two_whites(facts, root)
     found = find_strays(facts, colour=colour)
     if found is None:
         return from_values(list(counts), root, colour=colour, palette=palette)
