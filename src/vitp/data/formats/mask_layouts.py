@@ -168,7 +168,7 @@ def _beside_others(root: Path, images: Sequence[Folder], masks: Mapping[_Key, li
 def _of_one_annotator(
     root: Path, masks: Mapping[_Key, list[Folder]], annotator: int | None
 ) -> dict[_Key, list[Folder]]:
-    """Return the folders of masks without what others than the annotator drew, who must be told if there are several."""
+    """Return the folders of masks without what others than the annotator drew."""
     folders = [folder for own in masks.values() for folder in own]
     drawn = [path for f in folders for path in ((f.path,) if annotator_of(f.path.name) else f.files)]
     kept = of_annotator(root, drawn, annotator)
@@ -184,8 +184,8 @@ def _of_one_annotator(
 def _without_views(root: Path, masks: Mapping[_Key, list[Folder]]) -> tuple[dict[_Key, list[Folder]], str]:
     """Return the folders of masks without those of the field of view, and what to say of these.
 
-    A folder of plain name ("mask", "fov") beside one of drawings by hand holds the field of view where each of its masks
-    is one large part of the image in which all that was drawn lies; so do those of its name in other splits.
+    A folder of plain name ("mask", "fov") beside one of drawings by hand holds the field of view where each of its
+    masks is one large part of the image in which all that was drawn lies; so do those of its name in other splits.
     """
     views: dict[Path, str] = {}
     for own in masks.values():

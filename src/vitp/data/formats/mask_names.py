@@ -33,8 +33,8 @@ _VIEW_SHARE = 0.3
 def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Return image → mask of the same name, or of the same name without the word for what it is.
 
-    Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) are theirs,
-    and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
+    Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) are
+    theirs, and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
 
     Raises:
         DataError: Two masks or two images have the same name.
@@ -166,7 +166,7 @@ def without_annotator(stem: str) -> str:
 
 
 def of_annotator(root: Path, paths: Sequence[Path], annotator: int | None) -> tuple[Path, ...]:
-    """Return those of some files and folders that are the masks of one annotator, or of whom no name tells who drew them.
+    """Return those of files and folders that are masks of one annotator, or whose names tell none.
 
     Raises:
         DataError: Several people drew the masks, and nobody said whose are read; or none is of the one who is asked for.
