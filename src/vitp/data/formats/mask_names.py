@@ -169,7 +169,7 @@ def of_annotator(root: Path, paths: Sequence[Path], annotator: int | None) -> tu
     """Return those of files and folders that are masks of one annotator, or whose names tell none.
 
     Raises:
-        DataError: Several people drew the masks, and nobody said whose are read; or none is of the one who is asked for.
+        DataError: Several people drew the masks, and nobody said whose are read; or none is of the one asked for.
     """
     numbers: dict[int, Path] = {}
     for path in paths:
