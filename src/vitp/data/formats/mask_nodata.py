@@ -53,7 +53,7 @@ class NodataTags:
         return cls(masks, pixels, blank, total, named[0] if named else -1)
 
 
-def without_nodata(facts: MaskFacts, kept: frozenset[int] = frozenset()) -> MaskFacts:
+def facts_without_nodata(facts: MaskFacts, kept: frozenset[int] = frozenset()) -> MaskFacts:
     """Return what was counted in a mask without the value that its tag names, unless it is one of those kept."""
     value = facts.nodata
     if value is None or value in kept:
@@ -70,7 +70,7 @@ def without_nodata(facts: MaskFacts, kept: frozenset[int] = frozenset()) -> Mask
 
 def nodata_as_zero(facts: MaskFacts) -> MaskFacts:
     """Return what was counted in a mask with the pixels that its tag names counted as 0."""
-    value, found = facts.nodata, without_nodata(facts)
+    value, found = facts.nodata, facts_without_nodata(facts)
     if not value:
         return facts
     return replace(found, values={**found.values, 0: found.values.get(0, 0) + facts.values[value]})
@@ -93,7 +93,9 @@ def facts_to_name(facts: Sequence[MaskFacts], reading: str, root: Path) -> list[
                 fix="save them with 0 instead of NaN (gdalwarp -dstnodata 0), or leave out -o nodata=background",
             )
         return [nodata_as_zero(one) for one in facts]
-    return [without_nodata(one, frozenset() if reading == "ignore" else frozenset({0})) for one in facts]
+    return [
+        facts_without_nodata(one, frozenset() if reading == "ignore" else frozenset({0})) for one in facts
+    ]
 
 
 def check_left(facts: Sequence[MaskFacts], left: Sequence[MaskFacts], root: Path, *, colour: bool) -> None:
@@ -156,12 +158,12 @@ def with_nodata(
         said.append(f"pixels without a number are nodata by the masks' tags: ignored ({share})")
     found = replace(named, values=tuple(values.items()), said=tuple(said))
     assumed = 0 not in named.told and values.get(0) == IGNORE
-    if assumed and not any(0 in without_nodata(one).values for one in facts):
+    if assumed and not any(0 in facts_without_nodata(one).values for one in facts):
         return _without_background(found)
     return found
 
 
-def own_values(
+def values_of_mask(
     facts: MaskFacts, named: MaskClasses, before: MaskClasses, scale: int = 1
 ) -> tuple[tuple[int, int], ...]:
     """Return (value, class index) of one mask: what is nodata by the tags of others is what it was before.
@@ -190,7 +192,7 @@ def _check_zero(
     *,
     colour: bool,
 ) -> None:
-    counts = totals([without_nodata(one, frozenset({0})) for one in facts])
+    counts = totals([facts_without_nodata(one, frozenset({0})) for one in facts])
     used = {values[v] for v in counts if v and values.get(v, IGNORE) != IGNORE}
     if reading or len(used) < 2:
         return

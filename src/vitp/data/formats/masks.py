@@ -38,9 +38,9 @@ from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
     check_left,
     facts_to_name,
-    own_values,
+    values_of_mask,
     with_nodata,
-    without_nodata,
+    facts_without_nodata,
 )
 from vitp.data.formats.mask_objects import (
     mask_fits,
@@ -116,9 +116,7 @@ def read_masks(
     )
     layout = find_masks(root, images, masks, annotator)
     if layout is None:
-        what = "has no folders of images and masks with files of equal names"
-        fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
-        raise DataError(what, where=str(root), fix=fix)
+        raise _no_masks(root)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if layout.per_object:
@@ -135,6 +133,12 @@ def read_masks(
     if not classes and not named and by_colours([one.facts for one in entries]) is None:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
+
+
+def _no_masks(root: Path) -> DataError:
+    what = "has no folders of images and masks with files of equal names"
+    fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
+    return DataError(what, where=str(root), fix=fix)
 
 
 def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
@@ -217,12 +221,15 @@ def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
         "-o mask_type=semantic as a class"
     )
     looked = max(1, len(entries) // MOST_LOOKED_AT)
-    evidence = look_like_instances([without_nodata(found.facts) for found in entries[::looked]])
+    evidence = look_like_instances([facts_without_nodata(found.facts) for found in entries[::looked]])
     if evidence is not None:
         what = f"the values of the masks look like numbers of instances: {evidence}, and nearly each is one region"
         raise DataError(what, where=str(root), fix=fix)
     indices = all(found.facts.mode in _INDEX_MODES for found in entries)
-    if indices and (largest := large_indices([without_nodata(found.facts) for found in entries])) is not None:
+    if (
+        indices
+        and (largest := large_indices([facts_without_nodata(found.facts) for found in entries])) is not None
+    ):
         raise DataError(
             f"the masks hold values up to {largest}, more than there are classes: they may be numbers of instances",
             where=str(root),
@@ -319,7 +326,7 @@ def _read_classes(
         if unknown and not strays:
             texts = ", ".join(shown(v, colour=colour) for v in unknown[:5])
             builder.note(builder.place(path), f"{len(unknown)} unknown values ({texts}); ignored there")
-        values = own_values(counted, named, plain, 0x010101 if grey else 1)
+        values = values_of_mask(counted, named, plain, 0x010101 if grey else 1)
         if coloured is not None:
             values = values_of_colours(values, found.facts.palette, nearest=strays == "nearest")
         mask = MaskFile(str(path), values, nearest=strays == "nearest", onto=found.onto)
