@@ -38,9 +38,9 @@ from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
     check_left,
     facts_to_name,
+    facts_without_nodata,
     values_of_mask,
     with_nodata,
-    facts_without_nodata,
 )
 from vitp.data.formats.mask_objects import (
     mask_fits,
