@@ -223,6 +223,64 @@ def test_folders_without_labels_are_no_classes(tmp_path: Path, names: tuple[str,
         detect_format(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("gt", "suv", "van"),
+        ("label_0", "label_1"),
+        ("mask", "no_mask"),
+        ("tile", "wood", "metal"),
+        ("truth", "lie"),
+    ],
+)
+@pytest.mark.parametrize("below", ["{}", "train/{}"])
+def test_classes_whose_names_are_those_of_contents(
+    tmp_path: Path, names: tuple[str, ...], below: str
+) -> None:
+    for name in names:
+        for k in range(3):
+            photo(tmp_path / below.format(name) / f"{name}{k}.png")
+    assert read_labels("auto", tmp_path).scene_classes == tuple(sorted(names))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("image", "cat", "dog"), ("image", "gt"), ("tile", "wood"), ("labels", "roads"), ("ground_truth", "x")],
+)
+def test_classes_and_contents_are_both_named(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        for k in range(3):
+            photo(tmp_path / name / f"{name}{k}.png")
+    with pytest.raises(
+        DataError, match=r"named after what (it|they) holds?, images or masks, or (is|are)"
+    ) as caught:
+        detect_format(tmp_path)
+    assert "--format folders" in str(caught.value.fix) and "-o images=FOLDER -o masks=" in str(
+        caught.value.fix
+    )
+    assert read_labels("folders", tmp_path).scene_classes == tuple(sorted(names))
+
+
+@pytest.mark.parametrize("below", ["{}/images", "train/{}/images"])
+def test_images_within_folders_of_classes(tmp_path: Path, below: str) -> None:
+    for name in ("n01", "n02"):
+        for k in range(3):
+            photo(tmp_path / below.format(name) / f"{name}_{k}.png")
+    assert read_labels("auto", tmp_path).scene_classes == ("n01", "n02")
+    # With something beside the images they may be sites, and labelled by it.
+    (tmp_path / below.format("n01")).with_name("other").mkdir()
+    with pytest.raises(DataError, match="no labels found"):
+        detect_format(tmp_path)
+
+
+def test_masks_without_images_are_no_classes(tmp_path: Path) -> None:
+    for name in ("gt", "suv"):
+        for k in range(3):
+            mask(tmp_path / name / f"{name}{k}.png", 1 + k)
+    with pytest.raises(DataError, match="gt is named after what it holds"):
+        detect_format(tmp_path)
+
+
 def test_nested_class_folders(tmp_path: Path) -> None:
     for k in range(2):
         for name in ("land/forest", "land/meadow", "water/lake"):

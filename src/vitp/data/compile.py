@@ -93,7 +93,7 @@ def compile_labels(
     _check_out(out, base, force=force)
     also: tuple[str, ...] = ()
     if fmt == "auto":
-        found = detect(Path(src))
+        found = detect(Path(src), options)
         fmt, also = found.format, found.understood
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed

@@ -29,7 +29,7 @@ from vitp.io.image_kinds import (
     strict_pillow,
     without_rasterio,
 )
-from vitp.io.image_values import label_numbers, page_image, picture_values
+from vitp.io.image_values import check_label_numbers, label_numbers, page_image, picture_values
 from vitp.io.parts import Window, base_address, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
@@ -160,7 +160,8 @@ class ImageFile:
     def label_values(self) -> np.ndarray:
         """Return the file's own values: (H, W) numbers for greyscale and palette files, (H, W, 3) for colour.
 
-        Numbers of any type come as they stand in the file; transparency is left out.
+        Numbers of any type come as they stand in the file; transparency is left out. NaN stays where the file's own tag
+        names it as nodata.
 
         Raises:
             DataError: The file is damaged, or holds colours of more than 8 bits or values that are no numbers, which
@@ -171,9 +172,7 @@ class ImageFile:
             return part.label_values()[y1:y2, x1:x2].copy()
         with _decoding(self):
             values = _label_values(self)
-        if values.dtype.kind == "f" and not np.isfinite(values).all():
-            what = "holds labels that are no numbers"
-            raise DataError(what, where=self.where, fix="save it with a whole number where there is no label")
+        check_label_numbers(values, self.pages[0].nodata if self.pages else None, self.where)
         return values
 
     def values(self) -> tuple[np.ndarray, np.ndarray | None]:

@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.io.pixels import WIDE_MODES, as_rgb
 from vitp.io.tiff import picture_bands
 from vitp.io.tiff_tags import Page
@@ -75,3 +76,19 @@ def page_image(stream: BinaryIO, page: Page) -> Image.Image:
         whole.paste(band, (0, top))
     assert whole is not None
     return whole
+
+
+def check_label_numbers(values: np.ndarray, nodata: float | None, where: str) -> None:
+    """Make sure that labels are numbers; NaN may stand where the file's own tag names it as nodata.
+
+    Raises:
+        DataError: They aren't.
+    """
+    if values.dtype.kind != "f":
+        return
+    unknown = ~np.isfinite(values)
+    if nodata is not None and np.isnan(nodata):
+        unknown &= ~np.isnan(values)
+    if unknown.any():
+        fix = "save it with a whole number where there is no label, or name NaN as its nodata value"
+        raise DataError("holds labels that are no numbers", where=where, fix=fix)

@@ -19,7 +19,7 @@ from vitp.io.image_file import open_image
 from vitp.io.image_kinds import has_rasterio
 from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels, open_seen
 from vitp.io.parts import WHOLE, FilePart, check_window, split_address, split_view
-from vitp.io.pixels import LARGE_PIXELS, joined, row_bands, stretched
+from vitp.io.pixels import LARGE_PIXELS, holds_value, joined, row_bands, stretched
 from vitp.io.rasters import raster_driver
 from vitp.io.slides import SLIDE_SUFFIXES, slide_kind
 from vitp.io.storage import SCENE_PREFIX
@@ -310,6 +310,44 @@ def is_turned(path: str | Path) -> bool:
         return False
     with open_image(path) as file:
         return file.orientation >= 5
+
+
+def label_nodata(path: str | Path) -> float | None:
+    """Return the value that a mask file's own tag names as nodata, NaN too; None: it names none, or bands differ.
+
+    Raises:
+        DataError: As `load_image`.
+    """
+    if raster_driver(split_address(path)[0]) is None:
+        return None
+    if is_picture_file(path):
+        with open_image(path) as file:
+            return file.pages[0].nodata if file.pages else None
+    with open_pixels(path) as pixels:
+        return pixels.nodata
+
+
+def masked_share(path: str | Path) -> float:
+    """Return the share of a TIFF's pixels that a mask within it leaves out, beside those of its nodata value.
+
+    Raises:
+        DataError: As `load_image`.
+    """
+    if (
+        raster_driver(split_address(path)[0]) != "GTiff"
+        or slide_kind(path) is not None
+        or not is_picture_file(path)
+    ):
+        return 0.0
+    with open_image(path) as file:
+        if not any(page.is_mask for page in file.pages[1:]):
+            return 0.0
+        values_HWN, valid_HW = file.values()
+        if valid_HW is None:
+            return 0.0
+        tag = file.pages[0].nodata
+        known_HW = valid_HW if tag is None else valid_HW | holds_value(values_HWN, tag)
+        return 1 - float(known_HW.mean())
 
 
 def load_label_pixels(path: str | Path) -> np.ndarray:

@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_xml
 from vitp.core.remote import check_allowed
@@ -79,3 +81,31 @@ def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int) 
         what = f"is a VRT that names {text[:200]!r}, which is no raster that one may name"
         raise DataError(what, where=where, fix=_OWN_FILES)
     return False
+
+
+def uncovered_share(path: str | Path) -> float:
+    """Return the share of a VRT's pixels that none of its sources covers; GDAL gives them its nodata value, or 0.
+
+    0 for what isn't put together of plain sources, such as a VRT that warps another file.
+    """
+    root = parse_xml(Path(path).read_text(encoding="utf-8-sig"))
+    try:
+        width, height = (int(root.get(f"raster{axis}Size", "0")) for axis in "XY")
+        empty = 0.0
+        bands = [band for band in root.findall("VRTRasterBand") if band.get("subClass") is None]
+        for band in bands:
+            covered_HW = np.zeros((height, width), bool)
+            sources = [source for source in band if source.tag.endswith("Source")]
+            for source in sources:
+                if (place := source.find("DstRect")) is None:
+                    covered_HW[:] = True
+                    continue
+                x, y, wide, high = (float(place.get(key, "0")) for key in ("xOff", "yOff", "xSize", "ySize"))
+                rows, columns = (
+                    slice(max(0, round(a)), max(0, round(a + b))) for a, b in ((y, high), (x, wide))
+                )
+                covered_HW[rows, columns] = True
+            empty = max(empty, 1 - float(covered_HW.mean()))
+    except (ValueError, MemoryError):
+        return 0.0
+    return empty

@@ -17,7 +17,8 @@ from vitp.core.extras import need
 from vitp.io.contract import Geometry
 from vitp.io.ground import corners, geometry_of, may_be_placed, reproject
 from vitp.io.parts import Window
-from vitp.io.rasters import raster_driver
+from vitp.io.raster_sources import check_sources
+from vitp.io.rasters import gdal, raster_driver
 
 _SAME = 0.5
 """Pixels by which the corners of two grids may differ that are meant to be one."""
@@ -98,6 +99,7 @@ def warped_labels(
     a, b, c, d, e, f = onto.transform
     try:
         with (
+            gdal(where),
             rasterio.open(where, driver=_driver(where)) as file,
             vrt.WarpedVRT(
                 file,
@@ -121,12 +123,14 @@ def warped_labels(
 
 
 def _driver(where: str) -> str:
-    """Return GDAL's name of the kind of a file; those that name other files are no labels.
+    """Return GDAL's name of the kind of a file; those that name other files may name files of this machine alone.
 
     Raises:
         DataError: It is none of the kinds that labels are read from.
     """
     driver = raster_driver(where)
+    if driver == "VRT" and not check_sources(where, where):
+        return driver
     if driver not in ("GTiff", "JP2OpenJPEG", "HFA"):
         raise DataError("is no GeoTIFF", where=where, fix="save the labels as a GeoTIFF (gdal_translate)")
     return driver

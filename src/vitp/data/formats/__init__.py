@@ -128,7 +128,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         DataError: The labels can't be read.
     """
     if fmt == "auto":
-        found = detect(Path(root))
+        found = detect(Path(root), options)
         labelled = read_labels(found.format, root, **options)
         return replace(labelled, understood=(*found.understood, *labelled.understood))
     reader = _reader(fmt)

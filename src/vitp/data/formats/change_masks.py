@@ -5,6 +5,7 @@
 | one of two values | 0 (dark) is unchanged, the other value changed |
 | one of several values | levels or kinds of change, as `unchanged` and `classes` say; refused without |
 | two of classes, one a date | a value that both hold at the same places is unchanged; the others became each other |
+| two at different places, beside one of both | what appears and what vanishes; only that something changed is read |
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ from vitp.io.warped import Grid
 from vitp.records.labels import BACKGROUND, IGNORE
 
 _LOOKED_AT = 50
+_LOOSE = 0.02
+"""Share of the changed pixels by which masks may differ that mean the same, along borders."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,14 @@ def understood_changes(
         ConfigError: An option can't be understood.
     """
     told = _values_told(unchanged)
-    if all(place.first and place.second for place in places):
+    both = all(place.first and place.second for place in places)
+    if both and _are_kinds(places):
+        builder.understand(
+            "the masks of each date mark other places, and together they are those of what changed: two kinds of change "
+            "(what appears, what vanishes), which aren't told apart"
+        )
+        return _of_one_mask(builder, places, told, classes)
+    if both:
         value = told or (_unchanged_value(builder, places),)
         return _of_classes(builder, places, value, classes)
     return _of_one_mask(builder, places, told, classes)
@@ -132,8 +142,36 @@ def _facts(paths: Sequence[Path]) -> tuple[list[MaskFacts], bool]:
     for path in paths:
         pixels = load_label_pixels(path)
         colour = colour or pixels.ndim == 3
-        facts.append(mask_facts(mask_values(pixels), path, regions=False))
+        facts.append(mask_facts(pixels, path, regions=False))
     return facts, colour
+
+
+def _are_kinds(places: Sequence[ChangeMasks]) -> bool:
+    """Return whether masks beside those of what changed are parts of these, as what appears and what vanishes.
+
+    Masks of classes of two dates are not: they hold what changed at the same places.
+    """
+    trios = [
+        (mask, place.first.get(image), place.second.get(image))
+        for place in places
+        for image, mask in place.change.items()
+    ]
+    differ = False
+    for change, first, second in islice(trios, _LOOKED_AT):
+        if first is None or second is None:
+            return False
+        change_HW, *parts = (_is_bright(load_label_pixels(path)) for path in (change, first, second))
+        if any(part_HW.shape != change_HW.shape for part_HW in parts):
+            return False
+        if ((parts[0] | parts[1]) != change_HW).sum() > _LOOSE * change_HW.sum():
+            return False
+        differ = differ or (parts[0] != parts[1]).sum() > _LOOSE * change_HW.sum()
+    return differ
+
+
+def _is_bright(pixels: np.ndarray) -> np.ndarray:
+    bright_HW: np.ndarray = (pixels if pixels.ndim == 2 else pixels.max(axis=2)) > 0
+    return bright_HW
 
 
 # --- one mask a pair
@@ -150,6 +188,10 @@ def _of_one_mask(
     paths = [path for place in places for path in place.change.values()]
     facts, colour = _facts(paths)
     counts, grey = totals(facts), False
+    if not classes:
+        _refuse_nodata(facts, paths, colour=colour)
+        if any(one.nodata == 0 for one in facts):
+            builder.understand("0 is nodata by the masks' own tags, and read as unchanged")
     if colour and (grey := all(value % 0x010101 == 0 for value in counts)):
         counts = Counter({value & 255: n for value, n in counts.items()})
     if not classes:
@@ -197,6 +239,23 @@ def _of_one_mask(
     )
 
 
+def _refuse_nodata(
+    facts: Sequence[MaskFacts], paths: Sequence[Path], told: Sequence[int] = (), *, colour: bool
+) -> None:
+    """Refuse pixels of which a mask says that nothing is known, where change must be known of all pixels."""
+    for one, path in zip(facts, paths, strict=True):
+        if one.blank or (one.nodata and one.nodata not in told):
+            text = shown(one.nodata, colour=colour) if one.nodata is not None else "NaN"
+            known = one.nodata is not None
+            raise DataError(
+                f"{text} is nodata by its own tag: nothing is known there, which masks of what changed don't tell",
+                where=str(path),
+                fix=f"-o unchanged=0,{text} counts such pixels as unchanged, -o unchanged=0 as changed"
+                if known and not colour
+                else "save the masks with 0 and 1 alone, and cut the images to what is known",
+            )
+
+
 def _several(root: Path, values: Sequence[int], counts: Counter[int], *, colour: bool) -> DataError:
     listed = ",".join(f"NAME_{shown(value, colour=colour)}={shown(value, colour=colour)}" for value in values)
     return DataError(
@@ -224,6 +283,7 @@ def _of_classes(
     paths = [path for place in places for own in (place.first, place.second) for path in own.values()]
     facts, colour = _facts(paths)
     counts = totals(facts)
+    _refuse_nodata(facts, paths, unchanged, colour=colour)
     for value in unchanged:
         counts.pop(value, None)
     if len(counts) < 2 and not classes:

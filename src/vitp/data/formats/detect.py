@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -60,6 +60,7 @@ from vitp.data.formats.walk import (
     files_below,
     image_folders,
     images_below,
+    role_of,
     split_folders,
     within,
 )
@@ -85,8 +86,12 @@ def detect_format(root: Path) -> str:
     return detect(root).format
 
 
-def detect(root: Path) -> Detected:
+def detect(root: Path, options: Collection[str] = ()) -> Detected:
     """Return the format of a folder, by the files and folders that only that format has, and what was understood.
+
+    Args:
+        root: The set's folder, or a file.
+        options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
@@ -97,6 +102,9 @@ def detect(root: Path) -> Detected:
         return Detected(_of_file(root))
     if not root.is_dir():
         check_ordinary(root)
+    for names, fmt in _TOLD.items():
+        if names <= set(options):
+            return Detected(fmt)
     found = _first_that_fits(root)
     if found is not None:
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in _also(root, found))
@@ -161,6 +169,14 @@ def _also(root: Path, found: str) -> list[str]:
     return also
 
 
+_TOLD = {
+    frozenset({"images", "masks"}): "masks",
+    frozenset({"annotator"}): "masks",
+    frozenset({"before", "after"}): "pairs",
+}
+"""Options that say the format: they name what only it has."""
+
+
 # --- labels that nothing reads
 
 
@@ -171,6 +187,7 @@ def _refuse_unlabelled(root: Path) -> None:
         what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
         raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
     _refuse_strange_rows(root)
+    _refuse_matlab(root)
     classes = _are_class_folders(root)
     for path in table_files(root):
         if path.suffix.lower() not in (".csv", ".tsv") or (classes and not _head_labels(path)):
@@ -217,6 +234,22 @@ def _refuse_strange_rows(root: Path) -> None:
                 fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
                 "parted by blanks",
             )
+
+
+def _refuse_matlab(root: Path) -> None:
+    """Raise for folders of labels in MATLAB's files beside images, as CrackForest and BSDS have them."""
+    found = [
+        path
+        for path in files_below(root, ".mat")
+        if any(role_of(part) == "mask" for part in path.relative_to(root).parts[:-1])
+    ]
+    stems = {image.stem for image in images_below(root)} if found else set()
+    if fitting := [path for path in found if path.stem in stems]:
+        raise DataError(
+            f"{within(fitting[0].parent, root)} holds labels in {len(fitting)} files of MATLAB, which no reader knows",
+            where=str(root),
+            fix="write their segmentations as PNG of the images' names into masks/ (scipy.io.loadmat, Pillow)",
+        )
 
 
 def _refuse_strange_tables(root: Path) -> None:
@@ -366,6 +399,7 @@ def _is_folders(root: Path) -> bool:
 
 _UNREAD_BEFORE = {"pairs": (".json", ".xml"), "masks": (".txt",)}
 """Kinds of label files that must all be readable before a format, or one after it, is taken for the right one."""
+
 
 _CERTAIN: dict[str, Callable[[Path], object]] = {
     # Text beside images and columns of other names are no sign of a second format: others have them, too.

@@ -8,11 +8,14 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.walk import (
+    INSTANCE_WORDS,
+    MASK_WORDS,
     Folder,
     comma_list,
     image_folders,
@@ -20,8 +23,11 @@ from vitp.data.formats.walk import (
     role_of,
     shared,
     split_folders,
+    split_of,
     within,
+    words_of,
 )
+from vitp.io.images import load_label_pixels
 from vitp.records.labels import LabelledSet
 
 _ALIKE = 0.5
@@ -29,6 +35,23 @@ _ALIKE = 0.5
 
 _ALIKE_NUMBERS = 0.8
 """The same for names that are numbers, as in folders that each count from 1."""
+
+_THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"))
+"""Words for what a folder may hold that are things and states, too."""
+
+_CONTENTS = frozenset(("images", "imgs", "image", "img", "photos", "pictures"))
+"""Names of folders within one of a class that hold its images."""
+
+_ONE = frozenset(
+    ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
+)
+"""Words for a folder of masks that may be in the name of a class. Those of several ("masks", "labels") aren't."""
+
+_MANY_VALUES = 32
+"""Values of an image from which it is no mask …"""
+
+_FLAT = 0.95
+"""… unless two of them fill this share of it, as in masks that were saved as JPEG."""
 
 
 def read_folders(
@@ -62,7 +85,7 @@ def read_folders(
                 text = "unknown class; 0 images left out" if unknown else "class folder without images"
                 builder.note(builder.place(top), text)
             for folder in folders:
-                parts = folder.path.relative_to(base).parts
+                parts = _without_contents(folder.path.relative_to(base).parts)
                 name = _class_name(builder, parts, level)
                 depths.add(len(parts))
                 if known is not None and name not in known:
@@ -76,6 +99,11 @@ def read_folders(
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
     return builder.build(scene_classes=names)
+
+
+def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the parts of a path without a last one that says "images" below the name of the class ("cat/images")."""
+    return parts[:-1] if len(parts) > 1 and parts[-1].lower() in _CONTENTS else parts
 
 
 def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
@@ -112,22 +140,59 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
     for own in by_split.values():
         for first, second in combinations(own[:50], 2):
             _refuse_alike(root, first, second, explicit)
-    roles = [folder for folder in folders if role_of(folder.path.name)]
-    if not roles and {"image", "mask"} <= {folder.role for folder in folders}:
+    roles = [f for f in folders if role_of(f.path.name) and not _is_class(f, folders)]
+    if not roles and {"image", "mask"} <= {f.role for f in folders if not role_of(f.path.name)}:
         roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
     if roles:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
+        one = len(roles) == 1
         raise DataError(
-            f"no labels found: {names} {'is' if len(roles) == 1 else 'are'} named after what they hold, not after "
-            f"classes{_differ(roles)}",
+            f"no labels found: {names} {'is' if one else 'are'} named after what {'it holds' if one else 'they hold'}, "
+            f"images or masks, or {'is a class' if one else 'are classes'}{_differ(roles)}",
             where=str(root),
-            fix="put labels beside the images (masks/, labels/, annotations/, a table), name folders of masks with "
-            f"-o images=FOLDER -o masks=FOLDER and --format masks; {explicit}",
+            fix=f"{explicit}; -o images=FOLDER -o masks=FOLDER reads images and masks; for other labels put them beside "
+            "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
-    if len({folder.path.name for folder in folders}) < 2:
+    if len({_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}) < 2:
         only = within(folders[0].path, root)
         what = f"no labels found: all images lie in {only}"
         raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+
+
+def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
+    """Return whether a folder is a class although its name may say what it holds.
+
+    Photographs are no masks, so a folder of them that is called "gt", "mask" or "label_0" is a class beside others,
+    where none of these holds the images. "tile" and "frame" are classes beside two that are named after no contents.
+    """
+    if folder.path.name.lower() in _CONTENTS and "mask" not in {f.role for f in folders}:
+        above = {
+            f.path.parent.name for f in folders if f.path.name == folder.path.name and f.split == folder.split
+        }
+        # Splits, and the set's own folder, are no classes.
+        alone = not any(p.is_dir() and p != folder.path for p in folder.path.parent.iterdir())
+        return len(above) > 1 and alone and bool(folder.rest) and not split_of(folder.path.parent.name)
+    beside = [f for f in folders if f.path.parent == folder.path.parent and f.path != folder.path]
+    roles = [role_of(other.path.name) for other in beside]
+    words = set(words_of(folder.path.name))
+    if role_of(folder.path.name) != "image":
+        contents = words & (MASK_WORDS | INSTANCE_WORDS)
+        named = contents <= _ONE and "ground" not in words
+        return named and bool(beside) and "image" not in roles and _are_full_of_values(folder)
+    return words <= _THINGS and roles.count("") >= 2
+
+
+def _are_full_of_values(folder: Folder) -> bool:
+    """Return whether images have so many values, and so evenly, as photographs have and masks don't."""
+    for path in folder.files[:: max(1, len(folder.files) // 3)][:3]:
+        try:
+            pixels = load_label_pixels(path)
+        except DataError:
+            return False
+        counts = np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0, return_counts=True)[1]
+        if len(counts) < _MANY_VALUES or np.sort(counts)[-2:].sum() > _FLAT * counts.sum():
+            return False
+    return True
 
 
 def _differ(folders: Sequence[Folder]) -> str:

@@ -37,11 +37,15 @@ _COLOUR_NAMES = {
 
 @dataclass(frozen=True)
 class MaskClasses:
-    """Names of classes, pairs of value (0xRRGGBB) and class index or `IGNORE`, and lines about their source."""
+    """Names of classes, pairs of value (0xRRGGBB) and class index or `IGNORE`, and lines about their source.
+
+    `told` holds the values that somebody named, by an option or in a file; the others were found or assumed.
+    """
 
     names: tuple[str, ...]
     values: tuple[tuple[int, int], ...]
     said: tuple[str, ...] = ()
+    told: frozenset[int] = frozenset()
 
 
 def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colour: bool) -> MaskClasses:
@@ -69,12 +73,12 @@ def from_option(classes: str | Sequence[str] | Mapping[str, str | int], *, colou
         raise ConfigError("names no class", where="classes", fix='write "background=0,forest=white"')
     if len({value for _, value in pairs}) < len(pairs):
         raise ConfigError("gives one value to two classes", where="classes", fix="give each value once")
-    if all(value != 0 for _, value in pairs) and BACKGROUND not in dict(pairs):
+    told = frozenset(value for _, value in pairs)
+    if 0 not in told and BACKGROUND not in dict(pairs):
         pairs.insert(0, (BACKGROUND, 0))
     names = tuple(dict.fromkeys(name for name, _ in pairs if name != _IGNORE_NAME))
-    return MaskClasses(
-        names, tuple((v, IGNORE if name == _IGNORE_NAME else names.index(name)) for name, v in pairs)
-    )
+    values = tuple((v, IGNORE if name == _IGNORE_NAME else names.index(name)) for name, v in pairs)
+    return MaskClasses(names, values, told=told)
 
 
 def _value(name: str, text: str, colour: bool) -> int:
@@ -167,7 +171,8 @@ def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str,
         said += (
             f"{path.name}: {', '.join(ignored)} {'is' if len(ignored) == 1 else 'are'} no class; ignored there",
         )
-    return MaskClasses(names, tuple((v, names.index(n) if n in names else IGNORE) for n, v in pairs), said)
+    values = tuple((v, names.index(n) if n in names else IGNORE) for n, v in pairs)
+    return MaskClasses(names, values, said, frozenset(value for _, value in pairs))
 
 
 def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: bool) -> MaskClasses:
@@ -186,7 +191,7 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
             f"the masks hold {len(found)} different values, too many for classes",
             where=str(root),
             fix="name the classes with the option classes, and use lossless masks; numbers of instances are read "
-            "with the option mask_type=instances",
+            "with the option mask_type=instances; folders of photographs may be classes: --format folders",
         )
     if len(found) == 1 and found[0] != 0:
         text = f"#{found[0]:06x}" if colour else str(found[0])

@@ -6,7 +6,7 @@ Nothing here decides in silence: what has two readings is refused, and the messa
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,11 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.data.formats.pixel_masks import mask_values
+from vitp.io.images import label_nodata, masked_share
+from vitp.io.open_pixels import open_pixels
+from vitp.io.raster_sources import uncovered_share
+from vitp.io.rasters import raster_driver
 from vitp.io.slides import slide_kind
 from vitp.records.labels import IGNORE
 
@@ -45,6 +50,8 @@ class MaskFacts:
         mode: Pillow's name of its mode.
         palette: Of a palette file: value → its colour 0xRRGGBB, for the values that occur.
         hidden: Values of which some pixels are transparent and others aren't.
+        nodata: Value that occurs and that the file's own tag names as nodata; None: there is none.
+        blank: Pixels that are nodata by the tag and hold no whole number (NaN, −3.4e38); they are in no other count.
     """
 
     values: dict[int, int]
@@ -54,14 +61,29 @@ class MaskFacts:
     mode: str
     palette: dict[int, int] = field(default_factory=dict)
     hidden: frozenset[int] = frozenset()
+    nodata: int | None = None
+    blank: int = 0
 
 
-def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
+def mask_facts(pixels: np.ndarray, path: Path, *, regions: bool) -> MaskFacts:
     """Return what is counted in a mask and its file; with `regions` also which values are one region.
+
+    Args:
+        pixels: (H, W) values or (H, W, 3) colours, as `load_label_pixels` has them.
+        path: Path of the mask.
+        regions: Whether values that are one region are looked for.
 
     Raises:
         DataError: It isn't an image, or holds values that are no whole numbers.
     """
+    tag = label_nodata(path)
+    _refuse_gaps(path, tag)
+    colour = pixels.ndim == 3
+    values_HW = mask_values(pixels)
+    blank_HW = None
+    if tag is not None and values_HW.dtype.kind == "f" and not is_label_number(tag):
+        blank_HW = np.isnan(values_HW) if np.isnan(tag) else values_HW == values_HW.dtype.type(tag)
+        values_HW = np.where(blank_HW, values_HW.dtype.type(0), values_HW)
     if values_HW.dtype.kind == "f":
         odd = values_HW[values_HW != np.rint(values_HW)]
         if odd.size:
@@ -71,18 +93,13 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
                 fix="save the number of the class of each pixel; of probabilities that of the most probable one",
             )
         values_HW = values_HW.astype(np.int64)
-    try:
-        if slide_kind(path) is not None:
-            kind, mode, colours, alpha = "TIFF", "L", [], None
-        else:
-            with Image.open(path) as image:
-                kind, mode = image.format or "", image.mode
-                colours = (image.getpalette("RGB") or []) if mode == "P" else []
-                alpha = image.getchannel("A") if mode in ("LA", "RGBA") and _is_upright(image) else None
-    except OSError as error:
-        raise DataError(f"is not an image ({error})", where=str(path), fix="remove or replace it") from error
+    kind, mode, colours, alpha = _file_facts(path, colour=colour)
     found, numbers_HW, counts = _numbered(values_HW)
     values = {int(v): int(n) for v, n in zip(found, counts, strict=True)}
+    blank = 0 if blank_HW is None else int(blank_HW.sum())
+    if blank:
+        values[0] -= blank
+        values = {value: n for value, n in values.items() if n}
     solid = _solid(numbers_HW, len(found))
     thin = frozenset(int(v) for v, has in zip(found, solid, strict=True) if not has)
     whole = _whole(numbers_HW, found, counts) if regions else frozenset()
@@ -91,9 +108,110 @@ def mask_facts(values_HW: np.ndarray, path: Path, *, regions: bool) -> MaskFacts
     ]
     palette = {value: shown_as[value] for value in values if 0 <= value < len(shown_as)}
     hidden: frozenset[int] = frozenset()
-    if alpha is not None and (clear_HW := np.asarray(alpha) == 0).shape == values_HW.shape and clear_HW.any():
+    if alpha is not None and (clear_HW := alpha == 0).shape == values_HW.shape and clear_HW.any():
         hidden = frozenset(map(int, np.intersect1d(values_HW[clear_HW], values_HW[~clear_HW])))
-    return MaskFacts(values, thin, whole, kind, mode, palette, hidden)
+    nodata = None
+    if tag is not None and is_label_number(tag):
+        nodata = int(tag) * (0x010101 if colour else 1)
+        nodata = nodata if nodata in values else None
+    return MaskFacts(values, thin, whole, kind, mode, palette, hidden, nodata, blank)
+
+
+def _refuse_gaps(path: Path, tag: float | None) -> None:
+    """Refuse places of which a file says nothing, and that would be read as 0.
+
+    Those that no source of a VRT covers, and those that a TIFF's own mask leaves out.
+    """
+    if (share := masked_share(path)) > 0:
+        raise DataError(
+            f"has a mask of its own, which says that {share:.1%} of it hold nothing; their values would be read",
+            where=str(path),
+            fix="write a nodata value there (gdalwarp -dstnodata 255)",
+        )
+    if tag is None and raster_driver(str(path)) == "VRT" and (share := uncovered_share(path)) > 0:
+        raise DataError(
+            f"is a VRT whose sources leave {share:.1%} of it empty, which would be read as 0",
+            where=str(path),
+            fix="name a nodata value for these places (gdalbuildvrt -vrtnodata 255)",
+        )
+
+
+def by_colours(facts: Sequence[MaskFacts], named: Collection[int] = ()) -> list[MaskFacts] | None:
+    """Return what was counted in palette masks by their colours, or None where their values say what they hold.
+
+    In which order a GIF holds its colours is its writer's choice: an empty mask and a full one both hold only the value
+    0, in two colours. Other palettes count where a table names all of their colours.
+
+    Args:
+        facts: Of all masks.
+        named: The colours of a table that names no values.
+    """
+    gif = all(one.format == "GIF" and one.mode in ("P", "L") for one in facts)
+    if not facts or not (gif or (named and all(one.mode == "P" for one in facts))):
+        return None
+    tables = [one.palette if one.mode == "P" else {v: v * 0x010101 for v in one.values} for one in facts]
+    known: dict[int, int] = {}
+    agree = all(known.setdefault(value, colour) == colour for own in tables for value, colour in own.items())
+    if not (named and all(own.keys() == one.values.keys() for own, one in zip(tables, facts, strict=True))):
+        named = ()
+    if not {colour for own in tables for colour in own.values()} <= set(named) and (
+        not gif or (agree and known.get(0, 0) == 0)
+    ):
+        return None
+    found = []
+    for one, own in zip(facts, tables, strict=True):
+        counts: Counter[int] = Counter()
+        for value, pixels in one.values.items():
+            counts[own[value]] += pixels
+        thin, whole = (frozenset(own[v] for v in values) for values in (one.thin, one.whole))
+        found.append(MaskFacts(dict(counts), thin, whole, "GIF", "RGB", own))
+    return found
+
+
+def values_of_colours(
+    colours: Sequence[tuple[int, int]], palette: Mapping[int, int], *, nearest: bool
+) -> tuple[tuple[int, int], ...]:
+    """Return (value, class index) of a palette file for (colour, class index) of its colours.
+
+    Other colours are those of the nearest one, or ignored.
+    """
+    classes = dict(colours)
+
+    def index(colour: int) -> int:
+        if nearest and colour not in classes:
+            colour = min(classes, key=lambda other: distance(colour, other, colour=True))
+        return classes.get(colour, IGNORE)
+
+    return tuple((value, index(colour)) for value, colour in sorted(palette.items()))
+
+
+def is_label_number(value: float) -> bool:
+    """Return whether a value is one that labels may have: a whole number of 32 bits."""
+    return abs(value) < 1 << 31 and float(value).is_integer()
+
+
+def _file_facts(path: Path, *, colour: bool) -> tuple[str, str, list[int], np.ndarray | None]:
+    """Return a mask file's format and mode as Pillow calls them, its palette (r, g, b, …), and transparency (H, W)."""
+    plain = "RGB" if colour else "L"
+    if slide_kind(path) is not None:
+        return "TIFF", plain, [], None
+    try:
+        with Image.open(path) as image:
+            palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
+            alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") and _is_upright(image) else None
+            return image.format or "", image.mode, palette, None if alpha is None else np.asarray(alpha)
+    except OSError as error:
+        driver = raster_driver(str(path))
+        if driver is None:
+            raise DataError(
+                f"is not an image ({error})", where=str(path), fix="remove or replace it"
+            ) from error
+    try:
+        with open_pixels(path) as pixels:
+            own = pixels.palette_V3
+    except DataError:  # its pixels were read by our own code, of TIFF that Pillow doesn't know
+        own = None
+    return driver, plain if own is None else "P", [] if own is None else own.reshape(-1).tolist(), None
 
 
 def _is_upright(image: Image.Image) -> bool:
@@ -101,7 +219,7 @@ def _is_upright(image: Image.Image) -> bool:
 
 
 def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
-    """Refuse masks that look otherwise than their values say: by transparency, or by palettes that differ.
+    """Refuse masks that look otherwise than their values say: by transparency, by palettes that differ or are turned.
 
     Raises:
         DataError: Pixels of one value are partly transparent, or one value has two colours.
@@ -116,6 +234,13 @@ def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
                 where=str(path),
                 fix="save what the masks mean as values or colours, without transparency; -o classes=… reads the values",
             )
+        if len(mask.palette) == 2 and mask.palette.get(0) == 0xFFFFFF and 0 in mask.palette.values():
+            one = next(value for value, colour in mask.palette.items() if not colour)
+            raise DataError(
+                f"shows 0 as white and {one} as black: the background may be 0, or what is black",
+                where=str(path),
+                fix=f'-o classes="background=0,NAME={one}" or -o classes="NAME=0,background={one}"',
+            )
         for value, colour in mask.palette.items():
             before, other = colours.setdefault(value, (colour, path))
             if before != colour:
@@ -125,6 +250,23 @@ def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:
                     where=str(path),
                     fix="save the masks as RGB if the colours count; -o classes=… reads the values",
                 )
+
+
+def refuse_two_whites(facts: Sequence[MaskFacts], root: Path) -> None:
+    """Refuse 255 that stands for the foreground in some masks, as it seems, beside small numbers in the others.
+
+    Raises:
+        DataError: Masks with 255 hold nothing else but 0, and the others hold small numbers.
+    """
+    white = [one for one in facts if IGNORE in one.values]
+    small = [one for one in facts if IGNORE not in one.values and any(0 < v < IGNORE for v in one.values)]
+    if white and small and all(one.values.keys() == {0, IGNORE} for one in white):
+        raise DataError(
+            f"{len(white)} masks hold 0 and 255 alone, and {len(small)} others hold {max(small[0].values)} but no 255: there "
+            "it may be the foreground, or say what to ignore",
+            where=str(root),
+            fix="name the values: -o classes=background=0,…,NAME=255 or -o classes=background=0,…,ignore=255",
+        )
 
 
 def _numbered(values_HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

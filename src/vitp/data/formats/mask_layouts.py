@@ -16,16 +16,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, Folder, described, image_folders, shared, within
+from vitp.data.formats.mask_names import (
+    BETWEEN,
+    CITYSCAPES,
+    annotator_of,
+    are_views,
+    bare_name,
+    of_annotator,
+    pair_files,
+    without_annotator,
+)
+from vitp.data.formats.walk import MASK_WORDS, Folder, described, image_folders, within, words_of
 
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
 
-_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "leftimg8bit"}
-_CITYSCAPES = re.compile(r"_gt(?:Fine|Coarse)_labelIds$")
-"""How Cityscapes ends the names of masks of classes; others beside them hold colours and instances."""
-_BETWEEN = re.compile(r"[_\-. ]+")
 _MANY = re.compile(r"^(?P<key>.+?)[_\-. ](?P<word>[A-Za-z]+)(?:[_\-. ]?\d+)?$")
+
+_VIEW_WORDS = frozenset(("mask", "masks", "fov", "view", "field", "of", "roi"))
+"""Words of folders that may hold the field of view."""
 
 _Key = tuple[str | None, tuple[str, ...]]
 """Split and rest of a folder: folders of the same are about the same images."""
@@ -53,31 +62,44 @@ class MaskLayout:
     strangers: list[Path] = field(default_factory=list)
 
 
-def find_masks(root: Path, images: str | None = None, masks: str | None = None) -> MaskLayout | None:
+def find_masks(
+    root: Path, images: str | None = None, masks: str | None = None, annotator: int | None = None
+) -> MaskLayout | None:
     """Return the masks under a folder, or None when there are none to be seen; the options may name both folders.
+
+    Args:
+        root: The set's folder.
+        images: Folder of the images.
+        masks: Folder of the masks.
+        annotator: The number of the one whose masks are read, where several have drawn them ("1st_manual").
 
     Raises:
         DataError: There are several readings; the message names them.
     """
     if images is not None or masks is not None:
-        return _told(root, images, masks)
+        return _told(root, images, masks, annotator)
     folders = image_folders(root)
-    return _object_files(root, folders) or _sibling_folders(root, folders) or _one_folder(folders)
+    return (
+        _object_files(root, folders)
+        or _sibling_folders(root, folders, annotator)
+        or _one_folder(root, folders, annotator)
+    )
 
 
-def _told(root: Path, images: str | None, masks: str | None) -> MaskLayout:
+def _told(root: Path, images: str | None, masks: str | None, annotator: int | None) -> MaskLayout:
     if images is None or masks is None:
         missing = "images" if images is None else "masks"
         raise DataError(f"the option {missing} is missing", where=str(root), fix="name both folders")
     found: dict[str, list[Folder]] = {"image": [], "mask": []}
+    outer = next((s for name in (images, masks) if (s := described(root, Path(name).parts, ()).split)), None)
     for role, name in (("image", images), ("mask", masks)):
         base = root / name
         if not base.is_dir():
             raise DataError("is not a folder", where=str(base), fix=f"check the option {role}s")
         # The words of the path below the named folder say splits; its role is the one that was told.
-        outer = described(base, Path(name).parts, ()).split
         found[role] = [replace(f, split=f.split or outer, role=role) for f in image_folders(base)]
-    layout = _matched(root, found["image"], {_key(folder): [folder] for folder in found["mask"]})
+    given = {_key(folder): [folder] for folder in found["mask"]}
+    layout = _matched(root, found["image"], _of_one_annotator(root, given, annotator))
     if not layout.entries:
         what = f"no file of {images} has a mask in {masks}"
         raise DataError(what, where=str(root), fix="check the options")
@@ -91,16 +113,27 @@ def _key(folder: Folder) -> _Key:
 # --- one folder of images, one of masks
 
 
-def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
+def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | None) -> MaskLayout | None:
     masks: dict[_Key, list[Folder]] = defaultdict(list)
     for folder in folders:
         if folder.role in ("mask", "instance"):
             masks[_key(folder)].append(folder)
     images = [folder for folder in folders if folder.role == "image"]
+    unnamed: list[Folder] = []
     if masks and not any(_key(folder) in masks for folder in images):
-        images = _unnamed_images(folders, masks)
-    without = [folder for folder in images if _key(folder) not in masks]
+        images = _unnamed_images(root, folders, masks)
+        beside = {folder.path.parent for folder in images}
+        known = {folder.path for folder in (*images, *(one for own in masks.values() for one in own))}
+        unnamed = [f for f in folders if not f.role and f.path.parent in beside and f.path not in known]
+    without = [folder for folder in (*images, *unnamed) if _key(folder) not in masks]
     images = [folder for folder in images if _key(folder) in masks]
+    masks = _of_one_annotator(root, {key: masks[key] for key in map(_key, images)}, annotator)
+    masks, said = _without_views(root, masks)
+    without += [folder for folder in images if not masks[_key(folder)]]
+    images = [folder for folder in images if masks[_key(folder)]]
+    strange = _beside_others(root, images, masks)
+    without += strange
+    images = [folder for folder in images if folder not in strange]
     for folder in images:
         same = [*(other for other in images if _key(other) == _key(folder)), *masks[_key(folder)]]
         for role, option in (("image", "images"), ("mask", "masks"), ("instance", "masks")):
@@ -116,19 +149,76 @@ def _sibling_folders(root: Path, folders: Sequence[Folder]) -> MaskLayout | None
                 )
     layout = _matched(root, images, masks)
     layout.without = without
+    layout.understood += f"; {said}" if said else ""
     return layout if layout.entries else None
 
 
-def _unnamed_images(folders: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> list[Folder]:
+def _beside_others(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> list[Folder]:
+    """Return the folders of images none of which has a mask, where those of another folder beside the masks have."""
+    found = []
+    for key in {_key(folder) for folder in images}:
+        same = [folder for folder in images if _key(folder) == key]
+        if len(same) > 1:
+            shares = [max(_share_paired(root, folder, mask) for mask in masks[key]) for folder in same]
+            if sum(share >= _ENOUGH_SHARED for share in shares) == 1:
+                found += [folder for folder, share in zip(same, shares, strict=True) if not share]
+    return found
+
+
+def _of_one_annotator(
+    root: Path, masks: Mapping[_Key, list[Folder]], annotator: int | None
+) -> dict[_Key, list[Folder]]:
+    """Return the folders of masks without what others than the annotator drew."""
+    folders = [folder for own in masks.values() for folder in own]
+    drawn = [path for f in folders for path in ((f.path,) if annotator_of(f.path.name) else f.files)]
+    kept = of_annotator(root, drawn, annotator)
+    if len(kept) == len(drawn):
+        return dict(masks)
+    found: dict[_Key, list[Folder]] = {}
+    for key, own in masks.items():
+        cut = [f if f.path in kept else replace(f, files=tuple(x for x in f.files if x in kept)) for f in own]
+        found[key] = [folder for folder in cut if folder.files]
+    return found
+
+
+def _without_views(root: Path, masks: Mapping[_Key, list[Folder]]) -> tuple[dict[_Key, list[Folder]], str]:
+    """Return the folders of masks without those of the field of view, and what to say of these.
+
+    A folder of plain name ("mask", "fov") beside one of drawings by hand holds the field of view where each of its
+    masks is one large part of the image in which all that was drawn lies; so do those of its name in other splits.
+    """
+    views: dict[Path, str] = {}
+    for own in masks.values():
+        drawn = [folder for folder in own if "manual" in words_of(folder.path.name)]
+        for folder in [f for f in own if set(words_of(f.path.name)) <= _VIEW_WORDS] if drawn else []:
+            if are_views(folder.files, [file for one in drawn for file in one.files]):
+                views[folder.path] = folder.path.name
+    names = set(views.values())
+    left = {key: [folder for folder in own if folder.path.name not in names] for key, own in masks.items()}
+    gone = [within(f.path, root) for own in masks.values() for f in own if f.path.name in names]
+    said = f"{' and '.join(gone)}: the field of view, which is no label" if gone else ""
+    return left, said
+
+
+def _unnamed_images(
+    root: Path, folders: Sequence[Folder], masks: Mapping[_Key, list[Folder]]
+) -> list[Folder]:
     """Return the folders without a role that have the files of a mask folder beside them."""
     found: dict[Path, Folder] = {}
     for mask in (mask for same in masks.values() for mask in same):
         above = mask.path.parent
         for other in folders:
             beside = other.path == above or (other.path.parent == above and other.path != mask.path)
-            if not other.role and beside and shared(other, mask) >= _ENOUGH_SHARED:
+            if not other.role and beside and _share_paired(root, other, mask) >= _ENOUGH_SHARED:
                 found[other.path] = Folder(other.path, other.files, mask.split, "image", mask.rest)
     return list(found.values())
+
+
+def _share_paired(root: Path, images: Folder, masks: Folder) -> float:
+    """Return the share of the smaller folder's files that have a partner in the other one."""
+    first = min((n for file in masks.files if (n := annotator_of(file.stem))), default=None)
+    files = of_annotator(root, masks.files, first)
+    return len(pair_files(root, images.files, files)) / min(len(images.files), len(files))
 
 
 def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> MaskLayout:
@@ -141,7 +231,7 @@ def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Fol
         if main is None:
             layout.alone += folder.files
             continue
-        if cityscapes := tuple(file for file in main.files if _CITYSCAPES.search(file.stem)):
+        if cityscapes := tuple(file for file in main.files if CITYSCAPES.search(file.stem)):
             main = replace(main, files=cityscapes)
         pairs = pair_files(root, folder.files, main.files)
         beside = pair_files(root, folder.files, numbers.files) if numbers and classes else {}
@@ -162,70 +252,20 @@ def _names(root: Path, folders: Iterable[Folder]) -> str:
     return ", ".join(paths[:4]) + (f" and {len(paths) - 4} more" if len(paths) > 4 else "")
 
 
-def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
-    """Return image → mask of the same name, or of the same name without the word for what it is.
-
-    Raises:
-        DataError: Two masks or two images have the same name.
-    """
-    by_stem = _unique(root, {path: path.stem for path in masks}, "masks")
-    pairs = {image: by_stem[image.stem] for image in images if image.stem in by_stem}
-    if len(pairs) == len(images):
-        return pairs
-    taken = set(pairs.values())
-    by_key = _unique(root, {mask: _bare(mask.stem) for mask in masks if mask not in taken}, "masks")
-    fitting: dict[Path, str] = {}
-    for image in images:
-        key = _bare(image.stem)
-        if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
-            key = re.sub(r"_\d{4}$", "", key)
-        if image not in pairs and key in by_key:
-            fitting[image] = key
-    _unique(root, fitting, "images")
-    return pairs | {image: by_key[key] for image, key in fitting.items()}
-
-
-def _bare(stem: str) -> str:
-    """Return a file's name without the word in front or at its end that says what it is ("a_mask" → "a")."""
-    stem = _CITYSCAPES.sub("", stem)
-    words = _BETWEEN.split(stem)
-    if len(words) > 1 and words[-1].lower() in _AFFIXES:
-        return stem[: -len(words[-1])].rstrip("_-. ")
-    if len(words) > 1 and words[0].lower() in _AFFIXES:
-        return stem[len(words[0]) :].lstrip("_-. ")
-    return stem
-
-
-def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]:
-    """Return name → file.
-
-    Raises:
-        DataError: Two files have one name.
-    """
-    found: dict[str, Path] = {}
-    for path, name in names.items():
-        if (other := found.setdefault(name, path)) != path:
-            raise DataError(
-                f"two {kind} belong to one name: {within(other, root)} and {within(path, root)}",
-                where=str(root),
-                fix="keep one of them; channels of one image must be in one file",
-            )
-    return found
-
-
 # --- images and masks in one folder
 
 
-def _one_folder(folders: Sequence[Folder]) -> MaskLayout | None:
+def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | None) -> MaskLayout | None:
     layout = MaskLayout()
     shown: Counter[str] = Counter()
+    kept = set(of_annotator(root, [file for folder in folders for file in folder.files], annotator))
     for folder in folders:
-        named = {file: _mask_name(file.stem) for file in folder.files}
+        named = {file: _mask_name(file.stem) for file in folder.files if file in kept}
         masks: dict[str, list[Path]] = defaultdict(list)
         for file, name in named.items():
             if name:
                 masks[name].append(file)
-        keys = {file: file.stem if file.stem in masks else _bare(file.stem) for file in folder.files}
+        keys = {file: file.stem if file.stem in masks else bare_name(file.stem) for file in named}
         found = {file: tuple(masks[key]) for file, key in keys.items() if key in masks and not named[file]}
         if not found:
             continue
@@ -233,8 +273,8 @@ def _one_folder(folders: Sequence[Folder]) -> MaskLayout | None:
             layout.entries.append(MaskEntry(image, own, folder.split))
             shown[f'"{image.name}" with "{own[0].name}"'] += 1
         used = {file for own in found.values() for file in own}
-        layout.alone += [file for file in folder.files if not named[file] and file not in found]
-        layout.strangers += [file for file in folder.files if named[file] and file not in used]
+        layout.alone += [file for file in named if not named[file] and file not in found]
+        layout.strangers += [file for file in named if named[file] and file not in used]
     if not layout.entries or len(layout.entries) < len(layout.alone):
         return None
     layout.per_object = any(len(entry.masks) > 1 for entry in layout.entries)
@@ -246,11 +286,13 @@ def _one_folder(folders: Sequence[Folder]) -> MaskLayout | None:
 
 def _mask_name(stem: str) -> str | None:
     """Return the name of the image that a file is the mask of by its own name ("a_mask", "a_mask_1")."""
+    if annotator_of(stem) and without_annotator(stem):
+        return without_annotator(stem)
     match = _MANY.match(stem)
     if match and match["word"].lower() in MASK_WORDS:
         return match["key"]
-    words = _BETWEEN.split(stem)
-    return _bare(stem) if len(words) > 1 and words[0].lower() in MASK_WORDS else None
+    words = BETWEEN.split(stem)
+    return bare_name(stem) if len(words) > 1 and words[0].lower() in MASK_WORDS else None
 
 
 # --- one file an object
@@ -264,7 +306,7 @@ def _object_files(root: Path, folders: Sequence[Folder]) -> MaskLayout | None:
         own = masks.get(_key(folder))
         alike = own is not None and (
             bool(folder.stems & own.stems)
-            or (len(own.files) == 1 and _bare(folder.files[0].stem) == _bare(own.files[0].stem))
+            or (len(own.files) == 1 and bare_name(folder.files[0].stem) == bare_name(own.files[0].stem))
         )
         if own is not None and len(folder.files) == 1 and not alike:
             layout.entries.append(MaskEntry(folder.files[0], own.files, folder.split))

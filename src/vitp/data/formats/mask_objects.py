@@ -12,8 +12,9 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import SetBuilder
+from vitp.data.formats.mask_kinds import is_label_number
 from vitp.data.formats.pixel_masks import mask_values
-from vitp.io.images import is_turned, load_label_pixels
+from vitp.io.images import is_turned, label_nodata, load_label_pixels
 from vitp.records.geometry import area, as_points
 from vitp.records.labels import IGNORE, ObjectLabel
 from vitp.records.regions import object_of
@@ -26,7 +27,7 @@ def mask_fits(
 
     An image that is given is looked at for an EXIF orientation that would explain the difference.
     """
-    height, width = values_HW.shape
+    height, width = values_HW.shape[:2]
     if (width, height) == size:
         return True
     turned = image is not None and size == (height, width) and is_turned(image)
@@ -55,9 +56,9 @@ def numbered_objects(
     """Return the objects of a mask with a number for each, and what is to be ignored.
 
     0 is background, and so is 255 in a palette file (VOC's line around objects). In another 8-bit file 255 is
-    an object only where the numbers run up to it; else its place is ignored.
+    an object only where the numbers run up to it; else its place is ignored. So is what the file names as nodata.
     """
-    values_HW = mask_values(load_label_pixels(path))
+    values_HW, nodata = _numbers_of(path)
     objects: list[ObjectLabel] = []
     ignored: list[ObjectLabel] = []
     void = values_HW.dtype == np.uint8 and not (values_HW == IGNORE - 1).any()
@@ -65,8 +66,9 @@ def numbered_objects(
         label = object_of(mask_HW, name, corner)
         if label is None or (value == IGNORE and _has_palette(path)):
             continue
-        if value == IGNORE and void:
-            builder.note(builder.place(path), "255 is taken as what to ignore")
+        if value == nodata or (value == IGNORE and void):
+            why = "nodata by the file's tag: ignored there" if value == nodata else "taken as what to ignore"
+            builder.note(builder.place(path), f"{value} is {why}")
             ignored.append(label)
         else:
             objects.append(label)
@@ -82,7 +84,7 @@ def objects_of_classes(
         Objects, None when the mask doesn't fit; and the places of instances without class. What was wrong is a
         finding.
     """
-    values_HW = mask_values(load_label_pixels(path))
+    values_HW, nodata = _numbers_of(path)
     place = builder.place(path)
     if values_HW.shape != semantic_HW.shape:
         builder.note(place, "has another size than the mask of classes; no objects there")
@@ -91,7 +93,7 @@ def objects_of_classes(
     ignored: list[ObjectLabel] = []
     border = IGNORE if _has_palette(path) else None
     for value, mask_HW, (x, y) in each_value(values_HW):
-        if value == border:
+        if value in (border, nodata):
             continue
         part_HW = semantic_HW[y : y + mask_HW.shape[0], x : x + mask_HW.shape[1]]
         counts = np.bincount(part_HW[mask_HW], minlength=256)
@@ -106,9 +108,26 @@ def objects_of_classes(
     return tuple(labels), tuple(ignored)
 
 
+def _numbers_of(path: Path) -> tuple[np.ndarray, int | None]:
+    """Return a mask's values, and the one but 0 that its tag names as nodata.
+
+    Raises:
+        DataError: It can't be read, or its nodata value is no number of a label.
+    """
+    pixels, tag = load_label_pixels(path), label_nodata(path)
+    if pixels.dtype.kind == "f" and not (np.abs(pixels) < 1 << 31).all():
+        what = "holds pixels without a number among the numbers of instances"
+        raise DataError(what, where=str(path), fix="save it with whole numbers, and another nodata value")
+    nodata = None if not tag or not is_label_number(tag) else int(tag) * (0x010101 if pixels.ndim == 3 else 1)
+    return mask_values(pixels), nodata
+
+
 def _has_palette(path: Path) -> bool:
-    with Image.open(path) as image:
-        return image.mode == "P"
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except OSError:  # a raster of which Pillow knows nothing
+        return False
 
 
 def each_value(values_HW: np.ndarray) -> Iterator[tuple[int, np.ndarray, tuple[int, int]]]:

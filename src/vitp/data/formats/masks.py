@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
@@ -21,16 +21,27 @@ from vitp.data.formats.mask_classes import (
 from vitp.data.formats.mask_kinds import (
     MOST_LOOKED_AT,
     MaskFacts,
+    by_colours,
     find_strays,
     large_indices,
     look_like_instances,
     mask_facts,
     refuse_odd_looks,
+    refuse_two_whites,
     shares,
     shown,
     totals,
+    values_of_colours,
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
+from vitp.data.formats.mask_nodata import (
+    NODATA_READINGS,
+    check_left,
+    facts_to_name,
+    facts_without_nodata,
+    values_of_mask,
+    with_nodata,
+)
 from vitp.data.formats.mask_objects import (
     mask_fits,
     note_touching,
@@ -46,8 +57,13 @@ from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import BACKGROUND, IGNORE, LabelledSet, ObjectLabel
 from vitp.records.regions import objects_of
 
-_MASK_TYPES = ("semantic", "instances")
-_STRAYS = ("nearest", "ignore")
+_READINGS = {
+    "mask_type": ("semantic", "instances"),
+    "strays": ("nearest", "ignore"),
+    "nodata": NODATA_READINGS,
+}
+"""Option → what it may say."""
+
 _INDEX_MODES = frozenset(("1", "L", "P", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"))
 
 
@@ -73,6 +89,8 @@ def read_masks(
     masks: str | None = None,
     mask_type: str = "",
     strays: str = "",
+    nodata: str = "",
+    annotator: int | None = None,
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -88,21 +106,20 @@ def read_masks(
         instances: Derive objects from the connected regions of every class but "background".
         fold: Fold of nnU-Net's splits_final.json, whose val cases are the split val.
         min_area: Regions of fewer pixels are no objects.
-        images: Folder of the images, where its name doesn't say it.
-        masks: Folder of the masks, likewise.
+        images, masks: Folders of the images and of the masks, where their names don't say it.
         mask_type: "semantic": a value is a class; "instances": a value is an object. Where the values can be both,
             it must be given.
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
+        nodata: What the value is that the masks' own tags name as nodata: "ignore", "background". By default it is
+            ignored; of 0 beside several classes it must be said.
+        annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    _check_options(mask_type=(mask_type, _MASK_TYPES), strays=(strays, _STRAYS))
-    layout = find_masks(root, images, masks)
-    if layout is None:
-        fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
-        raise DataError("has no images and masks of equal names", where=str(root), fix=fix)
+    _check_options(mask_type=mask_type, strays=strays, nodata=nodata)
+    layout = find_masks(root, images, masks, annotator) or _no_masks(root)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if not classes and not mask_type:
@@ -113,20 +130,25 @@ def read_masks(
     entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
     if not entries:
         return builder.build()
-    plain_name = isinstance(classes, str) and "=" not in classes
-    if not mask_type and not named and (not classes or plain_name):
+    if not (mask_type or named) and (not classes or (isinstance(classes, str) and "=" not in classes)):
         _refuse_instances(root, entries)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
-    if not classes and not named:
+    if not classes and not named and by_colours([one.facts for one in entries]) is None:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
-    return _read_classes(builder, entries, classes, strays, min_area if instances else None)
+    return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
 
 
-def _check_options(**options: tuple[str, tuple[str, ...]]) -> None:
-    for name, (value, known) in options.items():
-        if value and value not in known:
-            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(known)}")
+def _no_masks(root: Path) -> NoReturn:
+    what = "has no folders of images and masks with files of equal names"
+    fix = "call them images/ and masks/, or name them with the options images=FOLDER and masks=FOLDER"
+    raise DataError(what, where=str(root), fix=fix)
+
+
+def _check_options(**options: str) -> None:
+    for name, value in options.items():
+        if value and value not in _READINGS[name]:
+            raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(_READINGS[name])}")
 
 
 def _class_name(classes: str | Mapping[str, str | int] | None) -> str:
@@ -156,16 +178,20 @@ def _entries(builder: SetBuilder, entries: Sequence[MaskEntry], *, regions: bool
         if size is None:
             continue
         path = entry.masks[0]
-        values_HW = mask_values(load_label_pixels(path))
+        try:
+            pixels = load_label_pixels(path)
+        except DataError as error:
+            builder.leave_out(error, path, "image left out")
+            continue
         try:
             onto: Grid | SlideScale | None = scale_of_mask(entry.image, size, path)
             if onto is None:
-                onto = grid_of_image(entry.image, size, path, (values_HW.shape[1], values_HW.shape[0]))
+                onto = grid_of_image(entry.image, size, path, (pixels.shape[1], pixels.shape[0]))
         except DataError as error:
             builder.note(builder.place(path), f"{error.what}; image left out")
             continue
-        if onto is not None or mask_fits(builder, values_HW, path, entry.image, size):
-            facts = mask_facts(values_HW, path, regions=regions and number % looked == 0)
+        if onto is not None or mask_fits(builder, pixels, path, entry.image, size):
+            facts = mask_facts(pixels, path, regions=regions and number % looked == 0)
             found.append(_Read(entry, size, facts, onto))
     if scaled := [one for one in found if isinstance(one.onto, SlideScale)]:
         builder.understand(
@@ -199,12 +225,15 @@ def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
         "-o mask_type=semantic as a class"
     )
     looked = max(1, len(entries) // MOST_LOOKED_AT)
-    evidence = look_like_instances([found.facts for found in entries[::looked]])
+    evidence = look_like_instances([facts_without_nodata(found.facts) for found in entries[::looked]])
     if evidence is not None:
         what = f"the values of the masks look like numbers of instances: {evidence}, and nearly each is one region"
         raise DataError(what, where=str(root), fix=fix)
     indices = all(found.facts.mode in _INDEX_MODES for found in entries)
-    if indices and (largest := large_indices([found.facts for found in entries])) is not None:
+    if (
+        indices
+        and (largest := large_indices([facts_without_nodata(found.facts) for found in entries])) is not None
+    ):
         raise DataError(
             f"the masks hold values up to {largest}, more than there are classes: they may be numbers of instances",
             where=str(root),
@@ -224,7 +253,11 @@ def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str) -> 
             continue
         labels: list[ObjectLabel] = []
         for path in entry.masks:
-            values_HW = mask_values(load_label_pixels(path))
+            try:
+                values_HW = mask_values(load_label_pixels(path))
+            except DataError as error:
+                builder.leave_out(error, path, "image left out")
+                break
             if not mask_fits(builder, values_HW, path, None, size):
                 break
             label = single_object(values_HW, path, name)
@@ -259,9 +292,11 @@ def _read_classes(
     entries: list[_Read],
     classes: str | Mapping[str, str | int] | None,
     strays: str,
+    nodata: str,
     min_area: int | None,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
+    entries, by_palette = _by_palette(builder, entries, classes)
     modes = {found.facts.mode for found in entries}
     colour = not modes <= _INDEX_MODES
     if colour and modes & _INDEX_MODES:
@@ -271,23 +306,27 @@ def _read_classes(
     grey = colour and all(v % 0x010101 == 0 for found in entries for v in found.facts.values)
     facts = [_as_grey(found.facts) if grey else found.facts for found in entries]
     colour = colour and not grey
-    named = _mask_classes(builder.root, facts, classes, strays, colour=colour, palette=modes == {"P"})
+    to_name = facts_to_name(facts, nodata, builder.root)
+    palette = modes == {"P"}
+    plain = _mask_classes(builder.root, facts, to_name, classes, strays, colour=colour, palette=palette)
+    named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
     for line in (*named.said, says(named, colour=colour)):
         builder.understand(line)
     if grey:
         builder.understand("the masks' three channels are equal: read as one")
     _check_used(builder.root, facts, named, strays, colour=colour)
-    values = tuple((v * 0x010101 if grey else v, i) for v, i in named.values)
     known = {value for value, _ in named.values} | (set() if colour else {IGNORE})
     things = {i: name for i, name in enumerate(named.names) if name.lower() != BACKGROUND}
     regions: list[ObjectLabel] = []
     numbered = 0
     for found, counted in zip(entries, facts, strict=True):
         entry, path = found.entry, found.entry.masks[0]
-        unknown = [value for value in counted.values if value not in known]
-        if unknown and not strays:
+        if (unknown := [value for value in counted.values if value not in known]) and not strays:
             texts = ", ".join(shown(v, colour=colour) for v in unknown[:5])
             builder.note(builder.place(path), f"{len(unknown)} unknown values ({texts}); ignored there")
+        values = values_of_mask(counted, named, plain, 0x010101 if grey else 1)
+        if by_palette:
+            values = values_of_colours(values, found.facts.palette, nearest=strays == "nearest")
         mask = MaskFile(str(path), values, nearest=strays == "nearest", onto=found.onto)
         labels: dict[str, Any] = {}
         if entry.instances is not None:
@@ -310,17 +349,36 @@ def _read_classes(
     return builder.build(semantic_classes=named.names, object_classes=things.values() if used else ())
 
 
+def _by_palette(builder: SetBuilder, entries: list[_Read], classes: object) -> tuple[list[_Read], bool]:
+    """Return the masks by the colours of their palettes, and whether these say what they hold."""
+    coloured = by_colours([found.facts for found in entries], _table_colours(builder.root, classes))
+    if coloured is None:
+        return entries, False
+    builder.understand("the masks' palettes say what their values mean: read by their colours")
+    return [replace(found, facts=facts) for found, facts in zip(entries, coloured, strict=True)], True
+
+
+def _table_colours(root: Path, classes: object) -> frozenset[int]:
+    """Return the colours of the table that names the classes, where it has no numbers for them."""
+    table = None if classes or (root / "classes.txt").is_file() else find_colour_table(root)
+    if table is None or all(number is not None for _, _, number in table.rows):
+        return frozenset()
+    return frozenset(colour for _, colour, _ in table.rows)
+
+
 def _as_grey(facts: MaskFacts) -> MaskFacts:
     return replace(
         facts,
         values={v & 255: n for v, n in facts.values.items()},
         thin=frozenset(v & 255 for v in facts.thin),
         whole=frozenset(v & 255 for v in facts.whole),
+        nodata=None if facts.nodata is None else facts.nodata & 255,
     )
 
 
 def _mask_classes(
     root: Path,
+    whole: Sequence[MaskFacts],
     facts: Sequence[MaskFacts],
     classes: str | Mapping[str, str | int] | None,
     strays: str,
@@ -328,7 +386,10 @@ def _mask_classes(
     colour: bool,
     palette: bool,
 ) -> MaskClasses:
-    """Return which value is which class: by the option, by a file beside the masks, or by the values that occur."""
+    """Return which value is which class: by the option, by a file beside the masks, or by the values that occur.
+
+    `whole` are the facts of the masks with what is nodata, `facts` those without.
+    """
     if classes:
         return from_option(classes, colour=colour)
     table, names = find_colour_table(root), root / "classes.txt"
@@ -341,6 +402,9 @@ def _mask_classes(
         return replace(named, said=(*named.said, line))
     if table is not None:
         return from_table(table, colour=colour)
+    check_left(whole, facts, root, colour=colour)
+    if not (colour or palette):
+        refuse_two_whites(facts, root)
     found = find_strays(facts, colour=colour)
     if found is None:
         return from_values(list(counts), root, colour=colour, palette=palette)

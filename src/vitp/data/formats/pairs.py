@@ -11,7 +11,7 @@ from pathlib import Path
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.change_masks import ChangeMasks, ChangeMeaning, understood_changes
-from vitp.data.formats.mask_layouts import pair_files
+from vitp.data.formats.mask_names import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of, within
 from vitp.io.warped import Grid, grid_of_image

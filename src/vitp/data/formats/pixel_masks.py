@@ -75,6 +75,10 @@ class MaskFile:
         else:
             pixels = _part(self.path, self.window)
         values_HW = mask_values(pixels)
+        blank_HW = None
+        if values_HW.dtype.kind == "f":  # NaN, −3.4e38: what the file's tag names as nodata
+            blank_HW = ~(np.abs(values_HW) < 1 << 31)
+            values_HW = np.where(blank_HW, values_HW.dtype.type(0), values_HW)
         if self.nearest:
             values_HW = nearest_values(
                 values_HW, [value for value, _ in self.values], colour=pixels.ndim == 3
@@ -82,6 +86,8 @@ class MaskFile:
         semantic_HW = np.full(values_HW.shape, IGNORE, np.uint8)
         for value, index in self.values:
             semantic_HW[values_HW == value] = index
+        if blank_HW is not None:
+            semantic_HW[blank_HW] = IGNORE
         if inside_HW is not None:
             semantic_HW[~inside_HW] = IGNORE
         return semantic_HW

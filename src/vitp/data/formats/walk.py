@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,10 +51,10 @@ MASK_WORDS = frozenset(
     (
         *("mask", "masks", "label", "labels", "lbl", "lbls", "annotation", "annotations", "annot", "annots"),
         *("anno", "annos", "ann", "gt", "gts", "groundtruth", "truth", "seg", "segs", "segmentation"),
-        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual"),
+        *("segmentations", "semantic", "target", "targets", "trimap", "trimaps", "manual", "lab", "labs"),
     )
 )
-_INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
+INSTANCE_WORDS = frozenset(("instance", "instances", "inst", "insts"))
 _WORD = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+")
 _PIECE = re.compile(r"([A-Za-z]+)\d*$")
 _WITHOUT = re.compile(r"(?<![A-Za-z])(?i:with|without|no)(?:[_\- ]+[A-Za-z]+|[A-Z][a-z]+)")
@@ -289,8 +290,8 @@ class Folder:
 
     @property
     def stems(self) -> set[str]:
-        """Names of the files without suffix."""
-        return {stem_of(file) for file in self.files}
+        """Names of the files without suffix, with accents as one character: some systems write them as two."""
+        return {unicodedata.normalize("NFC", stem_of(file)) for file in self.files}
 
 
 def words_of(name: str) -> list[str]:
@@ -299,13 +300,20 @@ def words_of(name: str) -> list[str]:
     Letters between digits are no words: in names like "3f0gt7a" any word comes up by chance.
     """
     pieces = (_PIECE.match(piece) for piece in re.split(r"[^A-Za-z0-9]+", name))
-    return [word.lower() for piece in pieces if piece for word in _WORD.findall(piece[1])]
+    words = [word.lower() for piece in pieces if piece for word in _WORD.findall(piece[1])]
+    return [part for word in words for part in _parted(word)]
+
+
+def _parted(word: str) -> tuple[str, ...]:
+    """Return a split and what its folder holds, written as one word ("trainannot"), as two."""
+    match = re.fullmatch(r"(train|val|test)(.+)", word)
+    return (match[1], match[2]) if match and match[2] in MASK_WORDS | IMAGE_WORDS else (word,)
 
 
 def role_of(name: str) -> str:
     """Return what a folder's name says that it holds: "image", "mask", "instance" or ""."""
     words = set(words_of(_WITHOUT.sub("", _DEPTH.sub("", name))))
-    if words & _INSTANCE_WORDS or {"segmentation", "object"} <= words:
+    if words & INSTANCE_WORDS or {"segmentation", "object"} <= words:
         return "instance"
     if words & MASK_WORDS:
         return "mask"

@@ -1,0 +1,212 @@
+"""The names of masks: which image a mask belongs to, and which of several people drew it."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from vitp.core.errors import DataError
+from vitp.data.formats.pixel_masks import mask_values
+from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, split_of, within
+from vitp.io.images import load_label_pixels
+
+_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "leftimg8bit"}
+CITYSCAPES = re.compile(r"_gt(?:Fine|Coarse)_labelIds$")
+"""How Cityscapes ends the names of masks of classes; others beside them hold colours and instances."""
+BETWEEN = re.compile(r"[_\-. ]+")
+"""What parts the words of a file's name."""
+
+_PEOPLE = r"(?:HO|manual|observer|annotator|expert|grader|rater|reader)"
+_ANNOTATOR = re.compile(
+    rf"(?:^|[_\-. ])(?:(\d)(?:st|nd|rd|th)[_\-. ]?{_PEOPLE}|{_PEOPLE}[_\-. ]?(\d))$", re.IGNORECASE
+)
+_VIEW_SHARE = 0.3
+"""Share of an image from which one region may be its field of view."""
+
+
+def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask of the same name, or of the same name without the word for what it is.
+
+    Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) are
+    theirs, and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
+
+    Raises:
+        DataError: Two masks or two images have the same name.
+    """
+    by_stem = _unique(root, {path: _stem(path) for path in masks}, "masks")
+    pairs = {image: by_stem[_stem(image)] for image in images if _stem(image) in by_stem}
+    _unique(root, {image: _stem(image) for image in pairs}, "images")
+    if len(pairs) == len(images):
+        return pairs
+    taken = set(pairs.values())
+    by_key = _unique(root, {mask: bare_name(_stem(mask)) for mask in masks if mask not in taken}, "masks")
+    fitting: dict[Path, str] = {}
+    for image in images:
+        key = bare_name(_stem(image))
+        if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
+            key = re.sub(r"_\d{4}$", "", key)
+        if image not in pairs and key in by_key:
+            fitting[image] = key
+    _unique(root, fitting, "images")
+    pairs |= {image: by_key[key] for image, key in fitting.items()}
+    pairs |= _in_other_case(
+        [i for i in images if i not in pairs], [m for m in masks if m not in set(pairs.values())]
+    )
+    return pairs or _with_one_ending(images, masks) or _by_core(images, masks)
+
+
+def _in_other_case(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask of names that differ in upper and lower case alone, where only one of each has the name."""
+    own = Counter(bare_name(_stem(image)).casefold() for image in images)
+    others = Counter(bare_name(_stem(mask)).casefold() for mask in masks)
+    by_name = {bare_name(_stem(mask)).casefold(): mask for mask in masks}
+    names = {image: bare_name(_stem(image)).casefold() for image in images}
+    return {image: by_name[name] for image, name in names.items() if own[name] == others[name] == 1}
+
+
+def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask where each mask's name is an image's with one ending, the same for all; else nothing."""
+    stems = {_stem(image): image for image in images}
+    names = {_stem(mask): mask for mask in masks}
+    if len(masks) < 2:
+        return {}
+    first = _stem(masks[0])
+    for cut in range(len(first) - 1, 0, -1):
+        ending = first[cut:]
+        # Digits after digits are another number: "1" isn't the name in "10".
+        if first[:cut] not in stems or not (
+            BETWEEN.match(ending) or (ending[0].isalpha() and first[cut - 1].isdigit())
+        ):
+            continue
+        pairs = {
+            stems.get(name.removesuffix(ending)): mask
+            for name, mask in names.items()
+            if name.endswith(ending)
+        }
+        if None not in pairs and len(pairs) == len(masks):
+            return {image: mask for image, mask in pairs.items() if image is not None}
+    return {}
+
+
+def _by_core(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask of the same name without words for splits, people and what it is, if all masks fit."""
+    by_core = {_core(mask): mask for mask in masks}
+    cores = {_core(image): image for image in images}
+    if len(by_core) < len(masks) or len(cores) < len(images) or not by_core.keys() <= cores.keys():
+        return {}
+    return {cores[core]: mask for core, mask in by_core.items()}
+
+
+def _stem(path: Path) -> str:
+    """Return a file's name without suffix, with accents as one character: some systems write them as two."""
+    return unicodedata.normalize("NFC", path.stem)
+
+
+def _core(path: Path) -> str:
+    """Return a file's name without words for splits, people and what it is, and without its folder's own name."""
+    stem, previous = _stem(path), ""
+    folder = unicodedata.normalize("NFC", path.parent.name)
+    if re.search(rf"[_\-. ]{re.escape(folder)}$", stem, re.IGNORECASE):
+        stem = stem[: -len(folder) - 1]
+    while stem != previous:
+        previous = stem
+        stem = bare_name(without_annotator(stem) or stem)
+        *words, last = BETWEEN.split(stem)
+        if words and split_of(last):
+            stem = stem[: -len(last)].rstrip("_-. ")
+    return stem
+
+
+def bare_name(stem: str) -> str:
+    """Return a file's name without the word in front or at its end that says what it is ("a_mask" → "a")."""
+    stem = CITYSCAPES.sub("", stem)
+    words = BETWEEN.split(stem)
+    if len(words) > 1 and words[-1].lower() in _AFFIXES:
+        return stem[: -len(words[-1])].rstrip("_-. ")
+    if len(words) > 1 and words[0].lower() in _AFFIXES:
+        return stem[len(words[0]) :].lstrip("_-. ")
+    return stem
+
+
+def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]:
+    """Return name → file.
+
+    Raises:
+        DataError: Two files have one name.
+    """
+    found: dict[str, Path] = {}
+    for path, name in names.items():
+        if (other := found.setdefault(name, path)) != path:
+            raise DataError(
+                f"two {kind} belong to one name: {within(other, root)} and {within(path, root)}",
+                where=str(root),
+                fix="keep one of them; channels of one image must be in one file",
+            )
+    return found
+
+
+# --- people
+
+
+def annotator_of(name: str) -> int | None:
+    """Return the number of who drew a mask, by the name of its file or folder ("1st_manual", "a_2ndHO"), or None."""
+    match = _ANNOTATOR.search(name)
+    return int(match[1] or match[2]) if match else None
+
+
+def without_annotator(stem: str) -> str:
+    """Return a file's name without who drew it ("Image_01L_1stHO" → "Image_01L")."""
+    return _ANNOTATOR.sub("", stem)
+
+
+def of_annotator(root: Path, paths: Sequence[Path], annotator: int | None) -> tuple[Path, ...]:
+    """Return those of files and folders that are masks of one annotator, or whose names tell none.
+
+    Raises:
+        DataError: Several people drew the masks, and nobody said whose are read; or none is of the one asked for.
+    """
+    numbers: dict[int, Path] = {}
+    for path in paths:
+        if number := annotator_of(path.stem):
+            numbers.setdefault(number, path)
+    if annotator is None and len(numbers) > 1:
+        raise DataError(
+            f"{len(numbers)} people have drawn the masks ({' and '.join(within(p, root) for p in numbers.values())}): "
+            "they differ, and are never mixed",
+            where=str(root),
+            fix=" or ".join(f"-o annotator={number}" for number in sorted(numbers)) + " reads one's masks",
+        )
+    if annotator is not None and numbers and annotator not in numbers:
+        known = ", ".join(map(str, sorted(numbers)))
+        raise DataError(f"no mask is of annotator {annotator}", where=str(root), fix=f"there are {known}")
+    if annotator is None:
+        return tuple(paths)
+    return tuple(path for path in paths if annotator_of(path.stem) in (annotator, None))
+
+
+def are_views(files: Sequence[Path], drawn: Sequence[Path]) -> bool:
+    """Return whether masks show fields of view: each is one large part, in which all lies that was drawn by hand.
+
+    Args:
+        files: What may be fields of view.
+        drawn: Masks that were drawn by hand, of the same images.
+    """
+    views = {_core(path): path for path in files}
+    pairs = {path: views[_core(path)] for path in drawn if _core(path) in views}
+    for hand, view in islice(pairs.items(), 5):
+        try:
+            hand_HW, view_HW = (mask_values(load_label_pixels(path)) > 0 for path in (hand, view))
+        except DataError:
+            return False
+        inside = (
+            hand_HW.shape == view_HW.shape and np.count_nonzero(hand_HW & ~view_HW) <= 0.01 * hand_HW.sum()
+        )
+        if not inside or view_HW.mean() < _VIEW_SHARE:
+            return False
+    return bool(pairs)
