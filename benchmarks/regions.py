@@ -6,6 +6,8 @@ more for the regions, so it costs more (`seconds` are those of the steps after t
 
     VITP_DATA=DATA python benchmarks/regions.py runs/regions            # all cells
     VITP_DATA=DATA python benchmarks/regions.py runs/regions --cells 1  # the next one
+
+The result is written as soon as one seed is done, and says which are.
 """
 
 from __future__ import annotations
@@ -62,23 +64,25 @@ def main() -> None:
             labelled_cells(out), run, seed, ARMS[arm]
         )
         cells[file] = lambda run=run, file=file: probed(run, labelled_cells(out), file)
-    if not make(cells, words.cells):
+    make(cells, words.cells)
+    done = [seed for seed in SEEDS if all(files[arm, seed].exists() for arm in ARMS)]
+    if not done:
         return
     first = [[outcomes_of(start)]]
-    found = {arm: [outcomes_of(files[arm, seed]) for seed in SEEDS] for arm in ARMS}
+    found = {arm: [outcomes_of(files[arm, seed]) for seed in done] for arm in ARMS}
     alone, both = found.values()
     save(
         "regions",
         {
             "set": "bccd",
             "crop": CROP,
-            "seeds": SEEDS,
+            "seeds": done,
             "draws": DRAWS,
             "batch": BUDGET.batch,
             "steps": [BUDGET.align_steps, BUDGET.steps],
             "lr": BUDGET.lr,
             "weights": ARMS,
-            "seconds": {arm: [seconds_of(runs[arm, seed]) for seed in SEEDS] for arm in ARMS},
+            "seconds": {arm: [seconds_of(runs[arm, seed]) for seed in done] for arm in ARMS},
             "start": scores(first[0][0]),
             "after": {arm: [scores(one) for one in seeds] for arm, seeds in found.items()},
             "with regions - instructions": differences_json(over_images(both, alone)),
