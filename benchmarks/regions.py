@@ -1,6 +1,6 @@
 """Does region-text contrast beside ViTP teach what lies where? Frozen probes of blood cells, as in `pretext.py`.
 
-The packaged model goes on with ViTP on the questions of bccd's training labels, alone and together with `regions`
+The packaged model goes on with ViTP on the questions of bccd's training labels, alone and together with `regionclip`
 (weight 0.5). Both see the same number of instructed images; the second passes as many images through the tower once
 more for the regions, so it costs more (`seconds` are those of the steps after the alignment).
 
@@ -28,7 +28,7 @@ from vitp.runs.pretrain import PretrainConfig, run_pretraining
 
 SEEDS = (0, 1, 2)
 BUDGET = Budget(align_steps=40, steps=360)
-ARMS: dict[str, dict[str, float]] = {"instructions": {}, "with regions": {"regions": 0.5}}
+ARMS: dict[str, dict[str, float]] = {"instructions": {}, "with regions": {"regionclip": 0.5}}
 """What is learned → weight of each objective beside ViTP."""
 
 

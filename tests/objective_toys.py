@@ -258,7 +258,7 @@ CASES = {
         ("vision tower", "text tower", "head"),
         1,
     ),
-    "regions": Case(
+    "regionclip": Case(
         regions,
         lambda folder: source_of(folder, region_views()),
         frozenset({"regions"}),

@@ -46,7 +46,7 @@ def test_an_objective_is_named_in_its_file_and_in_the_table(name: str) -> None:
 def test_the_table_has_the_names_that_settings_take() -> None:
     for name, kind in SETTINGS.items():
         assert kind(name=name).name == name
-    assert len(SETTINGS) == 11
+    assert len(SETTINGS) == 12
 
 
 def test_nobody_asks_of_what_kind_a_configuration_is() -> None:

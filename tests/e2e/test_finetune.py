@@ -142,7 +142,7 @@ def check_predict(task: str, run: Path, data: Path, out: Path) -> None:
         with Image.open(out / "label" / f"{pictures[0]}.png") as mask:
             assert mask.size == (SIZE, SIZE) and set(np.unique(np.asarray(mask))) <= {0, 255}
     else:
-        read = read_labels("coco", out / "predictions.json", val=0.0)
+        read = read_labels("coco", out / "predictions.json", val=0.0, scores="labels")
         assert len(read.items) == 4
     assert litter(out) == []
 

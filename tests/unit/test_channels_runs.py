@@ -95,7 +95,7 @@ def finetuning(root: Path, **sections: Any) -> FinetuneConfig:
     return make_config(FinetuneConfig, values)
 
 
-@pytest.mark.parametrize("objective", sorted(set(SETTINGS) - {"supervised", "joint"}))
+@pytest.mark.parametrize("objective", sorted(set(SETTINGS) - {"supervised", "joint", "regionclip"}))
 def test_every_objective_learns_from_all_bands(folder: Path, objective: str) -> None:
     run = build(pretraining(folder, objective, data={"band_dropout": 0.3}))
     tower = run.objective.vision_tower
@@ -119,6 +119,24 @@ def test_scenes_of_classes_teach_by_all_bands(tmp_path: Path) -> None:
     run = build(pretraining(tmp_path / "set", "supervised"))
     batch = run.source(0, 0, 0, 1)
     assert batch.tiles_BCHW.shape[1] == 5 and "scene" in run.objective(batch)
+
+
+def test_boxes_teach_by_all_bands(tmp_path: Path) -> None:
+    boxes = []
+    for number in range(8):
+        values = np.full((5, 32, 32), 100 * number, np.uint16)
+        write_bands(tmp_path / "data" / "images" / f"{number}.tif", values, BANDS[:5], place=number)
+        own = {"id": number, "image_id": number, "category_id": 1 + number % 2}
+        boxes.append({**own, "bbox": [2, 3, 9, 9], "area": 81, "iscrowd": 0})
+    images = [{"id": n, "file_name": f"{n}.tif", "width": 32, "height": 32} for n in range(8)]
+    classes = [{"id": 1, "name": "ship"}, {"id": 2, "name": "port"}]
+    table = {"images": images, "annotations": boxes, "categories": classes}
+    (tmp_path / "data" / "annotations.json").write_text(json.dumps(table), encoding="utf-8")
+    compile_labels(tmp_path / "data", "coco", tmp_path / "set", range="0,800")
+    run = build(pretraining(tmp_path / "set", "regionclip"))
+    batch = run.source(0, 0, 0, 1)
+    assert batch.tiles_BCHW.shape[1] == 5 and len(batch.text_R) >= 4
+    assert torch.isfinite(run.objective(batch)["regions"])
 
 
 def test_a_run_states_its_channels_and_resumes(folder: Path, tmp_path: Path) -> None:

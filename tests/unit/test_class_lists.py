@@ -153,3 +153,24 @@ def test_captions_in_capitals(tmp_path: Path) -> None:
     photo(tmp_path / "A.PNG")
     text(tmp_path / "A.TXT", "a harbour")
     assert read_labels("auto", tmp_path).items[0].captions == ("a harbour",)
+
+
+def test_numbers_may_begin_at_one(tmp_path: Path) -> None:
+    for k in range(4):
+        photo(tmp_path / f"images/{k}.png")
+    text(tmp_path / "train.txt", "".join(f"images/{k}.png {k + 1}\n" for k in range(4)))
+    text(tmp_path / "classes.txt", "ant\nbee\ncat\ndog\n")
+    found = read_labels("auto", tmp_path)
+    assert [item.scene for item in found.items] == ["ant", "bee", "cat", "dog"]
+    assert any("class numbers: 1–4" in line for line in found.understood)
+    assert read_labels("auto", tmp_path, classes="w,x,y,z").scene_classes == ("w", "x", "y", "z")
+
+
+def test_images_of_no_list_and_lists_without_classes_are_said(tmp_path: Path) -> None:
+    root = listed(tmp_path)
+    photo(root / "images/alone.png")
+    text(root / "test.txt", "images/alone.png\n")
+    found = read_labels("auto", root)
+    assert len(found.items) == 6
+    assert any("test.txt" in line and "without a class" in line for line in found.understood)
+    assert any("alone.png" in line and "in no list" in line for line in found.findings)

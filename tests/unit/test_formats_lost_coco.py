@@ -297,3 +297,46 @@ def test_coco_categories_of_one_name_are_one_class_and_said(tmp_path: Path) -> N
     found = read_labels("auto", tmp_path)
     assert found.object_classes == ("ship",)
     assert 'categories: several are called "ship" and count as one class' in found.understood
+
+
+def written(root: Path, boxes: list[list[float]], names: list[dict[str, Any]]) -> Path:
+    """Write a file of one picture of 64 × 48 px a box; each outline is the rectangle 4, 6, 14, 16."""
+    outline = [[4, 6, 14, 6, 14, 16, 4, 16]]
+    (root / "images").mkdir(parents=True)
+    for number in range(len(boxes)):
+        image(root / f"images/im{number}.png")
+    rows = [
+        {"id": n, "image_id": n, "category_id": 1 + n % 2, "bbox": box, "segmentation": outline, "iscrowd": 0}
+        for n, box in enumerate(boxes)
+    ]
+    pictures = [{"id": n, "file_name": f"im{n}.png", "width": 64, "height": 48} for n in range(len(boxes))]
+    content = {"images": pictures, "annotations": rows, "categories": names}
+    (root / "annotations.json").write_text(json.dumps(content), encoding="utf-8")
+    return root
+
+
+TWO = [
+    {"id": 1, "name": "ship", "supercategory": "harbour"},
+    {"id": 2, "name": "port", "supercategory": "harbour"},
+]
+
+
+def test_boxes_that_fit_their_outlines_as_corners_only_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="outlines of 4 of 4 objects fit their boxes only when"):
+        read_labels("coco", written(tmp_path / "corners", [[4, 6, 14, 16]] * 4, TWO))
+    right = read_labels("coco", written(tmp_path / "sizes", [[4, 6, 10, 10]] * 4, TWO))
+    assert {label.box for item in right.items for label in item.objects or ()} == {(4, 6, 14, 16)}
+    # One wrong box among right ones is a matter of that box.
+    assert read_labels("coco", written(tmp_path / "one", [[4, 6, 10, 10]] * 3 + [[4, 6, 14, 16]], TWO)).items
+
+
+def test_a_supercategory_without_objects_is_no_class(tmp_path: Path) -> None:
+    names = [{"id": 0, "name": "harbour", "supercategory": "none"}, *TWO]
+    found = read_labels("coco", written(tmp_path / "roboflow", [[4, 6, 10, 10]] * 4, names))
+    assert found.object_classes == ("ship", "port")
+    assert any('"harbour" is what others are kinds of' in line for line in found.understood)
+    # A class of which there is no object stays one where nothing is of its kind.
+    names = [{"id": 0, "name": "crane"}, *TWO]
+    assert (
+        "crane" in read_labels("coco", written(tmp_path / "rare", [[4, 6, 10, 10]] * 4, names)).object_classes
+    )

@@ -91,7 +91,7 @@ def test_old_configurations_mean_what_they_meant(file: str, tmp_path: Path) -> N
 
 def test_there_is_an_old_configuration_of_everything() -> None:
     files = {path.stem for path in OLD.glob("*.yaml")}
-    older = set(SETTINGS) - {"joint", "droppos", "distil", "regions"}
+    older = set(SETTINGS) - {"joint", "droppos", "distil", "regionclip"}
     assert {f"run-pretrain-{name}" for name in older} <= files
     assert {f"written-pretrain-{name}" for name in older} <= files
     assert {f"run-finetune-{task}" for task in set(TASK_MODELS) - {"panoptic"}} <= files

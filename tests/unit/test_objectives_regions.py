@@ -195,7 +195,15 @@ def test_a_name_of_another_set_is_no_wrong_answer(tmp_path: Path) -> None:
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
     items = [replace(scene(tmp_path, 0), objects=(ObjectLabel("ship", (2.0, 2.0, 20.0, 20.0)),))]
     vitp_labels.write_compiled(LabelledSet("toy", items, ("ship",)), Roots(tmp_path, tmp_path, tmp_path))
-    command = ["pretrain", "--objective", "regions", "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    command = [
+        "pretrain",
+        "--objective",
+        "regionclip",
+        "--data",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     assert run([*command, "-s", "objective.empty=0", "-s", "train.steps=1"]) == 2
     assert not (tmp_path / "run" / "model").exists()
 
@@ -204,11 +212,11 @@ def test_together_with_visual_instructions(tmp_path: Path) -> None:
     """Through the command line: a run of both, whose language model and tower are saved."""
     data = labelled_folder(tmp_path / "toy")
     config = tmp_path / "run.yaml"
-    config.write_text("objectives: {vitp: 1, regions: {weight: 0.5, empty: 1}}\n", encoding="utf-8")
+    config.write_text("objectives: {vitp: 1, regionclip: {weight: 0.5, empty: 1}}\n", encoding="utf-8")
     command = ["pretrain", str(config), "--data", str(data), "--out", str(tmp_path / "run")]
     for setting in ("train.steps=2", "data.global_batch=2", "train.num_workers=0"):
         command += ["-s", setting]
     assert run(command) == 0
     lines = (tmp_path / "run" / "metrics.jsonl").read_text(encoding="utf-8")
-    assert "regions.regions" in lines and "vitp.language" in lines
+    assert "regionclip.regions" in lines and "vitp.language" in lines
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

@@ -93,3 +93,50 @@ def test_a_table_of_other_facts_beside_class_folders_is_left_alone(tmp_path: Pat
         pictures(tmp_path / folder, [f"{folder}{i}{k}.png" for i in range(3)])
     (tmp_path / "meta.csv").write_text("picture,sex\ncat00,f\ncat10,m\ndog01,f\ndog11,m\n")
     assert detect_format(tmp_path) == "folders"
+
+
+def table(root: Path, rows: list[str], head: str = "image,cat,dog,bird") -> Path:
+    pictures(root / "images", [f"{k}.png" for k in range(len(rows))])
+    lines = [head, *(f"{k}.png,{row}" for k, row in enumerate(rows))]
+    (root / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return root
+
+
+ROWS = ["1,0,0", "0,1,0", "1,{},0", "0,0,1", "1,1,0", "0,1,1"]
+
+
+@pytest.mark.parametrize("word", ["", "NA", "nan", "null", "-1"])
+def test_what_programs_write_for_nothing_is_not_known(tmp_path: Path, word: str) -> None:
+    found = read_labels("auto", table(tmp_path, [row.format(word) for row in ROWS]))
+    assert found.scene_classes == ("bird", "cat", "dog")
+    assert [item.unknown for item in found.items] == [(), (), ("dog",), (), (), ()]
+    assert [item.tags for item in found.items][1:3] == [("dog",), ("cat",)]
+
+
+@pytest.mark.parametrize("word", ["l", "2", "0.5", "yes"])
+def test_a_column_with_one_odd_cell_is_not_dropped(tmp_path: Path, word: str) -> None:
+    """Without it images of that class would say that nothing is there."""
+    root = table(tmp_path, [row.format(word) for row in ROWS])
+    with pytest.raises(DataError, match=f'column "dog" holds "{word}"') as error:
+        read_labels("auto", root)
+    assert error.value.where == "labels.csv:4"
+    assert read_labels("auto", root, classes="cat,bird").scene_classes == ("cat", "bird")
+    with pytest.raises(DataError, match='column "dog" holds'):
+        read_labels("auto", root, classes="cat,dog")
+
+
+def test_columns_of_other_facts_are_no_classes(tmp_path: Path) -> None:
+    rows = [
+        f"{row.format(0)},{view},{length}" for row, view, length in zip(ROWS, "AABBAB", "314159", strict=True)
+    ]
+    found = read_labels("auto", table(tmp_path, rows, "image,cat,dog,bird,view,length"))
+    assert found.scene_classes == ("bird", "cat", "dog")
+
+
+@pytest.mark.parametrize("quote", ["'", '""'])
+def test_lists_in_cells_are_several_classes(tmp_path: Path, quote: str) -> None:
+    cells = [["cat", "dog"], ["bird"], ["cat"], ["dog", "bird"]]
+    rows = ['"[' + ", ".join(f"{quote}{name}{quote}" for name in own) + ']"' for own in cells]
+    found = read_labels("auto", table(tmp_path, rows, "image,labels"))
+    assert found.scene_classes == ("bird", "cat", "dog")
+    assert [sorted(item.tags or ()) for item in found.items] == [sorted(own) for own in cells]

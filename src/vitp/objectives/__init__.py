@@ -40,7 +40,7 @@ _Single = (
     | Annotated[SupervisedSettings, Tag("supervised")]
     | Annotated[DenseSettings, Tag("dense")]
     | Annotated[DroppedPositionSettings, Tag("droppos")]
-    | Annotated[RegionTextSettings, Tag("regions")]
+    | Annotated[RegionTextSettings, Tag("regionclip")]
 )
 
 # pydantic's `Field(discriminator="name")` refuses settings whose values are looked at before they are taken.

@@ -69,7 +69,7 @@ _LONGEST = 4096
 class RegionTextSettings(ObjectiveSettings):
     """Region-text contrast."""
 
-    name: Literal["regions"] = "regions"
+    name: Literal["regionclip"] = "regionclip"
     """Which class name belongs to a labelled place."""
     objects: int = Field(8, ge=1, le=4096)
     """Most objects of an image; of more, as many are chosen at random each time."""

@@ -162,12 +162,12 @@ PARADIGMS: dict[str, Paradigm] = {
     "siglip": Paradigm(
         "image-text contrast (SigLIP)", _CAPTIONS, 32, 3e-4, _image_paradigm("siglip", **_MICRO_TEXT)
     ),
-    "regions": Paradigm(
+    "regionclip": Paradigm(
         "region-text contrast (RegionCLIP)",
         "classes and boxes of objects",
         16,
         3e-4,
-        _image_paradigm("regions", text_width=96, text_heads=4, dimension=64),
+        _image_paradigm("regionclip", text_width=96, text_heads=4, dimension=64),
     ),
     "supervised": Paradigm(
         "supervised classification",

@@ -68,6 +68,21 @@ def _is_class_list(path: Path) -> bool:
     return not all(split_of(label) for label in labels)
 
 
+def _plain_lists(root: Path) -> list[Path]:
+    """Return the texts beside lists of classes that are called after a split and name nothing but images."""
+    found = []
+    for folder in (root, *(child(root, (name,)) for name in _FOLDERS)):
+        for path in [] if folder is None else suffixed(folder, ".txt"):
+            lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+            if (
+                lines
+                and split_of(path.stem)
+                and all(line.lower().endswith(tuple(IMAGE_SUFFIXES)) for line in lines)
+            ):
+                found.append(path)
+    return found
+
+
 def lists_label(root: Path) -> bool:
     """Return whether lists say the classes of a folder's images, and no folders of classes say the same.
 
@@ -212,16 +227,17 @@ def _named(
     names, origin = (known, "the option classes") if known else _name_file(builder.root, paths)
     if names is None:
         return {str(number): str(number) for number in numbers} | {label: str(int(label)) for label in labels}
-    if numbers[-1] >= len(names):
+    first = 1 if numbers[0] == 1 and numbers[-1] == len(names) else 0
+    if numbers[-1] - first >= len(names):
         raise DataError(
             f"the classes run from {numbers[0]} to {numbers[-1]}, but {origin} names {len(names)}, which are 0 to "
             f"{len(names) - 1}",
             where=str(paths[0]),
-            fix="count from 0, or name all classes in the order of their numbers with -o classes=NAME,…",
+            fix="name as many classes as there are numbers, in their order, with -o classes=NAME,…",
         )
-    builder.understand(f"class numbers: 0–{len(names) - 1}, named by {origin}")
-    by_number = {str(number): name for number, name in enumerate(names)}
-    return by_number | {label: names[int(label)] for label in labels}
+    builder.understand(f"class numbers: {first}–{len(names) - 1 + first}, named by {origin}")
+    by_number = {str(number): name for number, name in enumerate(names, first)}
+    return by_number | {label: names[int(label) - first] for label in labels}
 
 
 def _name_file(root: Path, paths: Sequence[Path]) -> tuple[tuple[str, ...] | None, str]:
@@ -274,3 +290,15 @@ def _add(
             raise DataError(f"{row.image} is of {own} here and of {told}", where=where, fix="name it once")
     for place, (name, split, _) in found.items():
         builder.add_file(place, split=split, category=name, scene=name)
+    every = {place for places in images.by_name.values() for place in places}
+    if missing := sorted(every - found.keys()):
+        few = len(missing) == 1
+        builder.note(
+            builder.place(missing[0]),
+            f"{'is in no list' if few else f'this and {len(missing) - 1:,} more images are in no list'} with a class; "
+            "left out",
+        )
+    bare = [path for path in _plain_lists(builder.root) if path not in rows]
+    if bare:
+        names_of = ", ".join(builder.place(path) for path in bare)
+        builder.understand(f"not used: {names_of}, whose lines name images without a class")

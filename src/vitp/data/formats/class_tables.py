@@ -2,165 +2,42 @@
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_columns import (
+    MISSING_WORDS,
+    NO_CLASSES,
+    NOT_KNOWN,
+    Columns,
+    bit_of,
+    class_tables,
+    columns_of,
+    guessed_columns,
+)
 from vitp.data.formats.tables import (
-    IMAGE_KEYS,
     PATIENT_KEYS,
-    STUDY_KEYS,
     TableImages,
     find_key,
-    first_table_rows,
     raw_rows,
     refuse_several_tables,
-    table_files,
-    table_weight,
 )
-from vitp.data.formats.walk import comma_list, name_index, split_of
+from vitp.data.formats.walk import comma_list, split_of
 from vitp.records.labels import LabelledSet
 
-_ID_KEYS = (*IMAGE_KEYS, "id", "name")
-CLASS_KEYS = (
-    *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
-    *("diagnosis", "dx", "target", "tag", "tags", "label_name", "finding_labels"),
-)
-_BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
-SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
+_MOSTLY = 0.5
+"""Share of a column's cells from which 0 and 1 say that it is a class, and the other cells wrong."""
+
 _SEVERAL_KEYS = ("labels", "classes", "tags")
 """Names of columns that say that there are several classes."""
 
-GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
-_NO_CLASSES = (*GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
-"""Columns that may hold 0 and 1, and are no classes."""
-
-_NOT_KNOWN = -1
-_WORDS = {"true": 1, "false": 0}
-_MISSING = ("nan", "na", "n/a", "#n/a", "<na>", "null")
-"""What programs write into a cell that holds nothing."""
 _SEPARATORS = {"bar": "|", "semicolon": ";", "comma": ",", "blank": " "}
-_NAMED = 0.9
-"""Share of a column's values that name images when it is the column of the images."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group.
-
-    With `study`, the column `image` names the folder of a study.
-    """
-
-    image: str
-    label: str = ""
-    one_hot: tuple[str, ...] = ()
-    split: str = ""
-    group: str = ""
-    study: bool = False
-
-
-def columns_of(
-    path: Path, image_column: str | None = None, class_column: str | None = None, patient: str = ""
-) -> Columns | None:
-    """Return the columns of a table of classes, or None when it isn't one; the options name unusual ones."""
-    rows = first_table_rows(path)
-    if not rows:
-        return None
-    image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
-    study = None if image or image_column else find_key(rows[0], STUDY_KEYS)
-    image = image or study
-    if image is None or find_key(rows[0], _BOX_KEYS) is not None:
-        return None
-    split, group = (
-        find_key(rows[0], keys) or ""
-        for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS)
-    )
-    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
-    if label is not None and label != image:
-        return Columns(image, label, (), split, group, study is not None)
-    others = [
-        key for key in rows[0] if key not in (image, split, group) and find_key({key: 0}, _NO_CLASSES) is None
-    ]
-    one_hot = _one_hot(rows, others)
-    found = Columns(image, "", one_hot, split, group, study is not None)
-    return found if len(one_hot) > 1 and not class_column else None
-
-
-def _one_hot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, ...]:
-    """Return the columns that say whether a class fits: 1, 0, −1 where that is uncertain, or nothing.
-
-    Columns without anything in them are some of a table in which other classes have gaps, too.
-    """
-    bits = {key: [_bit(row.get(key)) for row in rows] for key in keys}
-    found = {key: own for key, own in bits.items() if None not in own}
-    told = {key: own for key, own in found.items() if set(own) != {_NOT_KNOWN}}
-    gaps = len(told) > 1 and any(_NOT_KNOWN in own for own in told.values())
-    return tuple(found if gaps else told)
-
-
-def _bit(value: Any) -> int | None:
-    """Return 1, 0, or −1 where a cell doesn't say whether a class fits; None: it holds something else."""
-    if value is None or str(value).strip() == "" or value != value:
-        return _NOT_KNOWN
-    try:
-        number = float(_WORDS.get(str(value).strip().lower(), value))
-    except (TypeError, ValueError):
-        return None
-    return int(number) if number in (0, 1, _NOT_KNOWN) else None
-
-
-def class_tables(root: Path) -> list[Path]:
-    """Return the files of a folder that are tables of classes, those that are about its images if there are some."""
-    found = [path for path in table_files(root) if columns_of(path) is not None]
-    return [path for path in found if table_weight(root, path, _ID_KEYS) != "none"] or found
-
-
-def class_weight(root: Path) -> Literal["none", "some", "most"]:
-    """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
-    found = {table_weight(root, path, _ID_KEYS) for path in class_tables(root)}
-    return "most" if "most" in found else "some" if "some" in found else "none"
-
-
-def is_box_table(path: Path) -> bool:
-    """Return whether a table has columns of boxes or outlines, which no reader understands."""
-    rows = first_table_rows(path, 1)
-    return bool(rows) and all(find_key(rows[0], keys) is not None for keys in (_ID_KEYS, _BOX_KEYS))
-
-
-def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
-    """Return the tables with a column of names of the set's images, under whatever name.
-
-    Each is the table, that column, and the columns of image and class; None where the class isn't the one other
-    column, with few values. Tables of boxes are left out.
-    """
-    found: list[tuple[Path, str, Columns | None]] = []
-    images: dict[str, list[Path]] | None = None
-    for path in table_files(root):
-        rows = first_table_rows(path)
-        if not rows or find_key(rows[0], _BOX_KEYS) is not None:
-            continue
-        images = name_index(root) if images is None else images
-        keys = [key for key in rows[0] if isinstance(key, str)]
-        shares = {
-            key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys
-        }
-        image = max(shares, key=lambda key: shares[key], default="")
-        if not image or shares[image] < _NAMED:
-            continue
-        split = find_key(rows[0], SPLIT_KEYS) or ""
-        others = [key for key in keys if key not in (image, split)]
-        known = find_key(dict.fromkeys(others), CLASS_KEYS)
-        label = known
-        if label is None and len(others) == 1:
-            values = {str(row.get(others[0])) for row in rows}
-            fractions = any("." in value.removesuffix(".0") for value in values)
-            label = others[0] if 2 <= len(values) <= len(rows) / 2 and not fractions else None
-        found.append((path, image, None if label is None else Columns(image, label, (), split)))
-    return found
 
 
 def read_class_tables(
@@ -279,12 +156,16 @@ class _Reading:
         rows = list(raw_rows(path))
         mark = self._separator(path, columns, [row for _, row in rows])
         listed = ", ".join(columns.one_hot)
+        if not columns.label:
+            self._check_others(path, columns, rows)
         if columns.label:
             said = f'"{columns.label}" its class' + (f'es, parted by "{mark}"' if mark else "")
         else:
             said = f"1 in one of {listed} its class"
-            bits = [_bit(row.get(key)) for _, row in rows if isinstance(row, dict) for key in columns.one_hot]
-            if unsaid := bits.count(_NOT_KNOWN):
+            bits = [
+                bit_of(row.get(key)) for _, row in rows if isinstance(row, dict) for key in columns.one_hot
+            ]
+            if unsaid := bits.count(NOT_KNOWN):
                 said += f" ({unsaid:,} of {len(bits):,} cells are empty or −1: not known, which is no “no”)"
         place = self.builder.place(path)
         noun = "study, and all images in its folder" if columns.study else "image"
@@ -293,6 +174,31 @@ class _Reading:
             self.builder.understand(f'{place}: images of one "{columns.group}" are a group')
         for number, row in rows:
             self._take(self.builder.place(path, number), row, columns, mark, split_of(path.stem))
+
+    def _check_others(self, path: Path, columns: Columns, rows: Sequence[tuple[int, Any]]) -> None:
+        """Refuse a column that would be a class but for a few cells: without it its images would say "no".
+
+        Raises:
+            DataError: Such a cell; or a class that was asked for has a column of something else.
+        """
+        of_image = {columns.image, columns.split, columns.group, *columns.one_hot}
+        dicts = [(number, row) for number, row in rows if isinstance(row, dict)]
+        for key in dict.fromkeys(key for _, row in dicts for key in row):
+            if key in of_image or find_key({key: 0}, NO_CLASSES) is not None:
+                continue
+            asked = self.known is not None and key in self.known
+            if self.known is not None and not asked:
+                continue
+            bits = [(number, row.get(key), bit_of(row.get(key))) for number, row in dicts]
+            odd = [(number, value) for number, value, bit in bits if bit is None]
+            clear = sum(bit in (0, 1) for _, _, bit in bits)
+            if odd and (asked or clear >= _MOSTLY * (clear + len(odd))):
+                raise DataError(
+                    f'column "{key}" holds "{str(odd[0][1])[:40]}", which is neither 0 nor 1, so whether it is a class '
+                    "isn't known",
+                    where=self.builder.place(path, odd[0][0]),
+                    fix="write 1, 0 or nothing in its cells; where it is none, name the others with -o classes=NAME,…",
+                )
 
     def _separator(self, path: Path, columns: Columns, rows: Sequence[Any]) -> str:
         """Return what parts several classes in the cells of a table, "" where nothing does.
@@ -304,7 +210,8 @@ class _Reading:
             return ""
         if self.separator:
             return _SEPARATORS[self.separator]
-        texts = {str(value) for row in rows if isinstance(row, dict) and (value := row.get(columns.label))}
+        cells = [row.get(columns.label) for row in rows if isinstance(row, dict)]
+        texts = {str(value) for value in cells if value and _listed(value) is None}
         for mark in list(_SEPARATORS.values())[:3]:
             if any(mark in text for text in texts):
                 return mark
@@ -334,7 +241,7 @@ class _Reading:
             return
         told = split_of(str(row.get(columns.split) or "")) if columns.split else None
         group = str(row.get(columns.group) or "").strip() if columns.group else ""
-        unknown = tuple(key for key in columns.one_hot if _bit(row.get(key)) == _NOT_KNOWN)
+        unknown = tuple(key for key in columns.one_hot if bit_of(row.get(key)) == NOT_KNOWN)
         fold = str(row.get(columns.split) or "").strip() if columns.split.lower() == "fold" else ""
         number = int(fold) if fold.isdecimal() else None
         denies = len(unknown) < len(columns.one_hot)
@@ -365,7 +272,7 @@ class _Reading:
 
     def _labels(self, where: str, name: str, texts: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the classes of a row, None with a finding where they can't be told."""
-        if texts is not None and len(texts) == 1 and texts[0].lower() in _MISSING:
+        if texts is not None and len(texts) == 1 and texts[0].lower() in MISSING_WORDS:
             texts = texts if texts[0] in (self.known or ()) else None
         if texts is None:
             self.builder.note(where, f"{name} has no class; left out")
@@ -433,10 +340,22 @@ class _Reading:
 def _texts(row: Mapping[str, Any], columns: Columns, mark: str) -> list[str] | None:
     """Return the classes in a row, None where it says nothing of them."""
     if not columns.label:
-        return [key for key in columns.one_hot if _bit(row.get(key)) == 1]
+        return [key for key in columns.one_hot if bit_of(row.get(key)) == 1]
     value = row.get(columns.label)
+    value = value if (listed := _listed(value)) is None else listed
     whole = "" if value is None else str(value)
     parts = value if isinstance(value, list) else whole.split(mark) if mark else [whole]
     texts = dict.fromkeys(text for part in parts if (text := str(part).strip()))
     # pandas writes whole numbers with gaps as 3.0
     return [text.removesuffix(".0") if text.removesuffix(".0").isdigit() else text for text in texts] or None
+
+
+def _listed(value: Any) -> list[Any] | None:
+    """Return the list in a cell, also where it is written as text (["cat", "dog"], as pandas does); None: no list."""
+    if not isinstance(value, str) or not (value.strip().startswith("[") and value.strip().endswith("]")):
+        return value if isinstance(value, list) else None
+    try:
+        found = ast.literal_eval(value.strip())  # JSON's lists of texts and numbers are Python's, too
+    except (ValueError, SyntaxError):
+        return None
+    return found if isinstance(found, list) and all(isinstance(one, (str, int)) for one in found) else None

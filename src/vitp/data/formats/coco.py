@@ -137,6 +137,11 @@ def _tell(builder: SetBuilder, reading: CocoReading) -> None:
     if reading.masks:
         text = f"{reading.masks:,} masks of CVAT, which calls all masks crowds, are objects"
         builder.understand(f"{text} (-o crowds=difficult reads them as crowds)")
+    for name in reading.groups:
+        if name not in (reading.known or ()):
+            builder.understand(
+                f'categories: "{name}" is what others are kinds of, and no object is one: no class'
+            )
     for name in reading.categories.doubles():
         builder.understand(f'categories: several are called "{name}" and count as one class')
 
@@ -206,6 +211,28 @@ def _first_category(content: dict[str, Any]) -> Any:
     return next((key for key in rows if key is not None), None)
 
 
+def _groups(files: Sequence[CocoFile]) -> tuple[str, ...]:
+    """Return categories that only group others: their supercategory, of which no object is (Roboflow writes one).
+
+    As a class such a name would be absent everywhere, also where an object of its group is.
+    """
+    rows = [row for file in files for row in file.content.get("categories") or () if isinstance(row, dict)]
+    above = {
+        str(row["supercategory"]).strip()
+        for row in rows
+        if row.get("supercategory") and str(row["supercategory"]).strip() != str(row.get("name")).strip()
+    }
+    used = {
+        str(row.get("category_id"))
+        for file in files
+        for row in file.content["annotations"]
+        if isinstance(row, dict)
+    }
+    own = [str(row.get("name")).strip() for row in rows if str(row.get("id")) in used]
+    names = dict.fromkeys(str(row.get("name")).strip() for row in rows)
+    return tuple(name for name in names if name in above and name not in own)
+
+
 class CocoReading:
     """The files of one set while they are read.
 
@@ -229,6 +256,8 @@ class CocoReading:
         self.builder, self.known, self.on_missing = builder, known, on_missing
         self.crowds_are, self.masks = crowds, 0
         self.categories, self.names = _categories(files)
+        self.groups = _groups(files)
+        self.names = tuple(name for name in self.names if name not in self.groups or name in (known or ()))
         self.images: dict[Path, CocoImage] = {}
         self.crowds = 0
         for file in files:

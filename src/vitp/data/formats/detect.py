@@ -15,8 +15,7 @@ from xml.etree import ElementTree
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_json, parse_xml, read_text
 from vitp.data.formats.captions import TEXT_KEYS, caption_tables, caption_weight, is_caption_table
-from vitp.data.formats.class_lists import lists_label
-from vitp.data.formats.class_tables import (
+from vitp.data.formats.class_columns import (
     CLASS_KEYS,
     class_tables,
     class_weight,
@@ -24,6 +23,7 @@ from vitp.data.formats.class_tables import (
     guessed_columns,
     is_box_table,
 )
+from vitp.data.formats.class_lists import lists_label
 from vitp.data.formats.coco_files import (
     annotation_files,
     is_coco_file,
@@ -248,7 +248,7 @@ def _refuse_matlab(root: Path) -> None:
         raise DataError(
             f"{within(fitting[0].parent, root)} holds labels in {len(fitting)} files of MATLAB, which no reader knows",
             where=str(root),
-            fix="write their segmentations as PNG of the images' names into masks/ (scipy.io.loadmat, Pillow)",
+            fix="write their segmentations as PNG of the images' names into masks/ (SciPy's loadmat, Pillow)",
         )
 
 

@@ -12,6 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import numpy as np
+
 from vitp.core.errors import DataError
 from vitp.data.formats.walk import Note
 from vitp.records.geometry import Box, area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
@@ -25,6 +27,9 @@ FEWEST_FOR_SHARE = 10
 
 _SLOPPY = 0.1
 """Share of its sides by which a box that was drawn carelessly around a cut object may reach outside of the image."""
+
+_SAME_EDGE = 2.0
+"""Pixels by which the edges of a box and of its outline may differ."""
 
 _FEWEST_IN_FOLDER = 3
 """Labels from which on a folder of label files is refused when all of its labels are lost."""
@@ -48,6 +53,8 @@ class Tally:
         largest: Largest coordinate of a source's used boxes in pixels.
         doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, those
             that reach far outside, and those whose numbers would be two corners in it.
+        outlined: Objects of a source with an outline and four numbers of a box, and those of them whose outline fits
+            these only as two corners.
         first: First line about a label that is lost or has no area, by (source, class).
         folders: Sources that are folders of label files.
         unlabelled: Images that lost a label without a place.
@@ -61,6 +68,7 @@ class Tally:
     excluded: Counter[str] = field(default_factory=Counter)
     largest: dict[str, float] = field(default_factory=dict)
     doubtful: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    outlined: dict[str, tuple[int, int]] = field(default_factory=dict)
     first: dict[_Key, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     unlabelled: int = 0
@@ -76,6 +84,17 @@ class Tally:
         """Count a box whose four numbers could be two corners."""
         boxes, beyond, further, fitting = self.doubtful.get(source, (0, 0, 0, 0))
         self.doubtful[source] = boxes + 1, beyond + outside, further + far, fitting + corners
+
+    def compare(self, source: str, shape: LabelShape) -> None:
+        """Count whether an outline lies in its box, or only in the one that its numbers would be as two corners."""
+        if not shape.polygons or shape.box is None or shape.corners is None:
+            return
+        outline = bounds(np.concatenate([as_points(ring) for ring in shape.polygons]))
+        as_box, as_corners = (
+            max(abs(a - b) for a, b in zip(outline, one, strict=True)) for one in (shape.box, shape.corners)
+        )
+        known, turned = self.outlined.get(source, (0, 0))
+        self.outlined[source] = known + 1, turned + (as_corners <= _SAME_EDGE < as_box)
 
     def check(self, root: str, images: int, *, partial: bool = False) -> None:
         """Refuse a set whose labels are lost.
@@ -110,6 +129,14 @@ class Tally:
                     "two corners (x1, y1, x2, y2)",
                     where=source,
                     fix="write position and size as the format has them; cut boxes that are meant so at the image's border",
+                )
+        for source, (known, turned) in self.outlined.items():
+            if turned >= _FEWEST_IN_FOLDER and 2 * turned > known:
+                raise DataError(
+                    f"the outlines of {turned:,} of {known:,} objects fit their boxes only when the boxes' numbers are two "
+                    "corners (x1, y1, x2, y2)",
+                    where=source,
+                    fix="write boxes as position and size (x, y, width, height), as the format has them",
                 )
         for category in sorted({category for _, category in (*self.lost, *self.flat)} - {""}):
             self._refuse_lost(root, category=category)
@@ -252,6 +279,7 @@ class ImageLabels:
             outside, far = not self._holds(shape.box), not self._holds(shape.box, _SLOPPY)
             corners = self._holds(shape.corners)
             self.tally.doubt(self.source, outside=outside, far=far, corners=corners)
+            self.tally.compare(self.source, shape)
         if isinstance(label, _Misfit):
             self._miss(where, category, category, label)
             return None

@@ -16,7 +16,7 @@ from vitp.core.extras import need
 from vitp.core.reading import parse_json
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.captions import TEXT_KEYS
-from vitp.data.formats.class_tables import CLASS_KEYS, GROUP_KEYS, SPLIT_KEYS
+from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, SPLIT_KEYS
 from vitp.data.formats.walk import split_of, within
 from vitp.records.instructions import IMAGE_MARK, text_problem
 from vitp.records.labels import LabelledSet

@@ -1,0 +1,152 @@
+"""Columns of tables of classes: which is the image, which the class, and which say 0 or 1 of one class each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vitp.data.formats.tables import (
+    IMAGE_KEYS,
+    PATIENT_KEYS,
+    STUDY_KEYS,
+    find_key,
+    first_table_rows,
+    table_files,
+    table_weight,
+)
+from vitp.data.formats.walk import name_index
+
+_ID_KEYS = (*IMAGE_KEYS, "id", "name")
+CLASS_KEYS = (
+    *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
+    *("diagnosis", "dx", "target", "tag", "tags", "label_name", "finding_labels"),
+)
+_BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
+SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
+GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
+NO_CLASSES = (*GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
+"""Columns that may hold 0 and 1, and are no classes."""
+
+NOT_KNOWN = -1
+_WORDS = {"true": 1, "false": 0}
+MISSING_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "null")
+"""What programs write into a cell that holds nothing."""
+_NAMED = 0.9
+"""Share of a column's values that name images when it is the column of the images."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group.
+
+    With `study`, the column `image` names the folder of a study.
+    """
+
+    image: str
+    label: str = ""
+    one_hot: tuple[str, ...] = ()
+    split: str = ""
+    group: str = ""
+    study: bool = False
+
+
+def columns_of(
+    path: Path, image_column: str | None = None, class_column: str | None = None, patient: str = ""
+) -> Columns | None:
+    """Return the columns of a table of classes, or None when it isn't one; the options name unusual ones."""
+    rows = first_table_rows(path)
+    if not rows:
+        return None
+    image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
+    study = None if image or image_column else find_key(rows[0], STUDY_KEYS)
+    image = image or study
+    if image is None or find_key(rows[0], _BOX_KEYS) is not None:
+        return None
+    split, group = (
+        find_key(rows[0], keys) or ""
+        for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS)
+    )
+    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
+    if label is not None and label != image:
+        return Columns(image, label, (), split, group, study is not None)
+    others = [
+        key for key in rows[0] if key not in (image, split, group) and find_key({key: 0}, NO_CLASSES) is None
+    ]
+    one_hot = _one_hot(rows, others)
+    found = Columns(image, "", one_hot, split, group, study is not None)
+    return found if len(one_hot) > 1 and not class_column else None
+
+
+def _one_hot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that say whether a class fits: 1, 0, −1 where that is uncertain, or nothing.
+
+    Columns without anything in them are some of a table in which other classes have gaps, too.
+    """
+    bits = {key: [bit_of(row.get(key)) for row in rows] for key in keys}
+    found = {key: own for key, own in bits.items() if None not in own}
+    told = {key: own for key, own in found.items() if set(own) != {NOT_KNOWN}}
+    gaps = len(told) > 1 and any(NOT_KNOWN in own for own in told.values())
+    return tuple(found if gaps else told)
+
+
+def bit_of(value: Any) -> int | None:
+    """Return 1, 0, or −1 where a cell doesn't say whether a class fits; None: it holds something else."""
+    if value is None or value != value or str(value).strip().lower() in ("", *MISSING_WORDS):
+        return NOT_KNOWN
+    try:
+        number = float(_WORDS.get(str(value).strip().lower(), value))
+    except (TypeError, ValueError):
+        return None
+    return int(number) if number in (0, 1, NOT_KNOWN) else None
+
+
+def class_tables(root: Path) -> list[Path]:
+    """Return the files of a folder that are tables of classes, those that are about its images if there are some."""
+    found = [path for path in table_files(root) if columns_of(path) is not None]
+    return [path for path in found if table_weight(root, path, _ID_KEYS) != "none"] or found
+
+
+def class_weight(root: Path) -> Literal["none", "some", "most"]:
+    """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
+    found = {table_weight(root, path, _ID_KEYS) for path in class_tables(root)}
+    return "most" if "most" in found else "some" if "some" in found else "none"
+
+
+def is_box_table(path: Path) -> bool:
+    """Return whether a table has columns of boxes or outlines, which no reader understands."""
+    rows = first_table_rows(path, 1)
+    return bool(rows) and all(find_key(rows[0], keys) is not None for keys in (_ID_KEYS, _BOX_KEYS))
+
+
+def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
+    """Return the tables with a column of names of the set's images, under whatever name.
+
+    Each is the table, that column, and the columns of image and class; None where the class isn't the one other
+    column, with few values. Tables of boxes are left out.
+    """
+    found: list[tuple[Path, str, Columns | None]] = []
+    images: dict[str, list[Path]] | None = None
+    for path in table_files(root):
+        rows = first_table_rows(path)
+        if not rows or find_key(rows[0], _BOX_KEYS) is not None:
+            continue
+        images = name_index(root) if images is None else images
+        keys = [key for key in rows[0] if isinstance(key, str)]
+        shares = {
+            key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys
+        }
+        image = max(shares, key=lambda key: shares[key], default="")
+        if not image or shares[image] < _NAMED:
+            continue
+        split = find_key(rows[0], SPLIT_KEYS) or ""
+        others = [key for key in keys if key not in (image, split)]
+        known = find_key(dict.fromkeys(others), CLASS_KEYS)
+        label = known
+        if label is None and len(others) == 1:
+            values = {str(row.get(others[0])) for row in rows}
+            fractions = any("." in value.removesuffix(".0") for value in values)
+            label = others[0] if 2 <= len(values) <= len(rows) / 2 and not fractions else None
+        found.append((path, image, None if label is None else Columns(image, label, (), split)))
+    return found
