@@ -241,3 +241,17 @@ def test_a_mask_within_a_mask_is_refused(tmp_path: Path) -> None:
         file.write_mask(inside_HW)
     with pytest.raises(DataError, match=r"has a mask of its own, which says that 50.0% of it hold nothing"):
         read_labels("masks", root)
+
+
+def test_one_value_beside_ignored_zeros_says_that_the_option_ignored_them(tmp_path: Path) -> None:
+    root = _set(tmp_path, (1,), [0] * 3, "uint8")
+    with pytest.raises(
+        DataError, match=r"-o nodata=ignore ignores 0, which has 94\.14% of the pixels.*only 1"
+    ) as caught:
+        read_labels("masks", root, nodata="ignore")
+    assert "-o nodata=background" in caught.value.fix and "-o classes=NAME=1" in caught.value.fix
+    assert _counts(read_labels("masks", root, nodata="background")) == {0: SIDE * SIDE - 60, 1: 60}
+    assert _counts(read_labels("masks", root, nodata="ignore", classes="roof=1")) == {
+        0: 60,
+        255: SIDE * SIDE - 60,
+    }

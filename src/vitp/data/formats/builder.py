@@ -82,7 +82,9 @@ class SetBuilder:
             self.lose(where or self.place(path), f"{named}{error.what}; image left out", category)
             return None
 
-    def lose(self, where: str, text: str, category: str = "", *, absent: bool = False) -> None:
+    def lose(
+        self, where: str, text: str, category: str = "", *, absent: bool = False, mend: str = ""
+    ) -> None:
         """Note that a labelled image is left out, and count its label as lost.
 
         Args:
@@ -90,13 +92,14 @@ class SetBuilder:
             text: What is wrong, and that it is left out.
             category: Class of the whole image.
             absent: The image isn't there, which is no fault of its label.
+            mend: What to do about it, for a set that is refused because of such labels.
         """
         self.note(where, text)
         if absent:
             self.tally.absent += 1
             self.tally.first_absent = self.tally.first_absent or f"{where}: {text}"
         else:
-            self.tally.lose("", category, f"{where}: {text}")
+            self.tally.lose("", category, f"{where}: {text}", mend=mend)
 
     def leave_out(self, error: DataError, path: str | Path, fate: str) -> None:
         """Note that something is left out with what it is made of: the finding names the file that is to blame.

@@ -56,6 +56,7 @@ class Tally:
         outlined: Objects of a source with an outline and four numbers of a box, and those of them whose outline fits
             these only as two corners.
         first: First line about a label that is lost or has no area, by (source, class).
+        mends: What to do about a label, by its line, where more can be said than that it has to be mended.
         folders: Sources that are folders of label files.
         unlabelled: Images that lost a label without a place.
         absent: Labelled images that aren't there.
@@ -70,14 +71,17 @@ class Tally:
     doubtful: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     outlined: dict[str, tuple[int, int]] = field(default_factory=dict)
     first: dict[_Key, str] = field(default_factory=dict)
+    mends: dict[str, str] = field(default_factory=dict)
     folders: set[str] = field(default_factory=set)
     unlabelled: int = 0
     absent: int = 0
     first_absent: str = ""
 
-    def lose(self, source: str, category: str, line: str, *, flat: bool = False) -> None:
-        """Count a label that can't be used, or one without area; the line says which and why."""
+    def lose(self, source: str, category: str, line: str, *, flat: bool = False, mend: str = "") -> None:
+        """Count a label that can't be used, or one without area; the line says which and why, `mend` what to do."""
         (self.flat if flat else self.lost)[source, category] += 1
+        if mend:
+            self.mends.setdefault(line, mend)
         self.first.setdefault((source, category), line)
 
     def doubt(self, source: str, *, outside: bool, far: bool, corners: bool) -> None:
@@ -143,11 +147,11 @@ class Tally:
         self._refuse_lost(root)
         used, lost, flat = (counts.total() for counts in (self.used, self.lost, self.flat))
         if used + lost + flat >= FEWEST_FOR_SHARE and lost + flat > used:
+            line = next(iter(self.first.values()))
             raise DataError(
-                f"{lost + flat:,} of {used + lost + flat:,} labels can't be used "
-                f"(the first: {next(iter(self.first.values()))})",
+                f"{lost + flat:,} of {used + lost + flat:,} labels can't be used (the first: {line})",
                 where=root,
-                fix=_MEND,
+                fix=self.mends.get(line, _MEND),
             )
         if self.excluded and not used:
             what = f"no label is of a class that was asked for; the labels are of {self._excluded()}"
@@ -171,7 +175,7 @@ class Tally:
         line = next(line for key, line in self.first.items() if belongs(key))
         of = "" if category is None else f' of the class "{category}"'
         what = f"none of the {lost + flat:,} labels{of} can be used (the first: {line})"
-        raise DataError(what, where=where, fix=_MEND)
+        raise DataError(what, where=where, fix=self.mends.get(line, _MEND))
 
     def _excluded(self) -> str:
         named = ", ".join(f"{name} {count:,}" for name, count in self.excluded.most_common(8))

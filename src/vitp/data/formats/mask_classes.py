@@ -21,7 +21,7 @@ from vitp.data.formats.class_names import is_ignored_name, numbered
 from vitp.data.formats.walk import read_label_text
 from vitp.records.labels import BACKGROUND, IGNORE
 
-_MOST_FOUND_CLASSES = 64
+MOST_FOUND_CLASSES = 64
 """More different values than this are a photograph or a lossy file, not a mask."""
 
 _LARGEST_INDEX = 63
@@ -186,12 +186,13 @@ def from_values(values: Sequence[int], root: Path, *, colour: bool, palette: boo
         DataError: There are too many values for a mask, or 255 has two readings.
     """
     found = sorted(set(values))
-    if len(found) > _MOST_FOUND_CLASSES:
+    if len(found) > MOST_FOUND_CLASSES:
         raise DataError(
             f"the masks hold {len(found)} different values, too many for classes",
             where=str(root),
             fix="name the classes with the option classes, and use lossless masks; numbers of instances are read "
-            "with the option mask_type=instances; folders of photographs may be classes: --format folders",
+            "with the option mask_type=instances; photographs are no masks: --format images reads them without labels, and "
+            "their folders may be classes: --format folders",
         )
     if len(found) == 1 and found[0] != 0:
         text = f"#{found[0]:06x}" if colour else str(found[0])

@@ -364,9 +364,12 @@ def look_like_instances(facts: Sequence[MaskFacts]) -> str | None:
 
 
 def large_indices(facts: Sequence[MaskFacts]) -> int | None:
-    """Return the largest value over 255 of masks that aren't coloured, or None: classes are rarely so many."""
-    largest = max((value for mask in facts for value in mask.values), default=0)
-    return largest if largest > 255 else None
+    """Return the largest value over 255 of masks that aren't coloured, or None: classes are rarely so many.
+
+    One value beside 0 counts nothing: it is the white of 16 bits, for example.
+    """
+    values = {value for mask in facts for value in mask.values if value != 0}
+    return max(values) if len(values) > 1 and max(values) > 255 else None
 
 
 @dataclass(frozen=True)

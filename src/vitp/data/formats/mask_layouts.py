@@ -19,9 +19,11 @@ from vitp.core.errors import DataError
 from vitp.data.formats.mask_names import (
     BETWEEN,
     CITYSCAPES,
+    LABEL_IDS,
     annotator_of,
     are_views,
     bare_name,
+    kind_of_cityscapes,
     of_annotator,
     pair_files,
     without_annotator,
@@ -52,11 +54,15 @@ class MaskEntry:
 
 @dataclass
 class MaskLayout:
-    """The masks of a set: images with them, images `alone`, folders `without` any, and masks without image."""
+    """The masks of a set: images with them, images `alone`, folders `without` any, and masks without image.
+
+    `label_ids`: all are Cityscapes' labelIds by their names.
+    """
 
     entries: list[MaskEntry] = field(default_factory=list)
     per_object: bool = False
     understood: str = ""
+    label_ids: bool = False
     alone: list[Path] = field(default_factory=list)
     without: list[Folder] = field(default_factory=list)
     strangers: list[Path] = field(default_factory=list)
@@ -224,6 +230,7 @@ def _share_paired(root: Path, images: Folder, masks: Folder) -> float:
 def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Folder]]) -> MaskLayout:
     layout = MaskLayout()
     used: list[Folder] = []
+    others: set[str] = set()
     for folder in images:
         by_role = {other.role: other for other in reversed(masks.get(_key(folder), []))}
         classes, numbers = by_role.get("mask"), by_role.get("instance")
@@ -232,6 +239,8 @@ def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Fol
             layout.alone += folder.files
             continue
         if cityscapes := tuple(file for file in main.files if CITYSCAPES.search(file.stem)):
+            files = (*main.files, *main.path.glob("*.json"))
+            others |= {kind for file in files if (kind := kind_of_cityscapes(file.stem))}
             main = replace(main, files=cityscapes)
         pairs = pair_files(root, folder.files, main.files)
         beside = pair_files(root, folder.files, numbers.files) if numbers and classes else {}
@@ -243,6 +252,12 @@ def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Fol
         layout.strangers += sorted(set(main.files) - set(pairs.values()))
         used += [main, numbers] if numbers and classes else [main]
     layout.understood = f"images: {_names(root, images)}; their masks: {_names(root, used)}"
+    masks_read = [mask for entry in layout.entries for mask in entry.masks]
+    layout.label_ids = bool(masks_read) and all(CITYSCAPES.search(mask.stem) for mask in masks_read)
+    if others:
+        rest = sorted(others - {LABEL_IDS})
+        left = f"; {', '.join(rest)} {'is' if len(rest) == 1 else 'are'} not read" if rest else ""
+        layout.understood += f"; of Cityscapes' kinds the files …_{LABEL_IDS}{left}"
     return layout
 
 

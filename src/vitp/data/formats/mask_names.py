@@ -17,8 +17,10 @@ from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, split_of, within
 from vitp.io.images import load_label_pixels
 
 _AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "leftimg8bit"}
-CITYSCAPES = re.compile(r"_gt(?:Fine|Coarse)_labelIds$")
+LABEL_IDS = "labelIds"
+CITYSCAPES = re.compile(rf"_gt(?:Fine|Coarse)_{LABEL_IDS}$")
 """How Cityscapes ends the names of masks of classes; others beside them hold colours and instances."""
+_CITYSCAPES_KIND = re.compile(r"_gt(?:Fine|Coarse)_([A-Za-z]+)$")
 BETWEEN = re.compile(r"[_\-. ]+")
 """What parts the words of a file's name."""
 
@@ -132,6 +134,12 @@ def bare_name(stem: str) -> str:
     if len(words) > 1 and words[0].lower() in _AFFIXES:
         return stem[len(words[0]) :].lstrip("_-. ")
     return stem
+
+
+def kind_of_cityscapes(stem: str) -> str:
+    """Return what Cityscapes' file of labels holds by its name ("labelIds", "color", "instanceIds"), or ""."""
+    match = _CITYSCAPES_KIND.search(stem)
+    return match[1] if match else ""
 
 
 def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]:

@@ -105,6 +105,19 @@ def check_left(facts: Sequence[MaskFacts], left: Sequence[MaskFacts], root: Path
         DataError: They hold one value or none: then nodata may be the background as well.
     """
     tags, counts = NodataTags.of(facts), totals(left)
+    if 0 in tags.masks and 0 not in counts and len(counts) < 2:
+        rest = f"only {shown(next(iter(counts)), colour=colour)}" if counts else "nothing"
+        name = (
+            f", -o classes=NAME={shown(next(iter(counts)), colour=colour)} names the one class"
+            if counts
+            else ""
+        )
+        raise DataError(
+            f"-o nodata=ignore ignores 0, which has {tags.pixels[0] / tags.total:.2%} of the pixels, and beside it the masks "
+            f"hold {rest}",
+            where=str(root),
+            fix=f"-o nodata=background reads 0 as the background{name}",
+        )
     if (tags.masks or tags.blank) and len(counts) < 2 and not tags.masks.keys() <= {0}:
         named = ", ".join(shown(value, colour=colour) for value in tags.masks) or "NaN"
         rest = f"only {shown(next(iter(counts)), colour=colour)}" if counts else "nothing"

@@ -33,7 +33,13 @@ def mask_fits(
     turned = image is not None and size == (height, width) and is_turned(image)
     why = " (turned by its EXIF orientation; the mask is of the pixels as stored)" if turned else ""
     text = f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out"
-    builder.lose(builder.place(mask), text)
+    mend = "save each mask with the width and height of its image"
+    if turned:
+        mend = (
+            "write images and masks with one orientation: remove the images' EXIF orientation "
+            "(exiftool -Orientation= FILE), or turn the masks as it says"
+        )
+    builder.lose(builder.place(mask), text, mend=mend)
     return False
 
 

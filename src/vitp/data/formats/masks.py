@@ -10,33 +10,24 @@ from typing import Any, NoReturn
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.mask_classes import (
-    MaskClasses,
     find_colour_table,
-    from_file,
-    from_option,
-    from_table,
-    from_values,
     says,
 )
 from vitp.data.formats.mask_kinds import (
     MOST_LOOKED_AT,
     MaskFacts,
     by_colours,
-    find_strays,
     large_indices,
     look_like_instances,
     mask_facts,
     refuse_odd_looks,
-    refuse_two_whites,
-    shares,
     shown,
-    totals,
     values_of_colours,
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
+from vitp.data.formats.mask_naming import check_used, name_classes
 from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
-    check_left,
     facts_to_name,
     facts_without_nodata,
     values_of_mask,
@@ -127,16 +118,21 @@ def read_masks(
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes))
     named = (root / "classes.txt").is_file() or find_colour_table(root) is not None
-    entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
+    entries = _entries(
+        builder, layout.entries, regions=not (classes or mask_type or named or layout.label_ids)
+    )
     if not entries:
         return builder.build()
-    if not (mask_type or named) and (not classes or (isinstance(classes, str) and "=" not in classes)):
+    if not (mask_type or named or layout.label_ids) and (
+        not classes or (isinstance(classes, str) and "=" not in classes)
+    ):
         _refuse_instances(root, entries)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
     if not classes and not named and by_colours([one.facts for one in entries]) is None:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
-    return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
+    smallest = min_area if instances else None
+    return _read_classes(builder, entries, classes, strays, nodata, smallest, label_ids=layout.label_ids)
 
 
 def _no_masks(root: Path) -> NoReturn:
@@ -294,6 +290,8 @@ def _read_classes(
     strays: str,
     nodata: str,
     min_area: int | None,
+    *,
+    label_ids: bool,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
     entries, by_palette = _by_palette(builder, entries, classes)
@@ -308,13 +306,15 @@ def _read_classes(
     colour = colour and not grey
     to_name = facts_to_name(facts, nodata, builder.root)
     palette = modes == {"P"}
-    plain = _mask_classes(builder.root, facts, to_name, classes, strays, colour=colour, palette=palette)
+    plain = name_classes(
+        *(builder.root, facts, to_name, classes, strays), colour=colour, palette=palette, label_ids=label_ids
+    )
     named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
     for line in (*named.said, says(named, colour=colour)):
         builder.understand(line)
     if grey:
         builder.understand("the masks' three channels are equal: read as one")
-    _check_used(builder.root, facts, named, strays, colour=colour)
+    check_used(builder.root, facts, named, strays, colour=colour)
     known = {value for value, _ in named.values} | (set() if colour else {IGNORE})
     things = {i: name for i, name in enumerate(named.names) if name.lower() != BACKGROUND}
     regions: list[ObjectLabel] = []
@@ -374,72 +374,3 @@ def _as_grey(facts: MaskFacts) -> MaskFacts:
         whole=frozenset(v & 255 for v in facts.whole),
         nodata=None if facts.nodata is None else facts.nodata & 255,
     )
-
-
-def _mask_classes(
-    root: Path,
-    whole: Sequence[MaskFacts],
-    facts: Sequence[MaskFacts],
-    classes: str | Mapping[str, str | int] | None,
-    strays: str,
-    *,
-    colour: bool,
-    palette: bool,
-) -> MaskClasses:
-    """Return which value is which class: by the option, by a file beside the masks, or by the values that occur.
-
-    `whole` are the facts of the masks with what is nodata, `facts` those without.
-    """
-    if classes:
-        return from_option(classes, colour=colour)
-    table, names = find_colour_table(root), root / "classes.txt"
-    counts = totals(facts)
-    if names.is_file() and (table is None or not colour or table.path == names):
-        named = from_file(names, colour=colour, occurring=counts)
-        if table is None or table.path == names:
-            return named
-        line = f"{table.path.name}: not used, classes.txt names the values of the masks"
-        return replace(named, said=(*named.said, line))
-    if table is not None:
-        return from_table(table, colour=colour)
-    check_left(whole, facts, root, colour=colour)
-    if not (colour or palette):
-        refuse_two_whites(facts, root)
-    found = find_strays(facts, colour=colour)
-    if found is None:
-        return from_values(list(counts), root, colour=colour, palette=palette)
-    if not strays:
-        kept = shares(counts, found.main, colour=colour)
-        raise DataError(
-            f"the masks hold {len(counts)} values, of which {len(counts) - len(found.main)} are on only "
-            f"{found.pixels} pixels ({found.share:.2%}): {found.why}; the others are {kept}",
-            where=str(root),
-            fix="-o strays=nearest gives those pixels to the nearest of the others, -o strays=ignore ignores them; "
-            "if they are classes, name all with the option classes",
-        )
-    return from_values(found.main, root, colour=colour, palette=palette)
-
-
-def _check_used(
-    root: Path, facts: Sequence[MaskFacts], named: MaskClasses, strays: str, *, colour: bool
-) -> None:
-    """Raise when the masks hold no class but background, or mostly values that nothing names.
-
-    Then what is known of the classes is wrong, not the images empty.
-    """
-    counts = totals(facts)
-    wanted = {v for v, i in named.values if i != IGNORE and named.names[i] != BACKGROUND}
-    if not counts.keys() & wanted:
-        texts = ", ".join(shown(v, colour=colour) for v in sorted(counts)[:10])
-        what = f"no mask holds any of the classes; the values that occur are {texts}"
-        raise DataError(what, where=str(root), fix="name them with the option classes")
-    known = {value for value, _ in named.values} | (set() if colour else {IGNORE})
-    unknown = [value for value in counts if value not in known]
-    share = sum(counts[value] for value in unknown) / counts.total()
-    if share > 0.5 and strays != "nearest":
-        raise DataError(
-            f"{share:.0%} of the masks' pixels have values that no class has: "
-            f"{shares(counts, unknown, colour=colour)}",
-            where=str(root),
-            fix="name them with the option classes, where they are to be ignored as ignore=VALUE",
-        )

@@ -1,0 +1,188 @@
+"""Which value of masks is which class: by the option, by a file beside them, by what is published, or as they occur."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vitp.core.errors import DataError
+from vitp.data.formats.mask_classes import (
+    MOST_FOUND_CLASSES,
+    MaskClasses,
+    find_colour_table,
+    from_file,
+    from_option,
+    from_table,
+    from_values,
+)
+from vitp.data.formats.mask_kinds import (
+    MaskFacts,
+    Strays,
+    find_strays,
+    refuse_two_whites,
+    shares,
+    shown,
+    totals,
+)
+from vitp.data.formats.mask_nodata import check_left
+from vitp.records.labels import BACKGROUND, IGNORE
+
+_CITYSCAPES = (
+    *(
+        "unlabeled",
+        "ego vehicle",
+        "rectification border",
+        "out of roi",
+        "static",
+        "dynamic",
+        "ground",
+        "road",
+    ),
+    *(
+        "sidewalk",
+        "parking",
+        "rail track",
+        "building",
+        "wall",
+        "fence",
+        "guard rail",
+        "bridge",
+        "tunnel",
+        "pole",
+    ),
+    *("polegroup", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider", "car"),
+    *("truck", "bus", "caravan", "trailer", "train", "motorcycle", "bicycle"),
+)
+"""The names of Cityscapes' ids, from 0 on."""
+
+_CITYSCAPES_IGNORED = frozenset((*range(7), 9, 10, 14, 15, 16, 18, 29, 30))
+"""Ids that its benchmark ignores."""
+
+
+def from_label_ids(values: Collection[int]) -> MaskClasses | None:
+    """Return the classes of Cityscapes' `labelIds`, or None where values occur that aren't its ids.
+
+    What its benchmark ignores is ignored: 19 classes are left.
+
+    Args:
+        values: The values that occur.
+    """
+    if not set(values) <= {*range(len(_CITYSCAPES)), IGNORE}:
+        return None
+    names = tuple(name for i, name in enumerate(_CITYSCAPES) if i not in _CITYSCAPES_IGNORED)
+    pairs = tuple(
+        (i, IGNORE if i in _CITYSCAPES_IGNORED else names.index(name)) for i, name in enumerate(_CITYSCAPES)
+    )
+    ignored = ", ".join(f"{i} {_CITYSCAPES[i]}" for i in sorted(_CITYSCAPES_IGNORED))
+    said = (
+        f"labelIds: named as Cityscapes publishes its ids, {len(names)} classes; ignored as in its benchmark: "
+        f"{ignored}; -o classes=… or a classes.txt names the values otherwise"
+    )
+    return MaskClasses(names, pairs, (said,), frozenset(range(len(_CITYSCAPES))))
+
+
+def name_classes(
+    root: Path,
+    whole: Sequence[MaskFacts],
+    facts: Sequence[MaskFacts],
+    classes: str | Mapping[str, str | int] | None,
+    strays: str,
+    *,
+    colour: bool,
+    palette: bool,
+    label_ids: bool = False,
+) -> MaskClasses:
+    """Return which value is which class.
+
+    Args:
+        root: The set's folder.
+        whole: Facts of the masks with what is nodata.
+        facts: Those without.
+        classes: The option that names the values.
+        strays: What becomes of the values of smoothed edges.
+        colour: The values are colours.
+        palette: The masks have palettes.
+        label_ids: By their names they are Cityscapes' labelIds.
+
+    Raises:
+        DataError: Nothing names the values, and they have no or two readings.
+    """
+    if classes:
+        return from_option(classes, colour=colour)
+    table, names = find_colour_table(root), root / "classes.txt"
+    counts = totals(facts)
+    if names.is_file() and (table is None or not colour or table.path == names):
+        named = from_file(names, colour=colour, occurring=counts)
+        if table is None or table.path == names:
+            return named
+        line = f"{table.path.name}: not used, classes.txt names the values of the masks"
+        return replace(named, said=(*named.said, line))
+    if table is not None:
+        return from_table(table, colour=colour)
+    if label_ids and not colour and (published := from_label_ids(counts)) is not None:
+        return published
+    check_left(whole, facts, root, colour=colour)
+    if not (colour or palette):
+        refuse_two_whites(facts, root)
+    found = find_strays(facts, colour=colour)
+    if found is None or len(found.main) > MOST_FOUND_CLASSES:
+        return from_values(list(counts), root, colour=colour, palette=palette)
+    _refuse_photographs(root, counts, found, strays, colour=colour)
+    if not strays:
+        kept = shares(counts, found.main, colour=colour)
+        raise DataError(
+            f"the masks hold {len(counts)} values, of which {len(counts) - len(found.main)} are on only "
+            f"{found.pixels} pixels ({found.share:.2%}): {found.why}; the others are {kept}",
+            where=str(root),
+            fix="-o strays=nearest gives those pixels to the nearest of the others, -o strays=ignore ignores them; "
+            "if they are classes, name all with the option classes",
+        )
+    return from_values(found.main, root, colour=colour, palette=palette)
+
+
+def _refuse_photographs(
+    root: Path, counts: Counter[int], found: Strays, strays: str, *, colour: bool
+) -> None:
+    """Refuse files of which most pixels have values that can't be classes, unless the option strays decides it."""
+    if found.main and (strays or found.share <= 0.5 or len(counts) <= MOST_FOUND_CLASSES):
+        return
+    lossy = (
+        "; masks that were saved with loss: -o strays=nearest, and the classes with the option classes"
+        if found.main
+        else ""
+    )
+    raise DataError(
+        f"the files that should be masks look like photographs: {len(counts):,} different values, and none is on more "
+        f"than {max(counts.values()) / counts.total():.2%} of the pixels",
+        where=str(root),
+        fix="name the folder that holds the masks (-o images=FOLDER -o masks=FOLDER); photographs as targets, as of image "
+        f"restoration, aren't read as labels: --format images reads photographs without labels{lossy}",
+    )
+
+
+def check_used(
+    root: Path, facts: Sequence[MaskFacts], named: MaskClasses, strays: str, *, colour: bool
+) -> None:
+    """Make sure that the masks hold classes: otherwise what is known of the classes is wrong, not the images empty.
+
+    Raises:
+        DataError: They hold no class but background, or mostly values that nothing names.
+    """
+    counts = totals(facts)
+    wanted = {v for v, i in named.values if i != IGNORE and named.names[i] != BACKGROUND}
+    if not counts.keys() & wanted:
+        texts = ", ".join(shown(v, colour=colour) for v in sorted(counts)[:10])
+        what = f"no mask holds any of the classes; the values that occur are {texts}"
+        raise DataError(what, where=str(root), fix="name them with the option classes")
+    known = {value for value, _ in named.values} | (set() if colour else {IGNORE})
+    unknown = [value for value in counts if value not in known]
+    share = sum(counts[value] for value in unknown) / counts.total()
+    if share > 0.5 and strays != "nearest":
+        raise DataError(
+            f"{share:.0%} of the masks' pixels have values that no class has: "
+            f"{shares(counts, unknown, colour=colour)}",
+            where=str(root),
+            fix="name them with the option classes, where they are to be ignored as ignore=VALUE",
+        )
