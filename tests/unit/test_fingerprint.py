@@ -110,7 +110,7 @@ def test_every_objective_notices_what_its_batches_are_made_of(tmp_path: Path, ob
 def test_runs_of_earlier_versions_go_on(tmp_path: Path, objective: str) -> None:
     source = objective_batches(objective, pretraining_folder(tmp_path))
     own, (second, first) = source.fingerprint(), source.former_fingerprints()
-    assert own.startswith("3:" if objective in ("vitp", "clip", "siglip") else "2:")
+    assert own.startswith("3:" if objective in ("vitp", "clip", "siglip", "regionclip") else "2:")
     assert second.startswith("2:") and len(first) == 64
     assert all(is_of_source(saved, source, own) for saved in (own, second, first))
     assert not any(is_of_source(saved, source, own) for saved in ("3:" + first, "2:" + first, own[2:]))

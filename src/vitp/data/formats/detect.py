@@ -103,7 +103,8 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     if not root.is_dir():
         check_ordinary(root)
     for names, fmt in _TOLD.items():
-        if names <= set(options):
+        # Label Studio's annotators are people, too.
+        if names <= set(options) and not (names == _PEOPLE and label_studio_files(root)):
             return Detected(fmt)
     found = _first_that_fits(root)
     if found is not None:
@@ -169,9 +170,11 @@ def _also(root: Path, found: str) -> list[str]:
     return also
 
 
+_PEOPLE = frozenset({"annotator"})
+
 _TOLD = {
     frozenset({"images", "masks"}): "masks",
-    frozenset({"annotator"}): "masks",
+    _PEOPLE: "masks",
     frozenset({"before", "after"}): "pairs",
 }
 """Options that say the format: they name what only it has."""
