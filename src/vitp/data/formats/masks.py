@@ -25,6 +25,7 @@ from vitp.data.formats.mask_kinds import (
     values_of_colours,
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
+from vitp.data.formats.mask_names import CITYSCAPES
 from vitp.data.formats.mask_naming import check_used, name_classes
 from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
@@ -117,22 +118,17 @@ def read_masks(
         classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes))
-    named = (root / "classes.txt").is_file() or find_colour_table(root) is not None
-    entries = _entries(
-        builder, layout.entries, regions=not (classes or mask_type or named or layout.label_ids)
-    )
+    named = layout.label_ids or (root / "classes.txt").is_file() or find_colour_table(root) is not None
+    entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
     if not entries:
         return builder.build()
-    if not (mask_type or named or layout.label_ids) and (
-        not classes or (isinstance(classes, str) and "=" not in classes)
-    ):
+    if not (mask_type or named) and (not classes or (isinstance(classes, str) and "=" not in classes)):
         _refuse_instances(root, entries)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
     if not classes and not named and by_colours([one.facts for one in entries]) is None:
         refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
-    smallest = min_area if instances else None
-    return _read_classes(builder, entries, classes, strays, nodata, smallest, label_ids=layout.label_ids)
+    return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
 
 
 def _no_masks(root: Path) -> NoReturn:
@@ -290,24 +286,19 @@ def _read_classes(
     strays: str,
     nodata: str,
     min_area: int | None,
-    *,
-    label_ids: bool,
 ) -> LabelledSet:
     """Add images with masks of classes; with `min_area` their connected regions are objects."""
     entries, by_palette = _by_palette(builder, entries, classes)
     modes = {found.facts.mode for found in entries}
-    colour = not modes <= _INDEX_MODES
-    if colour and modes & _INDEX_MODES:
-        what = "some masks hold colours and others indices"
-        raise DataError(what, where=str(builder.root), fix="save all masks in one way")
+    colour = _hold_colours(modes, builder.root)
     # Indices and grey levels that were saved with three equal channels are what they were.
     grey = colour and all(v % 0x010101 == 0 for found in entries for v in found.facts.values)
     facts = [_as_grey(found.facts) if grey else found.facts for found in entries]
     colour = colour and not grey
     to_name = facts_to_name(facts, nodata, builder.root)
-    palette = modes == {"P"}
+    ids = all(CITYSCAPES.search(found.entry.masks[0].stem) for found in entries)
     plain = name_classes(
-        *(builder.root, facts, to_name, classes, strays), colour=colour, palette=palette, label_ids=label_ids
+        *(builder.root, facts, to_name, classes, strays), colour=colour, palette=modes == {"P"}, label_ids=ids
     )
     named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
     for line in (*named.said, says(named, colour=colour)):
@@ -347,6 +338,14 @@ def _read_classes(
     note_touching(builder, regions)
     used = numbered or min_area is not None
     return builder.build(semantic_classes=named.names, object_classes=things.values() if used else ())
+
+
+def _hold_colours(modes: set[str], root: Path) -> bool:
+    colour = not modes <= _INDEX_MODES
+    if colour and modes & _INDEX_MODES:
+        what = "some masks hold colours and others indices"
+        raise DataError(what, where=str(root), fix="save all masks in one way")
+    return colour
 
 
 def _by_palette(builder: SetBuilder, entries: list[_Read], classes: object) -> tuple[list[_Read], bool]:
