@@ -80,9 +80,9 @@ class RegionTextSettings(ObjectiveSettings):
     text_width: int = Field(192, ge=8, le=65_536)
     """Width of the small transformer that reads the class names."""
     text_layers: int = Field(2, ge=1, le=1024)
-    """Its blocks."""
+    """Blocks of the small transformer."""
     text_heads: int = Field(6, ge=1, le=1024)
-    """Its attention heads."""
+    """Attention heads of the small transformer."""
     dimension: int = Field(128, ge=2, le=65_536)
     """Width of the compared vectors."""
     crop: float = Field(0.6, gt=0, le=1)
