@@ -103,8 +103,9 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     if not root.is_dir():
         check_ordinary(root)
     for names, fmt in _TOLD.items():
-        # Label Studio's annotators are people, too.
-        if names <= set(options) and not (names == _PEOPLE and label_studio_files(root)):
+        # Label Studio has annotators, too, and volumes have folders of images and masks.
+        others = label_studio_files if names == _PEOPLE else is_volume_set
+        if names <= set(options) and not (fmt == "masks" and others(root)):
             return Detected(fmt)
     found = _first_that_fits(root)
     if found is not None:
