@@ -104,8 +104,8 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
         check_ordinary(root)
     for names, fmt in _TOLD.items():
         # Label Studio has annotators, too, and volumes have folders of images and masks.
-        others = label_studio_files if names == _PEOPLE else is_volume_set
-        if names <= set(options) and not (fmt == "masks" and others(root)):
+        shared_with = label_studio_files if names == _PEOPLE else is_volume_set
+        if names <= set(options) and not (fmt == "masks" and shared_with(root)):
             return Detected(fmt)
     found = _first_that_fits(root)
     if found is not None:
