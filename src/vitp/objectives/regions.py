@@ -91,7 +91,7 @@ class RegionTextSettings(ObjectiveSettings):
     """Strength of brightness, contrast, saturation and hue changes."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
-        """Return the objective over the images with objects, and over those that are said to have none."""
+        """Return the objective over the images with objects; those without any are left out."""
         tower = seeded_tower(run)
         rows = [one.having(self._has_regions, "boxes of objects") for one in folders_of(run)]
         texts = _texts_of(rows, background=self.empty > 0)
