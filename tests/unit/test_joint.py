@@ -189,6 +189,26 @@ def _run(settings: PretrainConfig, out: Path) -> Path:
     return out
 
 
+@pytest.mark.parametrize("names", [("vitp", "regionclip"), ("dino", "mae"), ("clip", "distil")])
+def test_each_objective_of_several_keeps_the_settings_of_its_own_recipe(names: tuple[str, ...]) -> None:
+    given = ["data.mixture=[x]", "train.steps=100"]
+    both = pretrain_settings(None, ",".join(f"{name}=0.5" for name in names), given).objective.settings  # type: ignore[union-attr]
+    for name in names:
+        assert both[name] == pretrain_settings(None, name, given).objective
+
+
+def test_settings_of_one_of_several_stand_above_its_recipe() -> None:
+    words = ["data.mixture=[x]", "train.steps=100", "objectives={vitp: 1, clip: {weight: 2, text_layers: 5}}"]
+    words += ["objective.settings.clip.views.flip=true", "objective.settings.vitp.vrl.ratio=0.5"]
+    found = pretrain_settings(None, None, words).objective
+    alone = pretrain_settings(None, "clip", words[:2]).objective
+    assert found.weights == {"vitp": 1.0, "clip": 2.0}  # type: ignore[union-attr]
+    clip, vitp = found.settings["clip"], found.settings["vitp"]  # type: ignore[union-attr]
+    assert (clip.text_layers, clip.text_width, clip.views.flip) == (5, alone.text_width, True)  # type: ignore[union-attr]
+    assert clip.views.colour == alone.views.colour  # type: ignore[union-attr]
+    assert (vitp.vrl.ratio, vitp.align.steps) == (0.5, 20)
+
+
 def test_spellings(folder: Path, tmp_path: Path) -> None:
     plain = config(folder, {"mae": 1.0, "clip": 0.5})
     assert plain.objective.weights == {"mae": 1.0, "clip": 0.5}  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ to begin a sweep, not the result of one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -252,9 +252,32 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
     steps = settings.train.steps if settings.train.steps != PUBLISHED_STEPS else STARTER_STEPS
     first = settings.objective
     if isinstance(first, JointSettings):  # batches and rates are those of its first
+        joint = _joint_of_recipes(first, steps)
         first = next(iter(first.active.values()), Default())
-        overrides = [f"objective={to_json(settings.objective.model_dump(mode='json'))}", *overrides]
+        kept = (word for word in overrides if word.strip().partition(".")[0].partition("=")[0] not in _WHAT)
+        overrides = [f"objective={to_json(joint)}", *kept]
     return starter_config(settings.data.mixture, objective=first.name, steps=steps, overrides=overrides)
+
+
+_WHAT = ("objective", "objectives")
+"""Keys of what is learned."""
+
+
+def _joint_of_recipes(joint: JointSettings, steps: int) -> dict[str, Any]:
+    """Return the section of several objectives, each with its recipe's settings where its user gave none."""
+    values = joint.model_dump(mode="json")
+    for name, given in joint.settings.items():
+        recipe = starter_config([Path()], objective=name, steps=steps).objective.model_dump(mode="json")
+        values["settings"][name] = _laid_over(recipe, given.model_dump(mode="json", exclude_unset=True))
+    return values
+
+
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(found.get(key), Mapping)
+        found[key] = _laid_over(found[key], value) if both else value
+    return found
 
 
 def flops_per_image(config: PretrainConfig, *, steps: int = 3) -> float:
