@@ -141,6 +141,17 @@ def test_classes_that_are_spoken_alike_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_long_answers_are_cut_where_nothing_is_asked(tmp_path: Path) -> None:
+    for number in range(12):
+        save_image(tmp_path / "set" / " ".join(["beach"] * 40) / f"{number}.png", number)
+    with pytest.raises(DataError) as caught:
+        compile_labels(
+            tmp_path / "set", "folders", tmp_path / "out", synthesis=SynthesisConfig(tasks={"caption": 0})
+        )
+    assert 'beach …" for nearly all images' in str(caught.value) and len(str(caught.value)) < 500
+    assert "(--crop 512)" in str(caught.value)
+
+
 def test_what_is_not_asked_is_told(tmp_path: Path) -> None:
     for number in range(24):
         save_image(tmp_path / "set" / "beach" / f"{number}.png", number)

@@ -17,6 +17,7 @@ import glob
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from vitp.core import leftovers
@@ -229,7 +230,7 @@ def _write(
         if not splits["train"].records:
             if whole is not None:
                 _refuse_lost_captions(job.src, whole, labelled)
-            raise _nothing_to_ask(job.src, constant)
+            raise _nothing_to_ask(job.src, constant, cropped=whole is not None)
         entry: dict[str, Any] = {
             "root": image_root,
             "annotation": "train.jsonl",
@@ -280,12 +281,15 @@ def _refuse_lost_captions(src: str | Path, whole: LabelledSet, cropped: Labelled
         )
 
 
-def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask]) -> DataError:
+def _nothing_to_ask(src: str | Path, constant: dict[str, ConstantTask], *, cropped: bool) -> DataError:
     what = "there is nothing to ask in the training split"
     if not constant:
         return DataError(what, where=str(src), fix="check the splits, the labels and the tasks")
-    alike = "; ".join(f'{name} is "{task.answer}" for nearly all images' for name, task in constant.items())
-    fix = f"give labels that differ, or ask all the same with --task {next(iter(constant))}=1"
+    # The answer of a grid fills lines.
+    shown = {name: shorten(task.answer, 60, placeholder=" …") for name, task in constant.items()}
+    alike = "; ".join(f'{name} is "{answer}" for nearly all images' for name, answer in shown.items())
+    crops = "" if cropped else "cut large images with small objects into crops (--crop 512), "
+    fix = f"give labels that differ, {crops}or ask all the same with --task {next(iter(constant))}=1"
     return DataError(f"{what} that would teach anything: {alike}", where=str(src), fix=fix)
 
 
