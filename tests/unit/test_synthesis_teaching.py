@@ -142,7 +142,7 @@ def test_classes_that_are_spoken_alike_are_refused(tmp_path: Path) -> None:
 
 
 def test_long_answers_are_cut_where_nothing_is_asked(tmp_path: Path) -> None:
-    for number in range(12):
+    for number in range(24):
         save_image(tmp_path / "set" / " ".join(["beach"] * 40) / f"{number}.png", number)
     with pytest.raises(DataError) as caught:
         compile_labels(
