@@ -57,6 +57,16 @@ def refused_run(tmp_path: Path, data: Path, *more: object, **changes: Any) -> st
     return error
 
 
+def test_a_refused_set_is_said_to_be_understood_so(tmp_path: Path) -> None:
+    for number in range(24):
+        save_image(tmp_path / "set" / "beach" / f"{number}.png", number)
+    words = ("--format", "folders", "--task", "caption=0")
+    result = vitp("data", "compile", tmp_path / "set", "--out", tmp_path / "out", *words)
+    assert result.code == 2 and len(result.err.splitlines()) == 1
+    assert result.out.startswith("understood as folders:\n") and "splits: train" in result.out
+    assert not (tmp_path / "out").exists()
+
+
 # Images and rows.
 
 

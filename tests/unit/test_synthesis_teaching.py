@@ -144,10 +144,18 @@ def test_classes_that_are_spoken_alike_are_refused(tmp_path: Path) -> None:
 def test_long_answers_are_cut_where_nothing_is_asked(tmp_path: Path) -> None:
     for number in range(24):
         save_image(tmp_path / "set" / " ".join(["beach"] * 40) / f"{number}.png", number)
+    heard: list[tuple[str, tuple[str, ...]]] = []
     with pytest.raises(DataError) as caught:
         compile_labels(
-            tmp_path / "set", "folders", tmp_path / "out", synthesis=SynthesisConfig(tasks={"caption": 0})
+            tmp_path / "set",
+            "folders",
+            tmp_path / "out",
+            synthesis=SynthesisConfig(tasks={"caption": 0}),
+            told=lambda *said: heard.append(said),
         )
+    # How the set was understood is known though it is refused.
+    ((fmt, lines),) = heard
+    assert fmt == "folders" and any(line.startswith("splits: ") for line in lines)
     assert 'beach …" for nearly all images' in str(caught.value) and len(str(caught.value)) < 500
     assert "(--crop 512)" in str(caught.value)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vitp.cli.compiled import as_understood, print_summary
 from vitp.cli.options import (
     LAYOUT_WORDS,
     FormatOption,
@@ -28,11 +29,10 @@ from vitp.cli.output import (
     progress_bars,
     shown_path,
 )
-from vitp.core.errors import ConfigError, did_you_mean
+from vitp.core.errors import ConfigError, VitpError, did_you_mean
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
-    from vitp.data.compile_summary import CompileSummary
     from vitp.data.leaks import LeakReport
     from vitp.data.lengths import RecordLength
 
@@ -94,9 +94,20 @@ def compile_command(
         neighbours=neighbours,
         wordings=wordings,
     )
-    _print_summary(
-        compile_labels(source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, **options)
-    )
+    understood: list[str] = []
+
+    def told(fmt: str, lines: Sequence[str]) -> None:
+        understood.extend(as_understood(fmt, lines))
+
+    try:
+        summary = compile_labels(
+            source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, told=told, **options
+        )
+    except VitpError:
+        # Whoever is told that a set can't be compiled wants to know what it was taken for.
+        print_lines(understood)
+        raise
+    print_summary(summary)
 
 
 def _task_weights(words: list[str] | None) -> dict[str, float]:
@@ -113,54 +124,6 @@ def _task_weights(words: list[str] | None) -> dict[str, float]:
             fix = did_you_mean(name, TASK_NAMES) or f"tasks are {', '.join(TASK_NAMES)}"
             raise ConfigError(f"unknown task {name!r}", where="--task", fix=fix)
     return weights
-
-
-def _print_summary(summary: CompileSummary) -> None:
-    console = make_console()
-    title = "merged:" if summary.fmt == "merged" else f"understood as {summary.fmt}:"
-    print_lines([title, *(f"  {line}" for line in summary.understood)])
-    rows = [
-        (name, *(f"{n:,}" for n in (one.images, one.records, one.turns, sum(one.objects.values()))))
-        for name, one in summary.splits.items()
-        if one.images
-    ]
-    columns = ("split", "images", "records", "questions", "objects")
-    print_table(columns, rows, f"{summary.name} → {shown_path(summary.out)}", left=1)
-    tasks: dict[str, int] = {}
-    for counts in summary.splits.values():
-        for task, number in counts.tasks.items():
-            tasks[task] = tasks.get(task, 0) + number
-    listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
-    console.print(f"questions by task: {listed}")
-    for name, constant in summary.constant.items():
-        line = f'not asked: {name}, as {constant.alike} of {constant.of} images answer "{constant.answer}"'
-        console.print(f"{line} (--task {name}=1 asks all the same)", markup=False)
-    if summary.unasked:
-        console.print(_unasked_words(summary), markup=False)
-    what = "findings" if len(summary.findings) > 1 else "finding"
-    print_findings(
-        [str(finding) for finding in summary.findings],
-        what,
-        "what was left out, ignored or mended (all in summary.json)",
-    )
-    console.print(f"next: vitp data check {shown_path(summary.out)}")
-
-
-def _unasked_words(summary: CompileSummary) -> str:
-    """Return why images are in no question; their labels are kept all the same."""
-    unknown = sum(one.unlabelled for one in summary.splits.values())
-    rest = summary.unasked - unknown
-    why = []
-    if unknown:
-        why.append(
-            f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty)"
-        )
-    if rest:
-        why.append(
-            f"{rest:,} because what is known of them fits no question, or would repeat an answer that others give already "
-            '(as many questions are to be answered with "no" as with "yes")'
-        )
-    return f"images that are in no question: {'; '.join(why)}. They are in the set, and are never taken for a “no”"
 
 
 @app.command("merge")
@@ -191,7 +154,7 @@ def merge_command(
     options = MergeOptions(splits, val, test, seed, complete, other_patients)
     merged = merge_sets(old, new, out, options, force=force)
     assert merged.summary is not None
-    _print_summary(merged.summary)
+    print_summary(merged.summary)
 
 
 @app.command("scenes")

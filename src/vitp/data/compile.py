@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
@@ -51,6 +52,9 @@ from vitp.records.channels import Channels
 from vitp.records.instructions import to_line
 from vitp.records.labels import SPLITS, LabelledImage, LabelledSet
 
+Told = Callable[[str, tuple[str, ...]], None]
+"""Takes a format, and lines about how files were understood."""
+
 
 def compile_labels(
     src: str | Path,
@@ -65,6 +69,7 @@ def compile_labels(
     synthesis: SynthesisConfig | None = None,
     max_tiles: int | None = None,
     force: bool = False,
+    told: Told = lambda fmt, lines: None,
     **options: Any,
 ) -> CompileSummary:
     """Read labels, ask questions about them, and write records, mixture, labels and summary.
@@ -82,6 +87,7 @@ def compile_labels(
         synthesis: What to ask.
         max_tiles: Written into the mixture as `max_dynamic_patch`; left to the run by default.
         force: Replace an earlier compilation, in one step and only when the new one is complete.
+        told: Called once the labels are read, with the format and the lines about how they were understood.
         **options: Of the format, see `vitp.data.formats.read_labels`.
 
     Raises:
@@ -103,7 +109,7 @@ def compile_labels(
         synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
-    job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also)
+    job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told)
     if fmt == "parquet":
         return _compile_table(job, source, options)
     return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
@@ -132,6 +138,7 @@ def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileS
 
 
 def _compile_read(job: _Job, whole: LabelledSet) -> CompileSummary:
+    job.told(job.fmt, (*job.also_there, *whole.understood))
     if "crop" in job.settings:
         return _write_crops(job, whole)
     return _write(job, limit_empty(whole, job.settings["empty"], job.seed))
@@ -180,6 +187,7 @@ class _Job:
     max_tiles: int | None
     settings: dict[str, Any]
     also_there: tuple[str, ...]
+    told: Told
     inside: Path | None = None
     """Folder of the images that were inside of a table."""
 
