@@ -250,6 +250,7 @@ class FlexAttention:
 
         if dropout:
             raise RuntimeError("FlexAttention has no attention dropout")
+        # Uncompiled, FlexAttention makes the scores of all pairs and skips no block.
         kernel: Any = _compiled(flex_attention) if query_BhLd.is_cuda else flex_attention
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query_BhLd.dtype
         attended = kernel(

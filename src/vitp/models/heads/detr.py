@@ -310,6 +310,7 @@ class DETR(nn.Module):
             for layer in self.encoder:
                 cells_BSD = layer(cells_BSD, place_SD)
             levels[-1] = cells_BSD.transpose(1, 2).unflatten(-1, (height, width))
+        # The last level is the neck's own, subsampled one, which is meant for anchors.
         levels = self.fpn(levels)[:-1]
         unit_B = torch.tensor([float(max(size)) for size in sizes], device=levels[0].device)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]

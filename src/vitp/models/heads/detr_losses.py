@@ -131,6 +131,7 @@ def matched_queries(head: DETR, stage: Stage, wanted: WantedBoxes) -> Tensor:
         cost_LQN = settings.class_cost * (hit - miss)
         cost_LQN = cost_LQN + settings.box_weight * apart_LQN + settings.overlap_weight * beyond_LQN
         # A loss that isn't finite is the engine's to report; the assignment alone can't take one.
+        # All layers of an image in one copy, as each makes the host wait for the device.
         for layer, cost_QN in enumerate(cost_LQN.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()):
             query, number = linear_sum_assignment(cost_QN)
             matched_LBQ[layer, image, query] = torch.from_numpy(number)

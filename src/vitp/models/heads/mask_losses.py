@@ -134,6 +134,7 @@ def _matched(
     class_QC: Tensor, guess_QP: Tensor, true_NP: Tensor, labels_N: Tensor, settings: MaskQuerySettings
 ) -> tuple[Tensor, Tensor]:
     """Return the numbers of queries and of true masks that belong together, at least cost."""
+    # As in DETR the probability and not its logarithm, which has no bound.
     cost_QN = -settings.class_loss * class_QC.softmax(1)[:, labels_N]
     if guess_QP.shape[1]:
         cost_QN = cost_QN + settings.mask_loss * pair_wise_sigmoid_cross_entropy_loss(guess_QP, true_NP)
