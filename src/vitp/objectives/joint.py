@@ -227,6 +227,7 @@ def _alike(one: Tensor, other: Any) -> bool:
 def one_pass(tower: VisionTower, tiles: Sequence[Tensor]) -> Iterator[None]:
     """Within this context the tower computes its patch tokens of each of these images (B, C, H, W) only once."""
     normalize, forward_tokens = tower.normalize, tower.forward_tokens
+    # The lists keep these tensors alive, so that none of their ids can come again.
     given = {id(one): one for one in tiles}
     normalised: dict[int, Tensor] = {}
     tokens: dict[int, Tensor] = {}
