@@ -350,6 +350,7 @@ class Trainer:
         self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
         self._report(metrics)
         steps = self.config.steps
+        # Behind the warm-up: with rates near 0 a tower that learns well hasn't moved yet.
         early = self.config.check_at or min(50, self.optim.warmup(steps) + 5)
         check, last = self.step == min(early, steps), self.step == steps
         looks = check or any(last or (hook.every and self.step % hook.every == 0) for hook in self.hooks)
