@@ -166,6 +166,7 @@ def coco_scores(
         evaluation.params.areaRngLbl = list(AREAS)
         evaluation.evaluate()
         evaluation.accumulate()
+    # Not its `summarize`, which prints, and takes three numbers of detections for granted.
     precision_TRCA = np.asarray(evaluation.eval["precision"])[..., 0]
     recall_TCA = np.asarray(evaluation.eval["recall"])[..., 0]
     return _summary(precision_TRCA, recall_TCA, np.asarray(evaluation.params.iouThrs))
