@@ -235,6 +235,7 @@ class TaskWriter:
             if shape.mask_HW is not None:
                 kind, value = "brushlabels", {"format": "rle", "rle": encode_brush(shape.mask_HW)}
             else:
+                # Label Studio counts in percent, and turns a rectangle around its first corner, not around its middle.
                 x, y, across, down, degrees = rectangle_of(shape.quad or _corners(shape.box))
                 kind, value = "rectanglelabels", {"rotation": round(degrees, 8) % 360}
                 value |= {"x": 100 * x / width, "y": 100 * y / height}

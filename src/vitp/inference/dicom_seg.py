@@ -107,6 +107,7 @@ def write_dicom_seg(
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=described,
                 series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "series", *seed]),
+                # Well apart from the numbers that the study's own series have as a rule.
                 series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
                 sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "instance", *seed]),
                 instance_number=1,
@@ -193,6 +194,7 @@ def _segment(highdicom: Any, place: int, name: str, number: int) -> Any:
     segment = highdicom.seg.SegmentDescription(
         segment_number=place,
         segment_label=name[:64],
+        # Of a class without a code nobody knows what kind of thing it is; tissue is the widest kind.
         segmented_property_category=category if concept is not None else codes.SCT.Tissue,
         segmented_property_type=concept or _own_code(name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,

@@ -445,4 +445,5 @@ def _warp(first: Pixels, later: str, target: Path) -> None:
             add_alpha=source.nodata is None,
         ) as warped,
     ):
+        # A VRT only says how to warp: pixels are read where somebody looks.
         shutil.copy(warped, str(target), driver="VRT")
