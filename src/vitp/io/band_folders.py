@@ -236,6 +236,7 @@ class FolderPixels(Pixels):
         self.size, self.geometry = finest.size, finest.geometry
         self._grids = [self._places(file) for file in self._files]
         self.dtype = np.result_type(*(file.dtype for file in self._files))
+        # B8A is Sentinel-2's alone; a B04 others have, too, at another wavelength.
         sentinel = {"B8A"} <= set(files)
         self.bands = tuple(
             replace(
@@ -266,6 +267,7 @@ class FolderPixels(Pixels):
                 what = f"has {file.size[0]}×{file.size[1]} px, which don't fit onto {self.size[0]}×{self.size[1]}"
                 raise DataError(what, where=file.where, fix="give the files coordinates, or one size")
             return tuple(np.arange(length) // int(ratios[0]) for length in self.size)  # type: ignore[return-value]
+        # These numbers of a transform are 0 unless rows or columns run aslant.
         if any((*file.geometry.transform[1:4:2], *self.geometry.transform[1:4:2])):
             what = "is rotated, and its pixels aren't those of the other bands"
             raise DataError(what, where=file.where, fix="bring the bands onto one grid (gdalwarp -tr)")

@@ -198,6 +198,7 @@ class Pixels(ABC):
         values_CHW = np.empty((len(numbers), height, width), self.dtype)
         valid_CHW = np.empty(values_CHW.shape, bool)
         left, top, right, bottom = x1 // have, y1 // have, -(-x2 // have), -(-y2 // have)
+        # Strips of whole squares: no square is averaged in two parts, and never all is held at full size.
         rows = max(1, _STRIP_PIXELS // (max(1, len(numbers)) * (right - left) * rest))
         for row in range(0, height, rows):
             first, last = top + row * rest, min(top + (row + rows) * rest, bottom)
@@ -286,6 +287,7 @@ class Pixels(ABC):
             )
             raise DataError(what, where=self.where, fix="read windows of it (FILE#window=x1,y1,x2,y2)")
         x1, y1, x2, y2 = wanted
+        # A reduced image serves where the window ends on its pixels, or with the file.
         fitting = [
             factor
             for factor in self._factors

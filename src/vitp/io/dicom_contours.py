@@ -152,8 +152,10 @@ def _filled(rings: Sequence[tuple[np.ndarray, bool]], grid: VolumeGrid, place: s
     """
     size = (grid.shape[1], grid.shape[0])
     masks = [np.asarray(rasterise([tuple(ring_N2.ravel().tolist())], size), bool) for ring_N2, _ in rings]
+    # CLOSEDPLANAR_XOR, for which the standard itself says how contours go together.
     if any(exclusive for _, exclusive in rings):
         return np.asarray(np.logical_xor.reduce(masks))
+    # The largest first, so that all that lies around a contour is drawn before it.
     masks.sort(key=np.count_nonzero, reverse=True)
     filled_JI = np.zeros(size, bool)
     for number, own_JI in enumerate(masks):

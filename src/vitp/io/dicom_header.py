@@ -105,6 +105,7 @@ def header_numbers(data: Any, name: str) -> tuple[float, ...]:
         value = data.get(name)
         if value is None or value == "":
             return ()
+        # pydicom's `MultiValue` is no list.
         values = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
         found = tuple(float(one) for one in values)
     except (TypeError, ValueError, AttributeError):
@@ -183,10 +184,12 @@ def _check_deflated(path: Path, where: str) -> None:
         head = file.read(4096)
         if _DEFLATED.encode() not in head or head[128:132] != b"DICM":
             return
+        # The length of the elements that are never deflated, themselves behind 144 bytes.
         meta = int.from_bytes(head[140:144], "little")
         file.seek(144 + meta)
         inflater, held = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (part := file.read(1 << 20)) and not inflater.eof:
+            # A little at a time: what inflates without end is stopped before it fills the memory.
             while part:
                 held += len(inflater.decompress(part, 1 << 24))
                 part = inflater.unconsumed_tail

@@ -201,6 +201,7 @@ def _matrix(first: Frame, positions_K3: np.ndarray, normal_3: np.ndarray, said: 
         step_3,
     )
     matrix[:3, 3] = positions_K3[0]
+    # DICOM counts to the patient's left and back, RAS+ to the right and front.
     matrix[:2] *= -1
     return matrix
 
@@ -223,6 +224,7 @@ def _look_at_steps(positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) 
     """Say what is wrong with the places of images."""
     steps_3 = np.diff(positions_K3, axis=0)
     steps = np.abs(steps_3 @ normal_3)
+    # The median, which a few gaps don't move.
     usual = float(np.median(steps))
     gaps = np.flatnonzero(steps > _MISSING * usual)
     if len(gaps):

@@ -69,6 +69,7 @@ class DicomVolume(Volume):
     def _slab(self, axis: int, index: int) -> np.ndarray:
         if axis == 2:
             return self._images(index)
+        # Another plane cuts every image: where they fit they are decoded once and kept.
         if self._voxels is None and self._bytes <= LARGEST_HELD_BYTES:
             self._voxels = np.stack([self._images(place) for place in range(self.grid.shape[2])], axis=2)
         if self._voxels is not None:

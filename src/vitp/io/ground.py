@@ -192,6 +192,7 @@ def geometry_of(address: str | Path) -> Geometry | None:
         changed = Path(file).stat().st_mtime_ns
     except OSError:
         changed = 0  # behind a URL, or missing: opening it tells
+    # The window comes last, so that all windows of a file share what is known of it.
     window, whole = part.window, replace(part, window=None)
     found = _geometry(str(address) if whole == part else part_address(file, whole), changed)
     return found if found is None or window is None else found.of_window(window)

@@ -147,6 +147,7 @@ class ImageFile:
             return part.rgb().crop(window)
         image = self.image
         with _decoding(self):
+            # `enough` counts as the image is seen, `draft` as it is stored: they agree on upright ones alone.
             if enough is not None and image is not None and image.format == "JPEG" and self.orientation == 1:
                 image.draft(None, enough(*image.size))
                 enough = None

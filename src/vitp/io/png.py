@@ -54,6 +54,7 @@ def png_bands(file: BinaryIO) -> Iterator[tuple[int, Image.Image]]:
         filtered = rows.read((bottom - top) * (row_bytes + 1))
         count = bottom - top + (above is not None)
         head = _packed(b"IHDR", struct.pack(">IIBBBBB", width, count, 8, kind, 0, 0, 0))
+        # Without compression: it is decoded again at once.
         body = zlib.compress((b"" if above is None else b"\0" + above) + filtered, 0)
         small = b"".join([_MAGIC, head, meaning, _packed(b"IDAT", body), _packed(b"IEND", b"")])
         with strict_pillow(), Image.open(io.BytesIO(small), formats=("PNG",)) as image:

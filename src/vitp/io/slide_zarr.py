@@ -140,6 +140,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
         raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
+    # A local store: in a text zarr would see a URL, too.
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):
         if codec.rpartition(".")[2].lower() not in _CODECS:

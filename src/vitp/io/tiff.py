@@ -128,6 +128,7 @@ def cropped(page: Page, window: tuple[int, int, int, int]) -> tuple[Page, tuple[
     entries = page.entries | {
         Tag.WIDTH: _entry(page, 4, min(right * grid.width, page.size[0]) - x),
         Tag.HEIGHT: _entry(page, 4, min(bottom * grid.height, page.size[1]) - y),
+        # 64 bits wide, as places may lie beyond 4 GB.
         where: _entry(page, 16, *(grid.offsets[number] for number in numbers)),
         lengths: _entry(page, 16, *(grid.lengths[number] for number in numbers)),
     }
@@ -215,6 +216,7 @@ def _undone(page: Page, grid: _Grid, data_HB: np.ndarray, dtype: np.dtype, inner
     else:
         values_HAWN = np.ascontiguousarray(data_HB).view(dtype).reshape(shape).astype(native)
         if predictor == 2:
+            # Unsigned, so that sums wrap around as the differences did.
             whole = values_HAWN.view(f"u{dtype.itemsize}")
             values_HAWN = np.cumsum(whole, axis=2, dtype=whole.dtype).view(native)
     return values_HAWN.reshape(len(data_HB), grid.across * grid.width, inner)

@@ -193,6 +193,7 @@ def read_pages(file: BinaryIO) -> list[Page]:
     pages: list[Page] = []
     seen: set[int] = set()
     left = _MOST_BYTES
+    # In a forged file a page may point back to one before it.
     while offset and offset not in seen and len(pages) < _MOST_PAGES:
         seen.add(offset)
         try:

@@ -104,6 +104,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
             raise DataError(what, where=base, fix="save each as a file of its own (mincreshape, mnc2nii)")
         proxy = _unscaled(image)
         raw = proxy is not image.dataobj
+        # Which type scaled values come in, only a value tells.
         kind = proxy.dtype if raw else np.asanyarray(proxy[(0,) * len(shape)]).dtype
         _check_length(image, proxy, base)
     colours = kind.names is not None

@@ -66,6 +66,7 @@ class ItkVolume(Volume):
         image = reader.Execute()
         array = itk.GetArrayFromImage(image)
         axes = len(length)
+        # SimpleITK's arrays have the axes in the opposite order.
         return np.asarray(array.transpose(*reversed(range(axes)), *range(axes, array.ndim)))
 
 
@@ -94,6 +95,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
         spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     grid = _itk_grid(size, spacing, origin, direction, base)
+    # Without a space NRRD says nothing about the patient; ITK fills in axes of its own.
     if base.lower().endswith((".nrrd", ".nhdr")) and "NRRD_space" not in keys:
         grid = VolumeGrid(grid.shape, None, grid.spacing)
     count = math.prod(size[3:]) * components
