@@ -200,6 +200,7 @@ class ClassificationModel(TaskModel):
         for item, sample, prediction in predictions_of(self, reader, settings):
             probabilities.append(present(prediction.probabilities_C))
             truths.append(present(reader.target(sample).classes_C))
+            # A group may be called as an image is.
             groups.append(("group", item.group) if item.group else ("image", item.id))
         probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
         label_NK = np.where(truth_NK == UNLABELLED, -1, truth_NK > 0.5)
