@@ -187,6 +187,7 @@ class MemoryProbe:
         self.source.micro_batches = choice.micro_batches
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         kept = 2 + (self.config.train.ema is not None)  # AdamW's moments, and the average of the weights
+        # The first step makes them, which a probe doesn't take.
         moments = sum(kept * p.numel() * p.element_size() for p in trained)
         # A forward pass changes running statistics, and the model goes on to be trained.
         statistics = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
