@@ -147,4 +147,5 @@ def _mlp(mlp: Any) -> tuple[int, bool]:
     """Return hidden width and whether a timm MLP is gated."""
     hidden = int(mlp.fc2.in_features)
     first = getattr(mlp, "fc1", None)
+    # The layer behind tells the width. A gate has a layer of its own, or shares one twice as wide with the values.
     return hidden, first is None or int(first.out_features) == 2 * hidden

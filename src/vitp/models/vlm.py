@@ -246,6 +246,7 @@ class VisionLanguageModel(nn.Module):
         keep_K = torch.arange(len(tiles_TCHW) * self.tokens_per_tile, device=ids_N.device)
         inputs = self.embed(tiles_TCHW, keep_K, image_index_K, ids_N[None])
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=ids_N.device)
+        # Of embeddings `generate` knows no ids, so it returns those of the answer alone.
         ids_L: Tensor = self.language.generate(inputs_embeds=inputs, attention_mask=mask, **options)[0]
         return ids_L
 

@@ -360,6 +360,7 @@ class DETR(nn.Module):
         """Return sines and cosines that tell boxes (…, K)."""
         factor_F = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=boxes.device, dtype=boxes.dtype)
         phase = (boxes[..., :4, None] * factor_F).flatten(-2)
+        # An angle comes as cosine and sine already.
         return torch.cat([phase.sin(), phase.cos(), boxes[..., 4:]], -1)
 
     def table(

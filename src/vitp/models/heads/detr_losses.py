@@ -146,6 +146,7 @@ def _hidden(head: DETR, stage: Stage, matched_RQ: Tensor, truths: Sequence[Truth
     unit_B = torch.tensor([float(max(truth.size)) for truth in truths], device=matched_RQ.device)
     found_RQK = head.geometry.pixels(stage.boxes_BQK, unit_B.repeat(len(matched_RQ) // len(truths)))
     for row, (hidden_Q, found_QK) in enumerate(zip(hidden_RQ, found_RQK, strict=True)):
+        # Stage follows stage, each with all images, so images come again in turn.
         hidden_Q |= head.geometry.hidden(found_QK, truths[row % len(truths)])
     return hidden_RQ & (matched_RQ < 0)
 

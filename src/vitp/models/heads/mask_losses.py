@@ -113,6 +113,7 @@ def _image_losses(
 
 def _at(maps_N1hw: Tensor, places: Tensor) -> Tensor:
     """Return (N, P) values at places on 0..1, x first: (N, P, 2), or (1, P, 2) for all."""
+    # At the rim a point lies beyond the last centre: the default padding would mix in zeros there.
     values_N1P: Tensor = sample_point(
         maps_N1hw, places.expand(len(maps_N1hw), -1, -1), align_corners=False, padding_mode="border"
     )
