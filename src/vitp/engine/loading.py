@@ -144,6 +144,7 @@ class StepLoader:
         """Stop the workers."""
         # Without this they run until the iterator is collected, which a traceback in flight can put off.
         # torch has no public way to end the workers of an iterator.
+        # A loader has no public way of ending its workers before its batches are used up.
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
