@@ -221,5 +221,6 @@ def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
 def _own_code(name: str) -> Any:
     """Return a private code for a class that SNOMED has no code of under its name."""
     coded = need("medical", "pydicom.sr.coding", "DICOM-SEG").Code
+    # DICOM gives a code 16 characters and its meaning 64.
     value = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()[:16] or "CLASS"
     return coded(value, "99VITP", name[:64])
