@@ -281,6 +281,7 @@ class FolderPixels(Pixels):
 
     def _indices(self, file: Pixels, centres_N2: np.ndarray, axis: int) -> np.ndarray:
         assert file.geometry is not None and self.geometry is not None
+        # A centre on an edge of the file's pixels belongs to the one behind it, however sums are rounded.
         found_N = np.floor(file.geometry.to_pixels(self.geometry.to_map(centres_N2))[:, axis] + 1e-6)
         return np.where((found_N >= 0) & (found_N < file.size[axis]), found_N, -1).astype(np.int64)
 

@@ -50,6 +50,7 @@ def closed_contours(region: Any) -> list[Contour]:
         kind = str(contour.get("ContourGeometricType") or "").upper()
         if kind.startswith("CLOSED_PLANAR"):
             points_N3 = np.array(contour.ContourData, float).reshape(-1, 3)
+            # DICOM's axes point to the left and the back of the patient, ours to the right and the front.
             found.append(Contour(points_N3 * (-1, -1, 1), kind.endswith("XOR")))
     return found
 

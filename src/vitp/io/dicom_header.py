@@ -119,6 +119,7 @@ def word(data: Any, name: str) -> str | None:
         value = data.get(name)
     except (TypeError, ValueError, AttributeError):
         return None
+    # Values are padded to an even length, with a blank or a zero.
     text = str(value).strip(" \0") if value is not None else ""
     return text or None
 
@@ -175,6 +176,7 @@ def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
     """Return the tag at which reading stopped; of deflated files that of pixels, once what they hold is bounded."""
     if word(getattr(data, "file_meta", {}), "TransferSyntaxUID") != _DEFLATED:
         return file.read(4)
+    # (7FE0,0010), least significant bytes first.
     return b"\xe0\x7f\x10\x00" if header_numbers(data, "Rows") else b""
 
 

@@ -173,6 +173,7 @@ def _unit(frame: Frame) -> str | None:
     if named in _UNITS:
         return _UNITS[str(named)]
     scaled = frame.values.get("RescaleSlope") is not None
+    # CT is in Hounsfield units unless it says otherwise; US stands for unspecified.
     return "HU" if scaled and word(frame.header.data, "Modality") == "CT" and named in (None, "US") else None
 
 
@@ -183,6 +184,7 @@ def _padding(frame: Frame) -> tuple[float, float]:
         return math.nan, math.nan
     limit = frame.header.number("PixelPaddingRangeLimit")
     ends = [_as_stored(one, frame) for one in (value, value if limit is None else limit)]
+    # The limit may lie on either side of the value.
     return min(ends), max(ends)
 
 

@@ -168,6 +168,7 @@ def check_pages(pages: list[Page], where: str) -> None:
 
 def jpeg2000_depth(head: bytes) -> tuple[int, int]:
     """Return components and bits of a JPEG 2000 file by its first bytes; (0, 0) where they don't tell."""
+    # Markers SOC and SIZ; behind eight sizes stands the number of components, then of each a sign bit and its bits − 1.
     start = head.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(head) < start + 43:
         return 0, 0

@@ -27,6 +27,7 @@ def can_be_cut(file: BinaryIO) -> bool:
     """Return whether `png_bands` reads a PNG file: 8 bits a channel, its rows in order."""
     file.seek(0)
     head = file.read(33)
+    # Behind the signature: length, name, two sizes, then depth, colour, compression, filter, interlacing.
     return len(head) == 33 and head[24] == 8 and head[25] in _CHANNELS and head[28] == 0
 
 

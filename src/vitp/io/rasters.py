@@ -143,6 +143,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
 
 
 def _reason(error: BaseException) -> str:
+    # GDAL's own words are in the innermost cause.
     inner: BaseException = error
     while inner.__cause__ is not None:
         inner = inner.__cause__

@@ -62,6 +62,7 @@ class Tissue:
     def shares(self, windows_N4: np.ndarray) -> np.ndarray:
         """Return (N,) how much of windows of the image is tissue, 0–1, by the pixels of the mask that they touch."""
         left, top = (self._places(windows_N4[:, axis], axis) for axis in (0, 1))
+        # A window that ends on the edge of a mask's pixel doesn't touch it.
         right, bottom = (self._places(windows_N4[:, 2 + axis] - 1e-6, axis) + 1 for axis in (0, 1))
         sums = self._sums
         held_N = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]

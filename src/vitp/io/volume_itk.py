@@ -40,6 +40,7 @@ class ItkVolume(Volume):
         self._size = tuple(reader.GetSize())
         with Path(where).open("rb") as file:
             head = file.read(1 << 16)
+        # ITK reads a part of plain MetaImage alone; of other files it would decode all for each part.
         self._plain = (
             head.startswith((b"ObjectType", b"NDims", b"Comment")) and b"CompressedData = True" not in head
         )

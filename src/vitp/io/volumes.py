@@ -106,6 +106,7 @@ def _trim(volumes: OrderedDict[tuple[object, ...], Volume]) -> None:
     while len(volumes) > _MOST_KEPT:
         volumes.popitem(last=False)
     held = sum(volume.held_bytes for volume in volumes.values())
+    # The last is the one that was asked for just now.
     for volume in list(volumes.values())[:-1]:
         if held <= LARGEST_KEPT_BYTES:
             break
