@@ -327,6 +327,7 @@ def majority_labels(mask_VHW: np.ndarray, patch: int, classes: int, min_share: f
     """Return (V, h, w) uint8: the commonest class of each patch, 255 where it has less than `min_share`."""
     share_VhwC = patch_distribution(torch.from_numpy(np.ascontiguousarray(mask_VHW)), patch, classes)
     best_Vhw, label_Vhw = share_VhwC.max(-1)
+    # Where all is ignored every share is 0, and the largest would be that of class 0.
     sure_Vhw = (best_Vhw >= min_share) & (best_Vhw > 0)
     return torch.where(sure_Vhw, label_Vhw, IGNORE).to(torch.uint8).numpy()
 

@@ -220,6 +220,7 @@ class CorruptedItems(Sequence[LabelledImage]):
 def _as_file(image_HWC: np.ndarray, channels: Channels) -> bytes:
     """Return a file of which these channels see the image."""
     values_CHW = channels.unscale(image_HWC.transpose(2, 0, 1))
+    # Backwards, so that of a band that is seen twice the first values stay.
     first = dict(zip(channels.bands[::-1], values_CHW[::-1], strict=True))
     names = list(dict.fromkeys(channels.bands))
     return geotiff(np.stack([first[name] for name in names]), names)
