@@ -217,6 +217,7 @@ class MemoryProbe:
     def _forget(self, trained: list[Any]) -> None:
         for parameter in trained:
             parameter.grad = None
+        # The cache gives back what nobody holds, so circles of references are broken first.
         gc.collect()
         torch.cuda.empty_cache()
 
