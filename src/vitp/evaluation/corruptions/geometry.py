@@ -27,6 +27,7 @@ MIN_VISIBLE = 0.3
 """Objects of which less of the area is left are difficult: they count neither as found nor as missed."""
 
 _ANY = 1e-6
+"""Share of an object that has to be left in the image: whatever is left of it counts."""
 
 
 def scaled(length: float, size: tuple[int, int]) -> float:
