@@ -20,6 +20,7 @@ _LARGEST_FRAME_BYTES = 4_000_000_000
 _MOST_IN = 4096
 """Bytes of pixels that one byte of a compressed image may stand for, once there are many of them."""
 _MANY_BYTES = 1 << 26
+"""So many any compressed image may have, however few bytes it is written in."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3
+"""Images that are nearer to each other lie at one place, which their headers round."""
 _ELSEWHERE_MM = 0.01
 """How far apart files with one UID are other images: copies that were written anew round their place."""
 _UNEVEN = 0.02

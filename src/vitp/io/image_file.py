@@ -67,7 +67,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # others undo themselves
 _HEAD_BYTES = 4096
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
 """Beside `OSError`, what decoders raise of damaged files."""

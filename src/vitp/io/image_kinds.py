@@ -47,6 +47,7 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
 _PILLOW = threading.RLock()
 _depth = 0
 _theirs: tuple[int | None, bool] = (None, False)
+"""Of `strict_pillow`: how many are inside, and what Pillow's settings were before the first."""
 
 
 @contextmanager

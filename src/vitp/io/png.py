@@ -21,6 +21,7 @@ from vitp.io.pixels import row_bands
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Kind of colours → channels: grey, RGB, palette, grey with alpha, RGB with alpha."""
 
 
 def can_be_cut(file: BinaryIO) -> bool:

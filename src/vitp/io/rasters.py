@@ -31,6 +31,7 @@ from vitp.io.storage import is_member, is_remote, open_bytes, read_address
 from vitp.io.tiff_image import is_alpha, named_alpha
 
 _LARGEST_BLOCK_BYTES = 1 << 29
+"""Once it is decoded, as a block always is as a whole, whatever part of it is wanted."""
 _ALPHA_PIXELS = 1 << 24
 """Of a band that may be transparency are looked at to tell."""
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (

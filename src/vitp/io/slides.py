@@ -35,6 +35,7 @@ SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn"})
 _OPEN = 4
 """Slides that a thread keeps open."""
 _FINEST = 0.01
+"""Smallest step in pixels of the slide: finer ones make up pixels, thousands for each that there is."""
 _SAME = 0.5
 """Pixels by which a level's grid may be off at the far end of the slide and still be the one that was asked for."""
 _PLACED = frozenset({33550, 33922, 34264, 34735})

@@ -46,6 +46,7 @@ TYPES = {
     18: "u8",
 }
 _RATIONALS = (5, 10)
+"""Types of which a value is two numbers, above and below the line."""
 _MOST_PAGES = 10_000
 _MOST_BYTES = 1 << 25
 """Of the values of all tags that are read: offsets and lengths of two million segments."""
