@@ -35,6 +35,7 @@ USABLE = 0.92
 """Share of a GPU's memory that a step may take: the rest is for the context, the allocator's gaps and buckets."""
 
 _RECOMPUTE_COST = 4 / 3
+"""Time of a step that computes its forward pass twice: the backward pass takes as long as two of them."""
 _FIXED_RECORDS = 2.0
 """Records whose time a micro-batch takes beside its own: launches, gaps, half-filled kernels. An assumption, which only
 ranks the choices."""
