@@ -281,7 +281,8 @@ def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) 
     images = sorted({one.image for one in questions})
     if len(images) < 2:
         raise ConfigError("too few images with labelled places", where=labelled.name, fix="name another set")
-    seen = _seen_by(reader)
+    channels = reader.vlm.vision.in_channels if isinstance(reader, ModelReader) else None
+    seen = PICTURES if channels is None else SeenBands(channels)
     tiles = {index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images}
     # 0x4C4F4F4B spells "LOOK": other uses of the seed draw other numbers.
     rng = np.random.default_rng([0, 0x4C4F4F4B])
@@ -297,11 +298,6 @@ def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) 
         if asked:
             found.append(_measured(reader, task, asked, tiles, other, rng))
     return found
-
-
-def _seen_by(reader: PlaceReader) -> SeenBands:
-    channels = reader.vlm.vision.in_channels if isinstance(reader, ModelReader) else None
-    return PICTURES if channels is None else SeenBands(channels)
 
 
 def _measured(

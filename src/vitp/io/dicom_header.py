@@ -135,7 +135,9 @@ def read_header(path: Path, where: str | None = None) -> Header:
     meta = getattr(data, "file_meta", {})
     syntax = word(meta, "TransferSyntaxUID")
     if pixels is None or not header_numbers(data, "Rows") or not header_numbers(data, "Columns"):
-        raise DataError(_without_pixels(data, meta), where=where, fix="name the files of the images")
+        name = uid_name(word(data, "SOPClassUID") or word(meta, "MediaStorageSOPClassUID"))
+        what = "is a DICOM object without pixels" + (f" ({name})" if name else "")
+        raise DataError(what, where=where, fix="name the files of the images")
     guessed = syntax is None
     if syntax is None:
         implicit, little = data.original_encoding
@@ -198,12 +200,6 @@ def _check_deflated(path: Path, where: str) -> None:
                 if held > LARGEST_INFLATED_BYTES:
                     what = f"holds more than {LARGEST_INFLATED_BYTES:,} bytes once it is inflated"
                     raise DataError(what, where=where, fix="save it in another transfer syntax")
-
-
-def _without_pixels(data: Any, meta: Any) -> str:
-    uid = word(data, "SOPClassUID") or word(meta, "MediaStorageSOPClassUID")
-    name = uid_name(uid)
-    return "is a DICOM object without pixels" + (f" ({name})" if name else "")
 
 
 def uid_name(uid: str | None) -> str | None:

@@ -227,15 +227,10 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
     volume.off_grid, volume.missing = stack.off_grid, stack.missing
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
     volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
-    _set_colours(volume, first)
-    return volume
-
-
-def _set_colours(volume: DicomVolume, header: Header) -> None:
-    """Say of a volume whether its slices are pictures, and which colours their numbers stand for."""
     volume.set_picture()
-    if (word(header.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
-        volume.palette_V3 = palette_of(header, volume.dtype)
+    if (word(first.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
+        volume.palette_V3 = palette_of(first, volume.dtype)
+    return volume
 
 
 def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header], int, list[str]]:
