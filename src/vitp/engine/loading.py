@@ -154,7 +154,7 @@ class StepLoader:
 def read_step(
     loader: StepLoader, objective: Objective
 ) -> tuple[list[Any], dict[str, float], dict[str, float], VitpError | None]:
-    """Return this rank's batches of the next step, their counts of loss terms and their work, or what kept it from it.
+    """Return this rank's batches of the next step, their counts of loss terms and their work; or an error instead.
 
     A user's mistake isn't raised but returned: the other ranks are to be told first.
     """

@@ -65,7 +65,7 @@ class Place:
 
 
 def annotation_order(images: Sequence[Sequence[str]], doubts: Sequence[float]) -> list[Place]:
-    """Return images by falling uncertainty, those that show the picture of one before them at the end.
+    """Return images, the most uncertain first; those that show the same picture as an earlier one come at the end.
 
     Args:
         images: Paths of each: one, or both dates.

@@ -411,7 +411,7 @@ def _corners(box: tuple[float, float, float, float] | None) -> tuple[float, ...]
 
 
 def _coco_place(shape: _Shape) -> dict[str, Any]:
-    """Return where a shape lies; a turned box is told as CVAT does: as it was before it was turned, and the angle."""
+    """Return where a shape lies. A turned box is given as CVAT does: upright, and the angle that it is turned by."""
     score = {} if shape.score is None else {"score": round(shape.score, 5)}
     if shape.mask_HW is not None:
         rows, columns = np.flatnonzero(shape.mask_HW.any(1)), np.flatnonzero(shape.mask_HW.any(0))

@@ -130,7 +130,7 @@ def write_dicom_seg(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the library says: its words may quote the source, and that a map is empty is no warning."""
+    """Keep back what the library says: it may quote the source, and it warns of empty maps, which are all right."""
     log = logging.getLogger("highdicom")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -165,7 +165,7 @@ def _header(pydicom: Any, path: Path) -> Any:
 
 
 def _set_dates(file: Any, source: Any) -> None:
-    """Give a segmentation the dates of its source: with the time of writing no file would be like another."""
+    """Give a segmentation the dates of its source: with the time of writing each file would be another one."""
     for name, kind in _DATES.items():
         known = [source.get(f"{prefix}{kind}") for prefix in ("Content", "Acquisition", "Series", "Study")]
         value = next((value for value in known if value), _FALLBACK[kind])

@@ -143,7 +143,7 @@ class LargeWork(ABC, Generic[PredictionT]):
 
     @abstractmethod
     def _opened(self, files: ExitStack) -> PredictionT:
-        """Return the prediction to compute; what stays open until all is written is closed by `files`."""
+        """Return the prediction to compute; `files` closes what has to stay open until all is written."""
 
     @abstractmethod
     def _write(self, prediction: PredictionT, model_sha256: str) -> None:

@@ -172,7 +172,7 @@ def _head(path: Path) -> _Head | None:
 
 
 def _is_one_ground(heads: list[_Head]) -> bool:
-    """Return whether each file shares most of the smaller one's ground with the largest; none say where, too."""
+    """Return whether most of each file's ground lies in the largest one's; True also if none says where it lies."""
     grounds = [head.ground for head in heads if head.ground is not None]
     if not grounds:
         return True
@@ -258,7 +258,7 @@ class FolderPixels(Pixels):
         self.notes = tuple(dict.fromkeys(notes))
 
     def _places(self, file: Pixels) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return which column and which row of a file each of ours has, −1: none; None: its own."""
+        """Return the column and row of a file at each of ours, −1: none; None: they are the same."""
         if (file.size, file.geometry) == (self.size, self.geometry):
             return None
         if file.geometry is None or self.geometry is None:

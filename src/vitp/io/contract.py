@@ -271,7 +271,7 @@ class Pixels(ABC):
     def _checked(
         self, window: Window | None, bands: Sequence[str] | None, level: int
     ) -> tuple[Window, list[int], int]:
-        """Return window, places of the bands, and the reduction of the pyramid that serves, once all is allowed."""
+        """Check window, bands and level; return the window, the bands' places and the reduction to read."""
         numbers = self.numbers(bands)
         wanted = window if window is not None else (0, 0, *self.size)
         check_window(wanted, self.size, self.where)

@@ -124,7 +124,7 @@ def _by_slice(
 
 
 def _even_step(by_slice: Mapping[int, Sequence[tuple[np.ndarray, bool]]]) -> int:
-    """Return how many slices three contours or more of one region are apart, always the same number; else 0.
+    """Return by how many slices the contours of a region follow each other, where three or more do so evenly; else 0.
 
     Each has to lie over the one before it: others may be several small objects.
     """

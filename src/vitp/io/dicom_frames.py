@@ -250,7 +250,7 @@ def read_frame(header: Header, index: int) -> np.ndarray:
 
 
 def _decoded(header: Header, index: int) -> np.ndarray:
-    """Return the values of an image, of which no more than itself is read where the file allows it."""
+    """Return the values of one image; where the file allows it, nothing of its other images is read."""
     pixels = need("medical", "pydicom.pixels", str(header.path))
     if not (header.guessed or header.is_deflated):
         try:

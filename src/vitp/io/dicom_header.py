@@ -175,7 +175,7 @@ def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
 
 
 def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
-    """Return the tag at which reading stopped; of deflated files that of pixels, once what they hold is bounded."""
+    """Return the four bytes of the tag that reading stopped at; of a deflated file with rows those of its pixels."""
     if word(getattr(data, "file_meta", {}), "TransferSyntaxUID") != _DEFLATED:
         return file.read(4)
     # (7FE0,0010), least significant bytes first.

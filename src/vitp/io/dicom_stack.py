@@ -174,7 +174,7 @@ def _by_place(frames: list[Frame], along: list[float], keep_order: bool) -> list
 
 
 def _without_doubles(places: list[list[Frame]], one_file: bool, said: _Said) -> list[list[Frame]] | None:
-    """Return one image a place; None: they aren't one volume, and stand as the file has them."""
+    """Return one image a place; None: the images are no single volume, and stay in the order of the file."""
     more = sum(len(row) - 1 for row in places)
     if one_file or more > len(places) / 2:
         said.findings.append(

@@ -151,7 +151,7 @@ class DicomVolume(Volume):
         return self._by_frame(self._scale_KT, axis, index), self._by_frame(self._offset_KT, axis, index)
 
     def _by_frame(self, values_KT: np.ndarray, axis: int, index: int) -> np.ndarray:
-        """Return (C,), or what stretches to (A, B, C), of a value that each image has."""
+        """Return a value that each image has, for the values of one layer: (C,), or to be broadcast to (A, B, C)."""
         values_KC = values_KT.repeat(self._samples, axis=1)
         if axis == 2:
             own_C: np.ndarray = values_KC[index]
@@ -242,7 +242,7 @@ def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header],
 
 
 def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
-    """Return the headers of each series of a folder, and of its other files what `_series` does."""
+    """Return the headers of each series of a folder, how many other files there are, and which seem to be damaged."""
     found: dict[str, list[Header]] = {}
     others = 0
     unread: list[str] = []

@@ -135,7 +135,7 @@ def seek_page(image: Image.Image, number: int, where: str) -> None:
 
 
 def page_alone(pages: list[Page], page: int, where: str) -> tuple[int, list[Page]]:
-    """Return which of all pages of a TIFF file one is, and it with the masks and overviews that follow it.
+    """Return the number of a page among all of a TIFF file, and the page with the masks and overviews behind it.
 
     Args:
         pages: All pages.

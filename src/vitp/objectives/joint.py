@@ -336,7 +336,7 @@ class JointObjective(Objective):
         return self._objectives[self.holder].layer_distances()
 
     def work(self, batch: JointBatch) -> dict[str, float]:
-        """Return the work of all; the samples are those of the first, FLOPs stand there where all count them."""
+        """Return the work of all; the samples are those of the first, FLOPs are given only where all count them."""
         each = [part.work(own) for part, own in zip(self._objectives.values(), batch.batches, strict=True)]
         keys = list(dict.fromkeys(key for one in each for key in one))
         total = {key: sum(one.get(key, 0.0) for one in each) for key in keys}

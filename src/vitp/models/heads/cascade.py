@@ -310,7 +310,7 @@ class CascadeHead(nn.Module):
         return self._keep(torch.cat(boxes), scores_RK, [len(boxes_N) for boxes_N in boxes])
 
     def _keep(self, boxes_R: Tensor, scores_RK: Tensor, lengths: Sequence[int]) -> list[Found]:
-        """Return what stays of each image's rows; but for each suppression the device is asked once for all."""
+        """Return the objects of each image that are kept; the device is asked once for all, and by each suppression."""
         scores_RC = scores_RK[:, 1:]
         boxes_RC4 = (
             boxes_R[:, 1:] if boxes_R.ndim == 3 else boxes_R[:, None].expand(-1, scores_RC.shape[1], 4)

@@ -366,7 +366,7 @@ class DETR(nn.Module):
     def table(
         self, maps: Sequence[Tensor], size: tuple[int, int], count: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the last word on images of one size: boxes in pixels (B, Q, 4 or 5), and scores (B, Q, C)."""
+        """Return what the last layer says of images of one size: boxes in pixels (B, Q, 4 or 5), scores (B, Q, C)."""
         last = self(maps, [size], None, count)[-1]
         unit_1 = last.boxes_BQK.new_full((1,), float(max(size)))
         return self.geometry.pixels(last.boxes_BQK, unit_1), last.logits_BQC.sigmoid()
@@ -380,7 +380,7 @@ class DETR(nn.Module):
         return torch.cat([boxes_BQK[..., :4], scores_BQC, boxes_BQK[..., 4:]], -1).transpose(1, 2)
 
     def kept(self, boxes_QK: Tensor, scores_QC: Tensor, sides_Q2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes, scores and labels (from 1) of one image that are said, by falling score."""
+        """Return boxes, scores and labels (from 1) of the objects that an image is said to show, by falling score."""
         real_Q1 = (sides_Q2 >= MIN_SIDE).all(-1, keepdim=True)
         row, column = torch.where((scores_QC > self.settings.score_threshold) & real_Q1)
         scores_N = scores_QC[row, column]
