@@ -111,6 +111,7 @@ def moved_objects(
     for label in objects:
         moved = moved_label(label, matrix)
         part = crop_object(moved, window, MIN_VISIBLE)
+        # Too little of it to be asked for, and too much for the place to be background.
         if part is None and (rest := crop_object(moved, window, _ANY)) is not None:
             part = replace(rest, difficult=True)
         if part is not None:

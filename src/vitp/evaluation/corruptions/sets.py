@@ -185,6 +185,7 @@ class CorruptedItems(Sequence[LabelledImage]):
         """Write the images of an item and return it."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
+        # Takes numbers from the end, too, and raises an IndexError beyond it, by which loops over the items end.
         number = range(len(self))[at]
         item = self.items[number]
         first = self._write(item.image, item.id, number, 0)
