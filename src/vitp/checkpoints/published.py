@@ -233,7 +233,7 @@ def to_hf_config(sizes: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         "use_qk_norm": False,
         "use_absolute_position_embeddings": True,
         "use_mask_token": False,
-        "use_mean_pooling": not sizes["final_norm"],
+        "use_mean_pooling": not sizes["final_norm"],  # with it transformers leaves the final norm out
         "layer_scale_init_value": 0.1,
     }
 

@@ -246,6 +246,7 @@ def _through_timm(weights: Mapping[str, Any], model: nn.Module, name: str, where
     if convert is None:
         return dict(weights)
     try:
+        # A copy, as some of timm's conversions take entries out of what they get.
         return dict(convert(dict(weights), model))
     except (
         KeyError,

@@ -245,6 +245,7 @@ def _write(
     write_json(
         folder / "preprocessor_config.json",
         {
+            # transformers' InternVL has this processor, of another model; 3 is Pillow's number of bicubic.
             "image_processor_type": "GotOcr2ImageProcessorFast",
             "crop_to_patches": False,
             "min_patches": 1,
