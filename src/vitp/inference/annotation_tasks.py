@@ -137,6 +137,7 @@ class TaskWriter:
     def write(self, out: Path, found: Sequence[LookedAt]) -> list[str]:
         """Write all files of the tool, and return lines about them."""
         places = annotation_order([one.dates for one in found], [one.doubt for one in found])
+        # Tools are told of one folder, below which all images lie.
         folder = os.path.commonpath([Path(date).absolute().parent for one in found for date in one.dates])
         names = [
             tuple(os.path.relpath(date, folder).replace(os.sep, "/") for date in one.dates) for one in found
