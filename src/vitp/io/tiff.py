@@ -145,6 +145,7 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         OSError: They are damaged, or Pillow can't decode them.
     """
     grid = _grid(page)
+    # Pillow would turn each part by itself.
     shed = {Tag.SUBFILE, Tag.OLD_SUBFILE, Tag.ORIENTATION}
     entries = {tag: entry for tag, entry in page.entries.items() if tag not in shed}
     if page.photometric == 4:  # Pillow knows no pages of masks
@@ -257,6 +258,7 @@ def _decoded(page: Page, grid: _Grid, entries: dict[int, Entry], segments: list[
     for tag in sorted(entries):
         if len(entries[tag].data) > 4:
             places[tag] = after
+            # Values begin at even places, as the format demands.
             after += len(entries[tag].data) + len(entries[tag].data) % 2
     offsets = np.cumsum([after, *(len(data) for data in segments)])[:-1]
     entries[where] = _entry(page, 4, *offsets.tolist())
