@@ -283,7 +283,7 @@ class Trainer:
 
     def _load_or_start(self) -> None:
         path = checkpoint.latest(self.run_dir)
-        if self.is_main and (self.resume or path is None):
+        if self.is_main and (self.resume or path is None):  # else it's refused, and nothing of it may change
             checkpoint.remove_leftovers(self.run_dir)
         self._notes: list[str] = []
         if path is None:

@@ -236,6 +236,7 @@ def _collected(
 ) -> Features:
     """Return features of views, the image of each view, and the images' labels, side by side."""
     total = len(labels)
+    # One view at a time, or all features would be held a second time in float32.
     view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
     sums_ND = torch.zeros(total, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
     by_view = [label for own in labels for label in own.patches]

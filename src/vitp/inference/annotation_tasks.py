@@ -383,6 +383,7 @@ class TaskWriter:
             for number, name in enumerate(self.classes):
                 if name not in self._named:
                     continue
+                # Files of change hold 0 and 255, for eyes, and not numbers of classes.
                 mask_HW = map_HW > 127 if changed else map_HW == number
                 if mask_HW.any():
                     yield _Shape(name, None, mask_HW=mask_HW)

@@ -351,6 +351,7 @@ def _save_objects(path: Path, found: ViewObjects | None) -> None:
             flat = [mask.mask_hw.ravel() for mask in found.masks]
             arrays["masks"] = np.packbits(np.concatenate(flat) if flat else np.zeros(0, bool))
     temporary = path.with_suffix(".part")
+    # To a path NumPy would add .npz.
     with temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)

@@ -403,6 +403,7 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if job.options.tool:
         _write_tasks(job, pictures, [source for source in done if job.is_picture(source)])
     write_json(out / PREDICTIONS_FILE, description)
+    # Last: a call that is resumed takes from them what was predicted before.
     shutil.rmtree(job.folder / "pictures", ignore_errors=True)
 
 

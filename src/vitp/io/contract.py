@@ -354,6 +354,7 @@ class PartPixels(Pixels):
         self.is_picture = whole.is_picture
         if part.bands is not None:
             self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)
+        # A reduction serves where the window's edges are edges of its pixels too, or the end of the image.
         x, y = self._corner
         wide, high = (corner + length for corner, length in zip(self._corner, self.size, strict=True))
         self._factors = tuple(

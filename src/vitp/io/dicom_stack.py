@@ -71,6 +71,7 @@ def stack_frames(frames: list[Frame], where: str) -> Stack:
     one_file = len({frame.header.path for frame in frames}) == 1
     places = _by_place(frames, along, keep_order=one_file)
     counts = {len(row) for row in places}
+    # Images at one place become bands, which those in colour have already.
     if len(counts) > 1 or (samples > 1 and counts != {1}):
         single = _without_doubles(places, one_file, said)
         if single is None:

@@ -320,7 +320,7 @@ def _check_size(file: ImageFile) -> None:
             bytes_ = width * height * page.bands * -(-page.bits // 8)
     else:
         assert file.image is not None
-        mode = file.image.mode
+        mode = file.image.mode  # of files with 1, 2 or 4 bits a pixel "L" and "P" too
         bits = 1 if mode in ("1", "P", "L") else 8 * len(file.image.getbands())
         most = _MOST_IN.get(file.image.format or "", 10_000)
     if width * height > LARGEST_IMAGE_PIXELS or bytes_ > LARGEST_IMAGE_BYTES:

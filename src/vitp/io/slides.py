@@ -158,6 +158,7 @@ class SlidePixels(Pixels):
             if same:
                 self._grids[factor] = SlideGrid(same[0], size, None)
             else:
+                # Means of finer pixels are true; coarser ones lack what is to be shown.
                 finer = [(level, own) for level, own in levels if own[0] <= wanted[0] and own[1] <= wanted[1]]
                 level, own = max(finer or levels[:1], key=lambda one: one[1])
                 self._grids[factor] = SlideGrid(level, size, (wanted[0] / own[0], wanted[1] / own[1]))

@@ -165,6 +165,7 @@ class ClassificationModel(TaskModel):
             return {
                 "class": F.cross_entropy(logits_BK, target_BK, reduction="sum", label_smoothing=smoothing)
             }
+        # Not torch's own weights: with smoothing they would weigh the other classes' shares too, which aren't counted.
         loss_B = F.cross_entropy(logits_BK, target_BK, reduction="none", label_smoothing=smoothing)
         if self.settings.focal:
             loss_B = loss_B * focal_factor(logits_BK, target_BK.argmax(1), self.settings.focal)
