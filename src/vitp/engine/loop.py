@@ -443,7 +443,7 @@ class Trainer:
                 self._log.say(summary(evidence))
             model = self._on_main(lambda: save_pretrained(self.objective, self.run_dir))
         if self.average is not None and not self.sharded:
-            self.average.swap()
+            self.average.swap()  # the objective goes on with the weights that were written
         last = checkpoint.folder(self.run_dir, self.step)
         return TrainResult(
             self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)

@@ -357,6 +357,7 @@ def _object_polygons(
         parts = [shapely.Polygon(r[0] + mask.at, [hole + mask.at for hole in r[1:]]) for r in outlines]
         if parts:
             kept.append(number)
+            # Those of one part too: the objects of a layer have one type.
             polygons.append(shapely.MultiPolygon(parts))
     return np.array(polygons, object), [names[number] for number in kept], scores_N[kept]
 

@@ -145,6 +145,7 @@ class Pixels(ABC):
                 found.append(names.index(band))
             elif keys.count(band_key(band)) == 1:
                 found.append(keys.index(band_key(band)))
+            # Beside names such as B02 a mere number would have two readings.
             elif band.isdecimal() and 1 <= int(band) <= len(names) and not any(map(_NUMBERED.search, names)):
                 found.append(int(band) - 1)
             else:

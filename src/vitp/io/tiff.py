@@ -48,6 +48,7 @@ def _grid(page: Page) -> _Grid:
         wide, high = page.number(Tag.TILE_WIDTH, 0), page.number(Tag.TILE_HEIGHT, 0)
         offsets, lengths = page.numbers(Tag.TILE_OFFSETS), page.numbers(Tag.TILE_BYTES)
     else:
+        # One strip for all rows is written as 2³² − 1 rows.
         wide, high = width, min(page.number(Tag.ROWS_PER_STRIP, height), height)
         offsets, lengths = page.numbers(Tag.STRIP_OFFSETS), page.numbers(Tag.STRIP_BYTES)
     if min(wide, high) < 1:

@@ -82,6 +82,7 @@ def netpbm_values(file: BinaryIO) -> np.ndarray:
     file.seek(start)
     if kind in (b"P5", b"P6"):
         data = file.read(width * height * bands * dtype.itemsize)
+        # Whole values alone: that the file is too short is said below.
         values = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype)
     else:
         words = re.sub(rb"#[^\n]*", b"", file.read()).split()
