@@ -181,7 +181,7 @@ def read_checkpoint(
         found = found.vision_only()
     found = _for_channels(found, hints)
     wanted: dict[str, Any] = {"image_size": hints.image_size, "positions": hints.positions}
-    if found.layout != "vitp":
+    if found.layout != "vitp":  # ours say it themselves
         folder = path if path.is_dir() else None
         stated = read_config(path) if path.is_dir() else {}
         wanted |= origin_of(str(source), folder, stated, hints.architecture or stated.get("architecture"))

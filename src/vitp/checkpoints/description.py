@@ -290,6 +290,7 @@ def tensor_digests(weights: Mapping[str, Tensor]) -> dict[str, str]:
     """Return name → SHA-256 of type, shape and bytes."""
     digests = {}
     for name, tensor in weights.items():
+        # Of another shape or type the bytes may be the same.
         digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)} ".encode())
         digest.update(tensor_bytes(tensor))
         digests[name] = digest.hexdigest()

@@ -151,6 +151,7 @@ def export_graph(
     module = PixelsToFeatures(tower.float()).eval()
     with atomic_dir(out) as temporary:
         file = temporary / _GRAPHS[kind]
+        # Two images, as torch takes a size of 1 for a constant.
         write_graph(module, _images(tower, 2), kind, file, outputs=("features",))
         check = _compare(module, tower, kind, file)
         description = _describe(source, tower, kind, check)

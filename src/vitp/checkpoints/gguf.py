@@ -122,6 +122,7 @@ def dequantised(source: PackagedLanguage) -> Path:
             _log.warning("note: %s %s: made again from %s", error.where, error.what, file.name)
     folder.parent.mkdir(parents=True, exist_ok=True)
     model, tokenizer = _read(file)
+    # That entry would tell transformers that the weights of the folder are quantised.
     values = {key: value for key, value in model.config.to_dict().items() if key != "quantization_config"}
     with atomic_dir(folder) as temporary:
         write_tensors(temporary, unique_state(model))

@@ -233,7 +233,7 @@ def to_hf_config(sizes: Mapping[str, Any], *, dtype: str) -> dict[str, Any]:
         "use_qk_norm": False,
         "use_absolute_position_embeddings": True,
         "use_mask_token": False,
-        "use_mean_pooling": not sizes["final_norm"],
+        "use_mean_pooling": not sizes["final_norm"],  # with it transformers leaves the final norm out
         "layer_scale_init_value": 0.1,
     }
 
@@ -338,7 +338,7 @@ def plain_vit_of_weights(weights: Mapping[str, Tensor], *, heads: int | None, wh
     if registers:
         arguments |= {"reg_tokens": int(registers), "no_embed_class": True}
     if "blocks.0.ls1.gamma" in weights:
-        arguments["init_values"] = 1e-5
+        arguments["init_values"] = 1e-5  # only that there is a scale: its values come with the weights
     if "norm.weight" not in weights:
         arguments["final_norm"] = False
     size = round(cells**0.5) * sizes["patch"]

@@ -188,6 +188,7 @@ def convert_state(
         CheckpointError: It holds weights of another architecture, or several vision transformers.
         ConfigError: timm has no such model.
     """
+    # Names and shapes are all that is asked of it, and on the meta device they cost nothing.
     with torch.device("meta"):
         backbone = timm_backbone(config)
     if plain and not isinstance(backbone, VisionTower):
@@ -220,6 +221,8 @@ def convert_state(
         for name, tensor in kept.items()
         if name in ("pos_embed", "patch_embed.proj.weight")
         and isinstance(before.get(name), Tensor)
+        # By number: timm also unfolds kernels of linear embeddings, and takes the [CLS] token's row of a table with
+        # registers into the token itself. Neither resamples anything.
         and before[name].numel() != kept[name].numel()
         and "register_tokens" not in before
     }
@@ -243,6 +246,7 @@ def _through_timm(weights: Mapping[str, Any], model: nn.Module, name: str, where
     if convert is None:
         return dict(weights)
     try:
+        # A copy, as some of timm's conversions take entries out of what they get.
         return dict(convert(dict(weights), model))
     except (
         KeyError,

@@ -177,6 +177,7 @@ def _dinov3(values: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(f"{key} is {values[key]}, timm's DINOv3 has {wanted}")
     width = arguments["embed_dim"]
     name = _WIDTHS.get(width, "small")
+    # In timm's names "plus" stands for a gated MLP; the huge one is only there with it.
     if name in ("small", "huge_plus"):
         name = name.removesuffix("_plus") + ("_plus" if gated or name == "huge_plus" else "")
     arguments |= {

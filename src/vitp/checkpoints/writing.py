@@ -119,6 +119,7 @@ def _original_config(checkpoint: Checkpoint, vision: dict[str, Any], dtype: str)
         },
         "model_type": "internvl_chat",
         "template": vlm.template,
+        # InternVL's code asks for all of these; those that this model doesn't decide are as in its releases.
         "downsample_ratio": 1 / vlm.shuffle,
         "ps_version": "v2",
         "select_layer": -1,
@@ -245,6 +246,7 @@ def _write(
     write_json(
         folder / "preprocessor_config.json",
         {
+            # transformers' InternVL has this processor, of another model; 3 is Pillow's number of bicubic.
             "image_processor_type": "GotOcr2ImageProcessorFast",
             "crop_to_patches": False,
             "min_patches": 1,

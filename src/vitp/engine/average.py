@@ -42,6 +42,7 @@ class WeightAverage:
         """Take in the weights after the `step`-th step."""
         averages = [local(tensor) for tensor in self.tensors.values()]
         weights = [local(parameter.detach()) for parameter in self._weights.values()]
+        # One call for all: tensor by tensor, hundreds of kernels would be started.
         torch._foreach_lerp_(averages, weights, 1 - self.decay_at(step))
 
     @torch.no_grad()

@@ -67,6 +67,7 @@ def weight_change(tower: nn.Module, start: dict[str, Tensor]) -> dict[str, Any]:
     for name, layer in layers_of(parameters).items():
         w, w0 = parameters[name].detach(), start[name].to(parameters[name].device)
         row = sums.setdefault(layer, [0.0, 0.0, 0, 0])
+        # In double, as millions of small squares are summed up.
         row[0] += float((w.double() - w0.double()).square().sum())
         row[1] += float(w0.double().square().sum())
         row[2] += w.numel()

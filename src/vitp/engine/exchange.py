@@ -31,6 +31,7 @@ class StepExchange:
             return [own]
         if self._names is not None:
             rows = distributed.gather_numbers(self._numbers(own))
+            # One rank with more to tell is enough: all of them have to take part in the exchange below.
             if not any(row[0] for row in rows):
                 return [self._report(row) for row in rows]
         reports = distributed.gather(own)

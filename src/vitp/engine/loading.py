@@ -144,6 +144,7 @@ class StepLoader:
         """Stop the workers."""
         # Without this they run until the iterator is collected, which a traceback in flight can put off.
         # torch has no public way to end the workers of an iterator.
+        # A loader has no public way of ending its workers before its batches are used up.
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
@@ -153,7 +154,7 @@ class StepLoader:
 def read_step(
     loader: StepLoader, objective: Objective
 ) -> tuple[list[Any], dict[str, float], dict[str, float], VitpError | None]:
-    """Return this rank's batches of the next step, their counts of loss terms and their work, or what kept it from it.
+    """Return this rank's batches of the next step, their counts of loss terms and their work; or an error instead.
 
     A user's mistake isn't raised but returned: the other ranks are to be told first.
     """

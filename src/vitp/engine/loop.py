@@ -283,7 +283,7 @@ class Trainer:
 
     def _load_or_start(self) -> None:
         path = checkpoint.latest(self.run_dir)
-        if self.is_main and (self.resume or path is None):
+        if self.is_main and (self.resume or path is None):  # else it's refused, and nothing of it may change
             checkpoint.remove_leftovers(self.run_dir)
         self._notes: list[str] = []
         if path is None:
@@ -350,6 +350,7 @@ class Trainer:
         self._counters["seconds"] = self._elapsed_before + time.perf_counter() - self._began
         self._report(metrics)
         steps = self.config.steps
+        # Behind the warm-up: with rates near 0 a tower that learns well hasn't moved yet.
         early = self.config.check_at or min(50, self.optim.warmup(steps) + 5)
         check, last = self.step == min(early, steps), self.step == steps
         looks = check or any(last or (hook.every and self.step % hook.every == 0) for hook in self.hooks)
@@ -442,7 +443,7 @@ class Trainer:
                 self._log.say(summary(evidence))
             model = self._on_main(lambda: save_pretrained(self.objective, self.run_dir))
         if self.average is not None and not self.sharded:
-            self.average.swap()
+            self.average.swap()  # the objective goes on with the weights that were written
         last = checkpoint.folder(self.run_dir, self.step)
         return TrainResult(
             self.step, self._last_loss, last, model, evidence, self._counters.get("seconds", 0.0)

@@ -70,6 +70,7 @@ class HostReading:
     def __init__(self, values_N: Tensor) -> None:
         self._host_N, self._event = values_N, None
         if values_N.is_cuda:
+            # Into other memory than pinned one the copy would not run beside what is queued next.
             self._host_N = torch.empty(values_N.shape, dtype=values_N.dtype, pin_memory=True)
             self._host_N.copy_(values_N, non_blocking=True)
             self._event = torch.cuda.Event()

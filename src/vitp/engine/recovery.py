@@ -170,7 +170,7 @@ def changed_schedules(
 
 
 def _together(action: Callable[..., _Result], *arguments: Any) -> _Result:
-    """Do something on all processes; what one of them finds is raised on each."""
+    """Do something on all processes; an error of one of them is raised on all."""
     results: list[_Result] = []
     error = None
     try:

@@ -102,6 +102,7 @@ class Saver:
             error = shards.as_write_error(caught, self._temporary)
         self._written = None
         try:
+            # All ranks fail together: one that left alone would keep the others waiting in their next exchange.
             distributed.raise_together(error)
             if self.sharded:
                 # Each process has hashed what it wrote: none has to read it all.

@@ -137,6 +137,7 @@ def held_gradients(model: nn.Module, hold: bool) -> contextlib.AbstractContextMa
     """Within the context gradients stay on this process; without `hold` they are averaged over all."""
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(not hold)
+        # FSDP waits for its reductions, and forgets the order of its gathers, after the last pass alone.
         model.set_is_last_backward(not hold)
     elif hold and isinstance(model, DistributedDataParallel):
         return model.no_sync()

@@ -224,9 +224,9 @@ class MLflow(Tracker):
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """See `Tracker`."""
         now = int(time.time() * 1000)
-        metrics = [
-            self._entities.Metric(_plain_name(name), value, now, step) for name, value in values.items()
-        ]
+        # MLflow takes no other characters in names.
+        plain = [(re.sub(r"[^\w\-./ :]", "_", name), value) for name, value in values.items()]
+        metrics = [self._entities.Metric(name, value, now, step) for name, value in plain]
         self._client.log_batch(self.run_name, metrics=metrics)
 
     def final(self, step: int, values: Mapping[str, float]) -> None:
@@ -236,11 +236,6 @@ class MLflow(Tracker):
     def close(self, status: str) -> None:
         """See `Tracker`."""
         self._client.set_terminated(self.run_name, self._ENDS[status])
-
-
-def _plain_name(name: str) -> str:
-    """Return a name of the characters that MLflow takes."""
-    return re.sub(r"[^\w\-./ :]", "_", name)
 
 
 _KINDS: dict[str, Callable[[Path, LogSettings, str | None, int], Tracker]] = {

@@ -56,6 +56,7 @@ def questions_of(labelled: LabelledSet, count: int) -> Iterator[tuple[Instructio
         for place, (turn, task) in enumerate(zip(record.turns, tasks, strict=True)):
             if (place + index) % 3:  # two or three questions an image: more images, and all tasks
                 continue
+            # Of a record's questions only the first has the images' marks.
             marks = "" if turn.question.startswith(record.prefix) else record.prefix
             yield record.with_turns((type(turn)(marks + turn.question, turn.answer),)), task
             number += 1

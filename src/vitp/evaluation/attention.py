@@ -266,6 +266,7 @@ def colour_basis(features: Sequence[np.ndarray]) -> ColourBasis:
         raise ConfigError(what, where="colour basis", fix="make one a backbone")
     patches_PD = np.concatenate([each.reshape(-1, each.shape[-1]) for each in features]).astype(np.float64)
     mean_D = patches_PD.mean(0)
+    # Full matrices would be one of patches × patches, too.
     _, sizes, axes_DD = np.linalg.svd(patches_PD - mean_D, full_matrices=False)
     axes_D3 = axes_DD[:3].T
     axes_D3 = axes_D3 * np.sign(axes_D3[np.abs(axes_D3).argmax(0), np.arange(axes_D3.shape[1])])

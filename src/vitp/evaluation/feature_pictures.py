@@ -60,6 +60,7 @@ def overlay(
     if patch is not None:
         cell = np.array(size) / map_hw.shape[::-1]
         corner = np.array(patch[::-1]) * cell
+        # Pillow's rectangles include their last corner.
         box = [*corner.round().astype(int).tolist(), *((corner + cell).round().astype(int) - 1).tolist()]
         ImageDraw.Draw(picture).rectangle(box, outline=(0, 220, 255), width=2)
     return picture

@@ -236,6 +236,7 @@ def _collected(
 ) -> Features:
     """Return features of views, the image of each view, and the images' labels, side by side."""
     total = len(labels)
+    # One view at a time, or all features would be held a second time in float32.
     view_VD = torch.stack([view_hwD.float().mean((0, 1)) for view_hwD in patches_VhwD])
     sums_ND = torch.zeros(total, view_VD.shape[1]).index_add_(0, view_image_V, view_VD)
     by_view = [label for own in labels for label in own.patches]
@@ -327,6 +328,7 @@ def majority_labels(mask_VHW: np.ndarray, patch: int, classes: int, min_share: f
     """Return (V, h, w) uint8: the commonest class of each patch, 255 where it has less than `min_share`."""
     share_VhwC = patch_distribution(torch.from_numpy(np.ascontiguousarray(mask_VHW)), patch, classes)
     best_Vhw, label_Vhw = share_VhwC.max(-1)
+    # Where all is ignored every share is 0, and the largest would be that of class 0.
     sure_Vhw = (best_Vhw >= min_share) & (best_Vhw > 0)
     return torch.where(sure_Vhw, label_Vhw, IGNORE).to(torch.uint8).numpy()
 

@@ -110,6 +110,7 @@ def fit_logistic(
 
         optimizer.step(closure)
     theta = theta.detach()
+    # The scaling goes into the weights: the model takes features as they are.
     weight_DC = theta[:width] / std_D[:, None]
     return LinearModel(weight_DC, theta[width] - mean_D @ weight_DC), theta
 

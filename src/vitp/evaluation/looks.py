@@ -149,6 +149,7 @@ class ModelReader:
         self, records: Sequence[InstructionRecord], tiles: Sequence[np.ndarray | None]
     ) -> list[tuple[bool, float]]:
         """See `PlaceReader`."""
+        # Blind, a tile is computed as well, and none of its tokens is kept.
         none = np.zeros((1, self.vlm.vision.num_channels, self.side, self.side), np.uint8)
         encoded = [self.chat.encode(record, [1]) for record in records]
         count = self.chat.tokens_per_tile
@@ -171,6 +172,7 @@ class ModelReader:
             }
         )
         log_SV = self.vlm.logits(hidden_SH).float().log_softmax(-1)
+        # Each record has a row of its own, so the row tells the record.
         targets_S, rows_S = batch.target_ids_S, batch.target_index_S // batch.ids_BL.shape[1]
         greedy_S = log_SV.argmax(-1) == targets_S
         nll_S = -log_SV.gather(1, targets_S[:, None])[:, 0]
@@ -202,6 +204,7 @@ class ModelReader:
         finally:
             language.set_attn_implementation(before)
         side = round(len(places) ** 0.5)
+        # From the last token of the prompt, which foretells the first one of the answer.
         found = [layer[0, :, -1, places].float().mean(0).reshape(side, side) for layer in layers]
         return torch.stack(found).cpu().numpy()
 
@@ -281,7 +284,8 @@ def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) 
     images = sorted({one.image for one in questions})
     if len(images) < 2:
         raise ConfigError("too few images with labelled places", where=labelled.name, fix="name another set")
-    seen = _seen_by(reader)
+    channels = reader.vlm.vision.in_channels if isinstance(reader, ModelReader) else None
+    seen = PICTURES if channels is None else SeenBands(channels)
     tiles = {index: cut_tiles(seen.load(labelled.items[index].image), reader.side, 1) for index in images}
     # 0x4C4F4F4B spells "LOOK": other uses of the seed draw other numbers.
     rng = np.random.default_rng([0, 0x4C4F4F4B])
@@ -297,11 +301,6 @@ def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) 
         if asked:
             found.append(_measured(reader, task, asked, tiles, other, rng))
     return found
-
-
-def _seen_by(reader: PlaceReader) -> SeenBands:
-    channels = reader.vlm.vision.in_channels if isinstance(reader, ModelReader) else None
-    return PICTURES if channels is None else SeenBands(channels)
 
 
 def _measured(

@@ -219,6 +219,7 @@ def _prompted(prompt: PointPrompt, features: Features, group_N: Tensor) -> Count
     view_M, overlap_M = prompt.overlaps(features, torch.arange(len(features.patches_VhwD)))
     sums_G12 = np.zeros((int(group_N.max()) + 1, 1, 2))
     group_M = group_N[features.view_image_V[view_M]].numpy()
+    # A group has several prompts, of which `+=` would add the last alone.
     np.add.at(sums_G12[:, 0], group_M, np.stack([overlap_M.numpy(), np.ones(len(overlap_M))], axis=1))
     return Counted(
         sums_G12, lambda sums_12: float(sums_12[0, 0] / sums_12[0, 1]) if sums_12[0, 1] else math.nan

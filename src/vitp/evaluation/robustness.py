@@ -112,6 +112,7 @@ def measure(
         wide_channels(seen.channels)  # refuses what no values can show, before anything is measured
     earlier: Cells = known.cells if known is not None and dict(known.facts) == dict(start.facts) else {}
     load, cells = PixelCache(seen=seen), {corruption.name: dict[int, Scores]() for corruption in chosen}
+    # Told once without any cell: what can't stand beside earlier results is refused before hours of scoring.
     if on_cell is not None:
         on_cell(replace(start, cells={}))
     for corruption in chosen:

@@ -41,6 +41,7 @@ def uncertainty(prediction: Prediction, *, multi_label: bool = False) -> float:
     if values is None or not values.numel():
         return 0.0
     if prediction.probabilities_C is not None and not multi_label:
+        # Of one class the entropy is 0, as is the logarithm of 1.
         entropy = torch.special.entr(values.double()).sum() / math.log(max(len(values), 2))
         return float(entropy)
     return float((1 - (2 * values - 1).abs()).max())
@@ -65,7 +66,7 @@ class Place:
 
 
 def annotation_order(images: Sequence[Sequence[str]], doubts: Sequence[float]) -> list[Place]:
-    """Return images by falling uncertainty, those that show the picture of one before them at the end.
+    """Return images, the most uncertain first; those that show the same picture as an earlier one come at the end.
 
     Args:
         images: Paths of each: one, or both dates.

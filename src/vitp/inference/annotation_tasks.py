@@ -137,6 +137,7 @@ class TaskWriter:
     def write(self, out: Path, found: Sequence[LookedAt]) -> list[str]:
         """Write all files of the tool, and return lines about them."""
         places = annotation_order([one.dates for one in found], [one.doubt for one in found])
+        # Tools are told of one folder, below which all images lie.
         folder = os.path.commonpath([Path(date).absolute().parent for one in found for date in one.dates])
         names = [
             tuple(os.path.relpath(date, folder).replace(os.sep, "/") for date in one.dates) for one in found
@@ -235,6 +236,7 @@ class TaskWriter:
             if shape.mask_HW is not None:
                 kind, value = "brushlabels", {"format": "rle", "rle": encode_brush(shape.mask_HW)}
             else:
+                # Label Studio counts in percent, and turns a rectangle around its first corner, not around its middle.
                 x, y, across, down, degrees = rectangle_of(shape.quad or _corners(shape.box))
                 kind, value = "rectanglelabels", {"rotation": round(degrees, 8) % 360}
                 value |= {"x": 100 * x / width, "y": 100 * y / height}
@@ -381,6 +383,7 @@ class TaskWriter:
             for number, name in enumerate(self.classes):
                 if name not in self._named:
                     continue
+                # Files of change hold 0 and 255, for eyes, and not numbers of classes.
                 mask_HW = map_HW > 127 if changed else map_HW == number
                 if mask_HW.any():
                     yield _Shape(name, None, mask_HW=mask_HW)
@@ -410,7 +413,7 @@ def _corners(box: tuple[float, float, float, float] | None) -> tuple[float, ...]
 
 
 def _coco_place(shape: _Shape) -> dict[str, Any]:
-    """Return where a shape lies; a turned box is told as CVAT does: as it was before it was turned, and the angle."""
+    """Return where a shape lies. A turned box is given as CVAT does: upright, and the angle that it is turned by."""
     score = {} if shape.score is None else {"score": round(shape.score, 5)}
     if shape.mask_HW is not None:
         rows, columns = np.flatnonzero(shape.mask_HW.any(1)), np.flatnonzero(shape.mask_HW.any(0))

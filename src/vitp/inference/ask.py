@@ -159,7 +159,7 @@ class _PieceStreamer(BaseStreamer):
         self.sent = ""
 
     def put(self, value: Tensor) -> None:
-        """Take new token ids. The prompt doesn't come by here: it goes in as embeddings, its ids are empty."""
+        """Take new token ids. Those of the prompt aren't among them, as it goes in as embeddings."""
         self.ids += value.flatten().tolist()
         text = self.chat.decode(self.ids)
         # Bytes of an unfinished character decode to U+FFFD.

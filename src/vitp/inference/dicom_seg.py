@@ -107,6 +107,7 @@ def write_dicom_seg(
                 segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
                 segment_descriptions=described,
                 series_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "series", *seed]),
+                # Well apart from the numbers that the study's own series have as a rule.
                 series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
                 sop_instance_uid=pydicom.uid.generate_uid(entropy_srcs=["vitp", "instance", *seed]),
                 instance_number=1,
@@ -129,7 +130,7 @@ def write_dicom_seg(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back what the library says: its words may quote the source, and that a map is empty is no warning."""
+    """Keep back what the library says: it may quote the source, and it warns of empty maps, which are all right."""
     log = logging.getLogger("highdicom")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -164,7 +165,7 @@ def _header(pydicom: Any, path: Path) -> Any:
 
 
 def _set_dates(file: Any, source: Any) -> None:
-    """Give a segmentation the dates of its source: with the time of writing no file would be like another."""
+    """Give a segmentation the dates of its source: with the time of writing each file would be another one."""
     for name, kind in _DATES.items():
         known = [source.get(f"{prefix}{kind}") for prefix in ("Content", "Acquisition", "Series", "Study")]
         value = next((value for value in known if value), _FALLBACK[kind])
@@ -193,6 +194,7 @@ def _segment(highdicom: Any, place: int, name: str, number: int) -> Any:
     segment = highdicom.seg.SegmentDescription(
         segment_number=place,
         segment_label=name[:64],
+        # Of a class without a code nobody knows what kind of thing it is; tissue is the widest kind.
         segmented_property_category=category if concept is not None else codes.SCT.Tissue,
         segmented_property_type=concept or _own_code(name),
         algorithm_type=highdicom.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
@@ -219,5 +221,6 @@ def _concept(codes: Any, name: str) -> tuple[str | None, Any]:
 def _own_code(name: str) -> Any:
     """Return a private code for a class that SNOMED has no code of under its name."""
     coded = need("medical", "pydicom.sr.coding", "DICOM-SEG").Code
+    # DICOM gives a code 16 characters and its meaning 64.
     value = re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_").upper()[:16] or "CLASS"
     return coded(value, "99VITP", name[:64])

@@ -304,7 +304,7 @@ def _looked_at_volume(
 
 
 def clipped_note(channels: Channels | None, looks: Iterable[tuple[np.ndarray, np.ndarray]]) -> str:
-    """Return what is to be said of a file of other values than the model's training data; "" of one like these.
+    """Return what to say of a file whose values lie outside of the model's ranges, nearly all of them; else "".
 
     Args:
         channels: What the model sees; None: pictures, whose values are 0–255 always.
@@ -445,4 +445,5 @@ def _warp(first: Pixels, later: str, target: Path) -> None:
             add_alpha=source.nodata is None,
         ) as warped,
     ):
+        # A VRT only says how to warp: pixels are read where somebody looks.
         shutil.copy(warped, str(target), driver="VRT")

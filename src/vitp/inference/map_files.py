@@ -129,6 +129,7 @@ class _Tiles:
             blockxsize=_BLOCK,
             blockysize=_BLOCK,
             compress="deflate",
+            # Neighbouring classes are equal or unlike: differences of their numbers would compress no better.
             predictor=1,
             bigtiff="if_safer",
             sparse_ok=True,

@@ -96,7 +96,7 @@ def seen_settings(
 
 
 def seen_origin(ground: RasterGround) -> tuple[int, int]:
-    """Return x and y in pixels from which windows are counted: two cuts of one raster share these places."""
+    """Return x and y in pixels that windows are counted from: the map's origin, which two cuts of a raster share."""
     geometry = ground.pixels.geometry
     if geometry is None:
         return 0, 0
@@ -261,7 +261,7 @@ class RasterPrediction:
 
 
 def share(wanted: Sequence[Piece]) -> Sequence[Piece]:
-    """Return this process's part of what is to be done: a piece without gaps, so that neighbours meet seldom."""
+    """Return this process's part of the work: neighbours in a row, of which few are divided between processes."""
     rank, world = distributed.rank(), distributed.world_size()
     return wanted[rank * len(wanted) // world : (rank + 1) * len(wanted) // world]
 
@@ -351,6 +351,7 @@ def _save_objects(path: Path, found: ViewObjects | None) -> None:
             flat = [mask.mask_hw.ravel() for mask in found.masks]
             arrays["masks"] = np.packbits(np.concatenate(flat) if flat else np.zeros(0, bool))
     temporary = path.with_suffix(".part")
+    # To a path NumPy would add .npz.
     with temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     temporary.replace(path)

@@ -431,7 +431,7 @@ def _map_of_classes(supervision: Any, semantic_HW: np.ndarray, classes: Sequence
 
 
 def quads_in_view(named: Named) -> list[tuple[float, ...] | None]:
-    """Return oriented boxes for a tool, None where one is outside; upright ones are cut at the edges when found."""
+    """Return oriented boxes as a tool can show them, None for one outside of the image; see `rectangle_in_view`."""
     quads_N8, (height, width) = named.prediction.quads_N8, named.size
     found = [] if quads_N8 is None else quads_N8.double().tolist()
     return [rectangle_in_view(quad, width, height) for quad in found]

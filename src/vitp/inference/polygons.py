@@ -71,6 +71,7 @@ def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -
     chosen_RW = np.isin(classes_RW, list(wanted))
     polygons, numbers = [], []
     if chosen_RW.any():
+        # With connectivity 8 a polygon may touch itself at a corner, which is invalid, and strips join along edges.
         for shape, value in features.shapes(
             classes_RW, mask=chosen_RW, connectivity=4, transform=affine.Affine.translation(0, top)
         ):
@@ -117,6 +118,7 @@ class _Joiner:
         going_on = set() if last else set(below_W[below_W >= 0].tolist())
         done = [number for number in self._open if number not in going_on]
         held = sum(region.vertices for region in self._open.values())
+        # The largest first, so that few regions are cut.
         for number in sorted(going_on, key=lambda number: -self._open[number].vertices):
             if held <= MOST_VERTICES:
                 break

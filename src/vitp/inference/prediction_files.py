@@ -164,7 +164,7 @@ def check_complete(
     later: Sequence[str | Path] | None = None,
     options: MapOptions | None = None,
 ) -> None:
-    """Do nothing where a folder holds what `predict_files` would write, or is of before, and doesn't tell.
+    """Do nothing where a folder holds what `predict_files` would write, or is from before plans were noted down.
 
     Args:
         model, images, settings, later, options: As of `predict_files`.
@@ -282,7 +282,7 @@ def _plan(
 
 
 def _plan_digests(plan: dict[str, Any]) -> dict[str, str]:
-    """Return what tells whether a finished folder is of the same plan; the same work by another version is the same."""
+    """Return a hash of each part of a plan, by which a finished folder is known again, whatever version wrote it."""
     return {
         key: hashlib.sha256(json.dumps(value).encode()).hexdigest()
         for key, value in plan.items()
@@ -363,7 +363,7 @@ def _predict(job: _Job, source: InputFile) -> tuple[Named, Image.Image | None]:
 
 
 def _doubted(job: _Job, prediction: Prediction) -> Prediction:
-    """Return a prediction with its doubt, also of what is too weak to be shown, where tasks are written."""
+    """Return a prediction with its uncertainty, where tasks are written; what is too weak to be shown counts, too."""
     if not job.options.tool:
         return prediction
     doubt = uncertainty(prediction, multi_label=may_be_several(job.model))
@@ -403,6 +403,7 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if job.options.tool:
         _write_tasks(job, pictures, [source for source in done if job.is_picture(source)])
     write_json(out / PREDICTIONS_FILE, description)
+    # Last: a call that is resumed takes from them what was predicted before.
     shutil.rmtree(job.folder / "pictures", ignore_errors=True)
 
 

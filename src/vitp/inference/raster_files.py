@@ -143,7 +143,7 @@ class LargeWork(ABC, Generic[PredictionT]):
 
     @abstractmethod
     def _opened(self, files: ExitStack) -> PredictionT:
-        """Return the prediction to compute; what stays open until all is written is closed by `files`."""
+        """Return the prediction to compute; `files` closes what has to stay open until all is written."""
 
     @abstractmethod
     def _write(self, prediction: PredictionT, model_sha256: str) -> None:
@@ -357,6 +357,7 @@ def _object_polygons(
         parts = [shapely.Polygon(r[0] + mask.at, [hole + mask.at for hole in r[1:]]) for r in outlines]
         if parts:
             kept.append(number)
+            # Those of one part too: the objects of a layer have one type.
             polygons.append(shapely.MultiPolygon(parts))
     return np.array(polygons, object), [names[number] for number in kept], scores_N[kept]
 

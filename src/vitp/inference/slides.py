@@ -39,6 +39,7 @@ def resolution_tags(slide: SlidePlace | None) -> dict[str, str]:
     if slide is None or slide.mpp is None:
         return {}
     x, y = (repr(10_000 / value) for value in slide.mpp)
+    # Unit 3 is the centimetre.
     return {"TIFFTAG_XRESOLUTION": x, "TIFFTAG_YRESOLUTION": y, "TIFFTAG_RESOLUTIONUNIT": "3"}
 
 

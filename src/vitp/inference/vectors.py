@@ -154,6 +154,7 @@ class _Sink(ABC):
 
         if self.shape == "MultiPolygon" and len(polygons_P):
             single_P = shapely.get_type_id(polygons_P) == shapely.GeometryType.POLYGON
+            # A layer of multipolygons takes no polygons beside them.
             polygons_P = np.array(
                 [
                     shapely.MultiPolygon([one]) if s else one
@@ -239,6 +240,7 @@ class _GeoJson(_Sink):
             if self.empty:
                 head = json.dumps(self.head, ensure_ascii=False)
                 file.write(f'{head[:-1]}, "features": [')
+            # RFC 7946 wants outer rings anticlockwise; `to_geojson` leaves them as they are.
             for number, polygon in enumerate(polygons_P):
                 if polygon.geom_type == "Polygon":
                     turned = orient(polygon)
@@ -259,6 +261,7 @@ class _GeoJson(_Sink):
         """Return polygons of the map in longitude and latitude."""
         shapely = need("geo", "shapely", _WHERE)
 
+        # Longitude first, as in GeoJSON; EPSG:4326 itself has latitude first.
         to_degrees = need("geo", "pyproj", str(self.path)).Transformer.from_crs(
             self.crs, "EPSG:4326", always_xy=True
         )

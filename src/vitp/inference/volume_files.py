@@ -73,6 +73,7 @@ def _write(path: Path, volume: Volume, values_IJKC: np.ndarray, scale: float) ->
     # Without a name and a time in its head, so that equal maps are equal files.
     with nibabel.openers.Opener(str(path), "wb") as file:
         header.write_to(file)
+        # Zeros are written up to the voxels: nothing can seek in a file that is being compressed.
         nibabel.volumeutils.seek_tell(file, header.get_data_offset(), write0=True)
         for category in range(values_IJKC.shape[3]):
             for k in range(values_IJKC.shape[2]):

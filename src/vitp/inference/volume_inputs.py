@@ -33,7 +33,7 @@ _BESIDE = frozenset({".img", ".raw", ".zraw", ".brik"})
 
 
 def is_whole_volume(address: str, task: str) -> bool:
-    """Return whether an input is predicted as a volume: one of whose slices none is chosen.
+    """Return whether an input is a volume that is predicted as a whole, and not one of its slices.
 
     Of a single slice the class is that of an image.
     """

@@ -196,6 +196,7 @@ class VolumePrediction:
         first, last = self.blocks[block].start, self.blocks[block].stop
         classes_NHW = np.memmap(self.folder / "classes.raw", np.uint8, "r+", shape=self.shape)
         classes_NHW[first:last] = torch.stack([strip.classes_RW for strip in strips]).numpy()
+        # Before the block is noted as done: what is noted is never computed again.
         classes_NHW.flush()
         if self.shares:
             shares_NHWK = np.memmap(

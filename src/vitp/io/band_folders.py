@@ -172,7 +172,7 @@ def _head(path: Path) -> _Head | None:
 
 
 def _is_one_ground(heads: list[_Head]) -> bool:
-    """Return whether each file shares most of the smaller one's ground with the largest; none say where, too."""
+    """Return whether most of each file's ground lies in the largest one's; True also if none says where it lies."""
     grounds = [head.ground for head in heads if head.ground is not None]
     if not grounds:
         return True
@@ -236,6 +236,7 @@ class FolderPixels(Pixels):
         self.size, self.geometry = finest.size, finest.geometry
         self._grids = [self._places(file) for file in self._files]
         self.dtype = np.result_type(*(file.dtype for file in self._files))
+        # B8A is Sentinel-2's alone; a B04 others have, too, at another wavelength.
         sentinel = {"B8A"} <= set(files)
         self.bands = tuple(
             replace(
@@ -257,7 +258,7 @@ class FolderPixels(Pixels):
         self.notes = tuple(dict.fromkeys(notes))
 
     def _places(self, file: Pixels) -> tuple[np.ndarray, np.ndarray] | None:
-        """Return which column and which row of a file each of ours has, −1: none; None: its own."""
+        """Return the column and row of a file at each of ours, −1: none; None: they are the same."""
         if (file.size, file.geometry) == (self.size, self.geometry):
             return None
         if file.geometry is None or self.geometry is None:
@@ -266,6 +267,7 @@ class FolderPixels(Pixels):
                 what = f"has {file.size[0]}×{file.size[1]} px, which don't fit onto {self.size[0]}×{self.size[1]}"
                 raise DataError(what, where=file.where, fix="give the files coordinates, or one size")
             return tuple(np.arange(length) // int(ratios[0]) for length in self.size)  # type: ignore[return-value]
+        # These numbers of a transform are 0 unless rows or columns run aslant.
         if any((*file.geometry.transform[1:4:2], *self.geometry.transform[1:4:2])):
             what = "is rotated, and its pixels aren't those of the other bands"
             raise DataError(what, where=file.where, fix="bring the bands onto one grid (gdalwarp -tr)")
@@ -279,6 +281,7 @@ class FolderPixels(Pixels):
 
     def _indices(self, file: Pixels, centres_N2: np.ndarray, axis: int) -> np.ndarray:
         assert file.geometry is not None and self.geometry is not None
+        # A centre on an edge of the file's pixels belongs to the one behind it, however sums are rounded.
         found_N = np.floor(file.geometry.to_pixels(self.geometry.to_map(centres_N2))[:, axis] + 1e-6)
         return np.where((found_N >= 0) & (found_N < file.size[axis]), found_N, -1).astype(np.int64)
 

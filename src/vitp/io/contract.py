@@ -145,6 +145,7 @@ class Pixels(ABC):
                 found.append(names.index(band))
             elif keys.count(band_key(band)) == 1:
                 found.append(keys.index(band_key(band)))
+            # Beside names such as B02 a mere number would have two readings.
             elif band.isdecimal() and 1 <= int(band) <= len(names) and not any(map(_NUMBERED.search, names)):
                 found.append(int(band) - 1)
             else:
@@ -198,6 +199,7 @@ class Pixels(ABC):
         values_CHW = np.empty((len(numbers), height, width), self.dtype)
         valid_CHW = np.empty(values_CHW.shape, bool)
         left, top, right, bottom = x1 // have, y1 // have, -(-x2 // have), -(-y2 // have)
+        # Strips of whole squares: no square is averaged in two parts, and never all is held at full size.
         rows = max(1, _STRIP_PIXELS // (max(1, len(numbers)) * (right - left) * rest))
         for row in range(0, height, rows):
             first, last = top + row * rest, min(top + (row + rows) * rest, bottom)
@@ -270,7 +272,7 @@ class Pixels(ABC):
     def _checked(
         self, window: Window | None, bands: Sequence[str] | None, level: int
     ) -> tuple[Window, list[int], int]:
-        """Return window, places of the bands, and the reduction of the pyramid that serves, once all is allowed."""
+        """Check window, bands and level; return the window, the bands' places and the reduction to read."""
         numbers = self.numbers(bands)
         wanted = window if window is not None else (0, 0, *self.size)
         check_window(wanted, self.size, self.where)
@@ -286,6 +288,7 @@ class Pixels(ABC):
             )
             raise DataError(what, where=self.where, fix="read windows of it (FILE#window=x1,y1,x2,y2)")
         x1, y1, x2, y2 = wanted
+        # A reduced image serves where the window ends on its pixels, or with the file.
         fitting = [
             factor
             for factor in self._factors
@@ -352,6 +355,7 @@ class PartPixels(Pixels):
         self.is_picture = whole.is_picture
         if part.bands is not None:
             self.is_picture = whole.dtype == np.uint8 and len(chosen) in (1, 3)
+        # A reduction serves where the window's edges are edges of its pixels too, or the end of the image.
         x, y = self._corner
         wide, high = (corner + length for corner, length in zip(self._corner, self.size, strict=True))
         self._factors = tuple(

@@ -50,6 +50,7 @@ def closed_contours(region: Any) -> list[Contour]:
         kind = str(contour.get("ContourGeometricType") or "").upper()
         if kind.startswith("CLOSED_PLANAR"):
             points_N3 = np.array(contour.ContourData, float).reshape(-1, 3)
+            # DICOM's axes point to the left and the back of the patient, ours to the right and the front.
             found.append(Contour(points_N3 * (-1, -1, 1), kind.endswith("XOR")))
     return found
 
@@ -123,7 +124,7 @@ def _by_slice(
 
 
 def _even_step(by_slice: Mapping[int, Sequence[tuple[np.ndarray, bool]]]) -> int:
-    """Return how many slices three contours or more of one region are apart, always the same number; else 0.
+    """Return by how many slices the contours of a region follow each other, where three or more do so evenly; else 0.
 
     Each has to lie over the one before it: others may be several small objects.
     """
@@ -152,8 +153,10 @@ def _filled(rings: Sequence[tuple[np.ndarray, bool]], grid: VolumeGrid, place: s
     """
     size = (grid.shape[1], grid.shape[0])
     masks = [np.asarray(rasterise([tuple(ring_N2.ravel().tolist())], size), bool) for ring_N2, _ in rings]
+    # CLOSEDPLANAR_XOR, for which the standard itself says how contours go together.
     if any(exclusive for _, exclusive in rings):
         return np.asarray(np.logical_xor.reduce(masks))
+    # The largest first, so that all that lies around a contour is drawn before it.
     masks.sort(key=np.count_nonzero, reverse=True)
     filled_JI = np.zeros(size, bool)
     for number, own_JI in enumerate(masks):

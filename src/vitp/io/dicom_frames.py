@@ -20,6 +20,7 @@ _LARGEST_FRAME_BYTES = 4_000_000_000
 _MOST_IN = 4096
 """Bytes of pixels that one byte of a compressed image may stand for, once there are many of them."""
 _MANY_BYTES = 1 << 26
+"""So many any compressed image may have, however few bytes it is written in."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def value_type(header: Header, where: str) -> np.dtype[Any]:
     if bits not in (1, 8, 16, 32, 64):
         what = f"says that a value has {bits} bits, which no image has"
         raise DataError(what, where=where, fix=_COPY_AGAIN)
+    # A single bit has no sign, whatever the header says.
     signed = bool(header.number("PixelRepresentation"))
     return np.dtype(f"{'i' if signed and bits > 1 else 'u'}{max(1, bits // 8)}")
 
@@ -115,8 +117,10 @@ def frames_of(header: Header, where: str) -> list[Frame]:
     offsets = header.numbers("GridFrameOffsetVector")
     found = []
     for index in range(count):
+        # What a frame says of itself goes before what all share, and both before the plain header of older objects.
         groups = (per_frame[index] if per_frame else None, shared)
         frame = _frame(header, index, groups)
+        # Dose grids place their frames along the normal by offsets, which count from the first one or from the origin.
         if len(offsets) == count > 1 and frame.position_3 is not None and frame.axes_23 is not None:
             normal_3 = np.cross(*frame.axes_23)
             frame = replace(frame, position_3=frame.position_3 + normal_3 * (offsets[index] - offsets[0]))
@@ -128,8 +132,10 @@ def _check_length(header: Header, bytes_: int, where: str) -> None:
     """Refuse a file that can't hold what it says, before anything is decoded."""
     size = header.path.stat().st_size
     bits = int(header.number("BitsAllocated") or 8)
+    # Bits are packed, eight to a byte.
     if bits == 1:
         bytes_ //= 8
+    # Differences of colour are stored for every second pixel only.
     if word(header.data, "PhotometricInterpretation") == "YBR_FULL_422":
         bytes_ = bytes_ * 2 // 3
     limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size - header.start
@@ -179,6 +185,7 @@ def _frame(header: Header, index: int, groups: tuple[Any, Any]) -> Frame:
     value = macro("PixelValueTransformationSequence")
     scale, offset = header_numbers(value, "RescaleSlope"), header_numbers(value, "RescaleIntercept")
     dose = header.number("DoseGridScaling")
+    # Slices with gaps between them, or that overlap, aren't as far apart as they are thick.
     thickness = header_numbers(measures, "SpacingBetweenSlices") or header_numbers(measures, "SliceThickness")
     return Frame(
         header,
@@ -204,6 +211,7 @@ def _straight(axes_23: np.ndarray) -> np.ndarray | None:
 
 
 def _spacing(header: Header, measures: Any) -> tuple[float, float] | None:
+    # In the patient first: on a detector all is larger, by as much as the beam spreads.
     for data, name in (
         (measures, "PixelSpacing"),
         (header.data, "ImagerPixelSpacing"),
@@ -242,7 +250,7 @@ def read_frame(header: Header, index: int) -> np.ndarray:
 
 
 def _decoded(header: Header, index: int) -> np.ndarray:
-    """Return the values of an image, of which no more than itself is read where the file allows it."""
+    """Return the values of one image; where the file allows it, nothing of its other images is read."""
     pixels = need("medical", "pydicom.pixels", str(header.path))
     if not (header.guessed or header.is_deflated):
         try:

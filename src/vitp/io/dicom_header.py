@@ -105,6 +105,7 @@ def header_numbers(data: Any, name: str) -> tuple[float, ...]:
         value = data.get(name)
         if value is None or value == "":
             return ()
+        # pydicom's `MultiValue` is no list.
         values = value if isinstance(value, (list, tuple)) or hasattr(value, "append") else [value]
         found = tuple(float(one) for one in values)
     except (TypeError, ValueError, AttributeError):
@@ -118,6 +119,7 @@ def word(data: Any, name: str) -> str | None:
         value = data.get(name)
     except (TypeError, ValueError, AttributeError):
         return None
+    # Values are padded to an even length, with a blank or a zero.
     text = str(value).strip(" \0") if value is not None else ""
     return text or None
 
@@ -133,7 +135,9 @@ def read_header(path: Path, where: str | None = None) -> Header:
     meta = getattr(data, "file_meta", {})
     syntax = word(meta, "TransferSyntaxUID")
     if pixels is None or not header_numbers(data, "Rows") or not header_numbers(data, "Columns"):
-        raise DataError(_without_pixels(data, meta), where=where, fix="name the files of the images")
+        name = uid_name(word(data, "SOPClassUID") or word(meta, "MediaStorageSOPClassUID"))
+        what = "is a DICOM object without pixels" + (f" ({name})" if name else "")
+        raise DataError(what, where=where, fix="name the files of the images")
     guessed = syntax is None
     if syntax is None:
         implicit, little = data.original_encoding
@@ -171,9 +175,10 @@ def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
 
 
 def _pixel_tag(data: Any, file: BinaryIO) -> bytes:
-    """Return the tag at which reading stopped; of deflated files that of pixels, once what they hold is bounded."""
+    """Return the four bytes of the tag that reading stopped at; of a deflated file with rows those of its pixels."""
     if word(getattr(data, "file_meta", {}), "TransferSyntaxUID") != _DEFLATED:
         return file.read(4)
+    # (7FE0,0010), least significant bytes first.
     return b"\xe0\x7f\x10\x00" if header_numbers(data, "Rows") else b""
 
 
@@ -183,22 +188,18 @@ def _check_deflated(path: Path, where: str) -> None:
         head = file.read(4096)
         if _DEFLATED.encode() not in head or head[128:132] != b"DICM":
             return
+        # The length of the elements that are never deflated, themselves behind 144 bytes.
         meta = int.from_bytes(head[140:144], "little")
         file.seek(144 + meta)
         inflater, held = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while (part := file.read(1 << 20)) and not inflater.eof:
+            # A little at a time: what inflates without end is stopped before it fills the memory.
             while part:
                 held += len(inflater.decompress(part, 1 << 24))
                 part = inflater.unconsumed_tail
                 if held > LARGEST_INFLATED_BYTES:
                     what = f"holds more than {LARGEST_INFLATED_BYTES:,} bytes once it is inflated"
                     raise DataError(what, where=where, fix="save it in another transfer syntax")
-
-
-def _without_pixels(data: Any, meta: Any) -> str:
-    uid = word(data, "SOPClassUID") or word(meta, "MediaStorageSOPClassUID")
-    name = uid_name(uid)
-    return "is a DICOM object without pixels" + (f" ({name})" if name else "")
 
 
 def uid_name(uid: str | None) -> str | None:

@@ -87,6 +87,7 @@ def dicom_role(path: Path) -> DicomRole:
         def text(keyword: str) -> str:
             return str(data.get(keyword) or "").strip()
 
+        # Two hospitals may have given one id to two patients.
         patient = "|".join((text("PatientID"), text("IssuerOfPatientID"))) if text("PatientID") else ""
         if not patient and text("PatientName"):
             patient = "|".join((text("PatientName"), text("PatientBirthDate")))
@@ -146,6 +147,7 @@ def _segments(path: Path) -> tuple[VolumeGrid, dict[int, np.ndarray]]:
             what = "holds probabilities or shares of voxels, which are no labels"
             raise DataError(what, where=str(path), fix="save it as a binary segmentation")
         numbers = [int(number) for number in segmentation.segment_numbers]
+        # Files may leave out frames in which nothing is segmented.
         volume = segmentation.get_volume(allow_missing_positions=True, combine_segments=False)
         array = np.asarray(volume.array)
         matrix_44 = _TO_RAS @ np.asarray(volume.affine, float)

@@ -14,6 +14,7 @@ from vitp.io.volume_checks import affine_of, places_voxels
 from vitp.io.volume_grid import VolumeGrid
 
 _SAME_PLACE_MM = 1e-3
+"""Images that are nearer to each other lie at one place, which their headers round."""
 _ELSEWHERE_MM = 0.01
 """How far apart files with one UID are other images: copies that were written anew round their place."""
 _UNEVEN = 0.02
@@ -70,6 +71,7 @@ def stack_frames(frames: list[Frame], where: str) -> Stack:
     one_file = len({frame.header.path for frame in frames}) == 1
     places = _by_place(frames, along, keep_order=one_file)
     counts = {len(row) for row in places}
+    # Images at one place become bands, which those in colour have already.
     if len(counts) > 1 or (samples > 1 and counts != {1}):
         single = _without_doubles(places, one_file, said)
         if single is None:
@@ -173,7 +175,7 @@ def _by_place(frames: list[Frame], along: list[float], keep_order: bool) -> list
 
 
 def _without_doubles(places: list[list[Frame]], one_file: bool, said: _Said) -> list[list[Frame]] | None:
-    """Return one image a place; None: they aren't one volume, and stand as the file has them."""
+    """Return one image a place; None: the images are no single volume, and stay in the order of the file."""
     more = sum(len(row) - 1 for row in places)
     if one_file or more > len(places) / 2:
         said.findings.append(
@@ -201,6 +203,7 @@ def _matrix(first: Frame, positions_K3: np.ndarray, normal_3: np.ndarray, said: 
         step_3,
     )
     matrix[:3, 3] = positions_K3[0]
+    # DICOM counts to the patient's left and back, RAS+ to the right and front.
     matrix[:2] *= -1
     return matrix
 
@@ -223,6 +226,7 @@ def _look_at_steps(positions_K3: np.ndarray, normal_3: np.ndarray, said: _Said) 
     """Say what is wrong with the places of images."""
     steps_3 = np.diff(positions_K3, axis=0)
     steps = np.abs(steps_3 @ normal_3)
+    # The median, which a few gaps don't move.
     usual = float(np.median(steps))
     gaps = np.flatnonzero(steps > _MISSING * usual)
     if len(gaps):

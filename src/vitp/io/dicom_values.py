@@ -88,8 +88,10 @@ class LookupTable:
         if len(descriptor) != 3 or data is None:
             return None
         count, first, bits = (int(one) for one in descriptor)
+        # 65,536 entries are written as 0: 16 bits end below.
         count = count or 1 << 16
         if isinstance(data, bytes):
+            # Entries of 8 bits take a byte each with some writers, two with others.
             entries_N = np.frombuffer(data, np.uint8 if len(data) < 2 * count else np.uint16)
         else:
             entries_N = np.array(data)

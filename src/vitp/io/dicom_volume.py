@@ -69,6 +69,7 @@ class DicomVolume(Volume):
     def _slab(self, axis: int, index: int) -> np.ndarray:
         if axis == 2:
             return self._images(index)
+        # Another plane cuts every image: where they fit they are decoded once and kept.
         if self._voxels is None and self._bytes <= LARGEST_HELD_BYTES:
             self._voxels = np.stack([self._images(place) for place in range(self.grid.shape[2])], axis=2)
         if self._voxels is not None:
@@ -150,7 +151,7 @@ class DicomVolume(Volume):
         return self._by_frame(self._scale_KT, axis, index), self._by_frame(self._offset_KT, axis, index)
 
     def _by_frame(self, values_KT: np.ndarray, axis: int, index: int) -> np.ndarray:
-        """Return (C,), or what stretches to (A, B, C), of a value that each image has."""
+        """Return a value that each image has, for the values of one layer: (C,), or to be broadcast to (A, B, C)."""
         values_KC = values_KT.repeat(self._samples, axis=1)
         if axis == 2:
             own_C: np.ndarray = values_KC[index]
@@ -172,6 +173,7 @@ def _unit(frame: Frame) -> str | None:
     if named in _UNITS:
         return _UNITS[str(named)]
     scaled = frame.values.get("RescaleSlope") is not None
+    # CT is in Hounsfield units unless it says otherwise; US stands for unspecified.
     return "HU" if scaled and word(frame.header.data, "Modality") == "CT" and named in (None, "US") else None
 
 
@@ -182,6 +184,7 @@ def _padding(frame: Frame) -> tuple[float, float]:
         return math.nan, math.nan
     limit = frame.header.number("PixelPaddingRangeLimit")
     ends = [_as_stored(one, frame) for one in (value, value if limit is None else limit)]
+    # The limit may lie on either side of the value.
     return min(ends), max(ends)
 
 
@@ -224,15 +227,10 @@ def open_dicom(base: str, series: str | None = None) -> Volume:
     volume.off_grid, volume.missing = stack.off_grid, stack.missing
     volume.source = tuple(dict.fromkeys(row[0].header.path for row in stack.frames))
     volume.acquisition = acquisition_of(first, plane_taken(stack.grid))
-    _set_colours(volume, first)
-    return volume
-
-
-def _set_colours(volume: DicomVolume, header: Header) -> None:
-    """Say of a volume whether its slices are pictures, and which colours their numbers stand for."""
     volume.set_picture()
-    if (word(header.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
-        volume.palette_V3 = palette_of(header, volume.dtype)
+    if (word(first.data, "PhotometricInterpretation") or "").upper() == "PALETTE COLOR":
+        volume.palette_V3 = palette_of(first, volume.dtype)
+    return volume
 
 
 def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header], int, list[str]]:
@@ -244,7 +242,7 @@ def _series(folder: Path, wanted: str | None, where: str) -> tuple[list[Header],
 
 
 def _headers(folder: Path) -> tuple[dict[str, list[Header]], int, list[str]]:
-    """Return the headers of each series of a folder, and of its other files what `_series` does."""
+    """Return the headers of each series of a folder, how many other files there are, and which seem to be damaged."""
     found: dict[str, list[Header]] = {}
     others = 0
     unread: list[str] = []

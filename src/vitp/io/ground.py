@@ -162,6 +162,7 @@ def _measured(
             lonlat_42 = reproject(placed_42, geometry.crs, crs.geodetic_crs.to_wkt())
             found = []
             for k in (0, 2):
+                # Azimuths count from north, clockwise: their sine is east, their cosine north.
                 azimuth, _, length = geod.inv(*lonlat_42[k], *lonlat_42[k + 1])
                 angle = math.radians(azimuth)
                 found += [length * math.sin(angle) / (2 * step), length * math.cos(angle) / (2 * step)]
@@ -192,6 +193,7 @@ def geometry_of(address: str | Path) -> Geometry | None:
         changed = Path(file).stat().st_mtime_ns
     except OSError:
         changed = 0  # behind a URL, or missing: opening it tells
+    # The window comes last, so that all windows of a file share what is known of it.
     window, whole = part.window, replace(part, window=None)
     found = _geometry(str(address) if whole == part else part_address(file, whole), changed)
     return found if found is None or window is None else found.of_window(window)
@@ -199,6 +201,7 @@ def geometry_of(address: str | Path) -> Geometry | None:
 
 @lru_cache(maxsize=1 << 16)
 def _geometry(address: str, changed: int) -> Geometry | None:
+    # `changed` is in the key alone: a file that was written anew is read again.
     with open_pixels(address) as pixels:
         return pixels.geometry
 

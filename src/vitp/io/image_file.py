@@ -67,7 +67,7 @@ _TRANSPOSE = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+_BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}  # others undo themselves
 _HEAD_BYTES = 4096
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
 """Beside `OSError`, what decoders raise of damaged files."""
@@ -147,6 +147,7 @@ class ImageFile:
             return part.rgb().crop(window)
         image = self.image
         with _decoding(self):
+            # `enough` counts as the image is seen, `draft` as it is stored: they agree on upright ones alone.
             if enough is not None and image is not None and image.format == "JPEG" and self.orientation == 1:
                 image.draft(None, enough(*image.size))
                 enough = None
@@ -319,7 +320,7 @@ def _check_size(file: ImageFile) -> None:
             bytes_ = width * height * page.bands * -(-page.bits // 8)
     else:
         assert file.image is not None
-        mode = file.image.mode
+        mode = file.image.mode  # of files with 1, 2 or 4 bits a pixel "L" and "P" too
         bits = 1 if mode in ("1", "P", "L") else 8 * len(file.image.getbands())
         most = _MOST_IN.get(file.image.format or "", 10_000)
     if width * height > LARGEST_IMAGE_PIXELS or bytes_ > LARGEST_IMAGE_BYTES:

@@ -47,6 +47,7 @@ _FOREIGN: tuple[tuple[int, bytes, str], ...] = (
 _PILLOW = threading.RLock()
 _depth = 0
 _theirs: tuple[int | None, bool] = (None, False)
+"""Of `strict_pillow`: how many are inside, and what Pillow's settings were before the first."""
 
 
 @contextmanager
@@ -134,7 +135,7 @@ def seek_page(image: Image.Image, number: int, where: str) -> None:
 
 
 def page_alone(pages: list[Page], page: int, where: str) -> tuple[int, list[Page]]:
-    """Return which of all pages of a TIFF file one is, and it with the masks and overviews that follow it.
+    """Return the number of a page among all of a TIFF file, and the page with the masks and overviews behind it.
 
     Args:
         pages: All pages.
@@ -168,6 +169,7 @@ def check_pages(pages: list[Page], where: str) -> None:
 
 def jpeg2000_depth(head: bytes) -> tuple[int, int]:
     """Return components and bits of a JPEG 2000 file by its first bytes; (0, 0) where they don't tell."""
+    # Markers SOC and SIZ; behind eight sizes stands the number of components, then of each a sign bit and its bits − 1.
     start = head.find(b"\xff\x4f\xff\x51")
     if start < 0 or len(head) < start + 43:
         return 0, 0

@@ -59,6 +59,7 @@ class PicturePixels(Pixels):
             return load_scene(self._address).image_HWC, None
         with open_image(self._address) as file:
             values_HWN, valid_HW = file.values()
+        # torch takes the machine's own byte order alone.
         return values_HWN.astype(values_HWN.dtype.newbyteorder("="), copy=False), valid_HW
 
     @property

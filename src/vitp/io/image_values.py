@@ -45,6 +45,7 @@ def picture_values(stream: BinaryIO, image: Image.Image) -> tuple[np.ndarray, np
     if image.mode in ("L", *WIDE_MODES):
         values_HW = np.asarray(image)
         return values_HW[..., None], values_HW != clear if isinstance(clear, int) else None
+    # Of one bit NumPy gets booleans, where black and white are 0 and 255.
     if image.mode == "1":
         return np.asarray(image.convert("L"))[..., None], None
     if image.mode == "LA":

@@ -231,6 +231,7 @@ def seen_from(planes_CHW: np.ndarray, view: FilePart) -> np.ndarray:
         seen_CHW[:, rows, round(x1 * width / 1000) : round(x2 * width / 1000)] = _BLANK
     if view.mirror:
         seen_CHW = seen_CHW[:, :, ::-1]
+    # `rot90` turns anticlockwise.
     return np.ascontiguousarray(np.rot90(seen_CHW, -(view.turn or 0) // 90, axes=(1, 2)))
 
 
@@ -266,6 +267,7 @@ def _planes(
     level = _level(pixels, enough)
     width, height = pixels.size
     planes_CHW = np.zeros((len(channels), -(-height >> level), -(-width >> level)), np.uint8)
+    # Strips begin with a row of the level.
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))

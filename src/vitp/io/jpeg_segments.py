@@ -32,6 +32,7 @@ def write_bare_jpeg(source: Path, target: Path, orientation: int) -> bool:
 
 
 def _only_orientation(orientation: int) -> bytes:
+    # The smallest EXIF: a TIFF of one directory with one entry, a short number at the left of its four bytes.
     tiff = b"MM\0*" + (8).to_bytes(4, "big") + (1).to_bytes(2, "big")
     tiff += _ORIENTATION.to_bytes(2, "big") + (3).to_bytes(2, "big") + (1).to_bytes(4, "big")
     tiff += orientation.to_bytes(2, "big") + b"\0\0" + bytes(4)

@@ -57,6 +57,7 @@ def measure_channels(
         raise DataError(
             "there are no images to measure the bands of", fix="name a training split with images"
         )
+    # In an order of their own: what is drawn must not depend on how they were listed.
     chosen = sorted(dict.fromkeys(addresses))
     draw = random.Random(seed)
     if len(chosen) > _MOST_FILES:
@@ -142,4 +143,5 @@ def _range(
         what = f"band {name} holds no value in any image" + (" above 0" if transform == "db" else "")
         raise DataError(what, fix="leave the band out (-o bands=…), or check nodata and masks")
     low, high = (float(value) for value in np.percentile(values.astype(np.float64), percentiles))
+    # A band of one value has to have a range all the same.
     return (low, high) if low < high else (low, low + 1)

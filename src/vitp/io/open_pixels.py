@@ -126,6 +126,7 @@ def is_picture_file(address: str | Path) -> bool:
         return part.window is None  # a window is read by parts
     if driver == "JP2OpenJPEG":
         with open_stream(address) as stream:
+            # Boxes of metadata, at times large ones, stand before the codestream.
             components, bits = jpeg2000_depth(stream.read(1 << 20))
         return components == 1 or (components <= 4 and bits <= 8)
     page = _page(address)

@@ -87,6 +87,7 @@ def geotiff(
                 dtype=values_CHW.dtype,
                 nodata=nodata,
                 compress="deflate",
+                # GDAL would take three bands of bytes for red, green and blue, and a fourth for transparency.
                 photometric="MINISBLACK",
                 ALPHA="NO",
                 **place,

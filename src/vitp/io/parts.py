@@ -128,6 +128,7 @@ def split_address(address: str | Path) -> tuple[str, FilePart]:
     """
     text = str(address)
     match = _PART.fullmatch(text) if "#" in text else None
+    # A file may itself be called so.
     if match is None or os.path.lexists(text):
         return text, WHOLE
     found: dict[str, str] = {}
@@ -284,6 +285,7 @@ def file_stamp(address: str | Path) -> tuple[int, int]:
     stat = path.stat()
     if not path.is_dir():
         return stat.st_size, stat.st_mtime_ns
+    # The folder's own time tells of files that were removed.
     stats = [stat, *(inner.stat() for inner in path.rglob("*") if inner.is_file())]
     return sum(one.st_size for one in stats[1:]), max(one.st_mtime_ns for one in stats)
 

@@ -64,6 +64,7 @@ def joined(size: tuple[int, int], bands: Iterable[tuple[int, Image.Image]], fact
             stacked.paste(rest, (0, 0))
             stacked.paste(band, (0, rest.height))
             band, top = stacked, rest_top
+        # Rows that fill no square yet wait for the next band.
         usable = band.height if top + band.height >= height else band.height - band.height % factor
         if usable:
             part = band.crop((0, 0, width, usable))
@@ -215,6 +216,7 @@ def stretched(
     with np.errstate(over="ignore"):
         scale = 255.0 / (high - low) if high > low else 0.0
     table_V: np.ndarray | None = None
+    # Of 8 or 16 bits every value is worked out once and then looked up, signed ones by their bits.
     if values_HWN.dtype.kind in "iu" and values_HWN.dtype.itemsize <= 2:
         every_V = np.arange(1 << (8 * values_HWN.dtype.itemsize)).astype(f"u{values_HWN.dtype.itemsize}")
         table_V = _scaled(every_V.view(values_HWN.dtype), low, scale, white_is_zero)

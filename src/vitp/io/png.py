@@ -21,12 +21,14 @@ from vitp.io.pixels import row_bands
 
 _MAGIC = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""Kind of colours → channels: grey, RGB, palette, grey with alpha, RGB with alpha."""
 
 
 def can_be_cut(file: BinaryIO) -> bool:
     """Return whether `png_bands` reads a PNG file: 8 bits a channel, its rows in order."""
     file.seek(0)
     head = file.read(33)
+    # Behind the signature: length, name, two sizes, then depth, colour, compression, filter, interlacing.
     return len(head) == 33 and head[24] == 8 and head[25] in _CHANNELS and head[28] == 0
 
 
@@ -54,6 +56,7 @@ def png_bands(file: BinaryIO) -> Iterator[tuple[int, Image.Image]]:
         filtered = rows.read((bottom - top) * (row_bytes + 1))
         count = bottom - top + (above is not None)
         head = _packed(b"IHDR", struct.pack(">IIBBBBB", width, count, 8, kind, 0, 0, 0))
+        # Without compression: it is decoded again at once.
         body = zlib.compress((b"" if above is None else b"\0" + above) + filtered, 0)
         small = b"".join([_MAGIC, head, meaning, _packed(b"IDAT", body), _packed(b"IEND", b"")])
         with strict_pillow(), Image.open(io.BytesIO(small), formats=("PNG",)) as image:

@@ -56,6 +56,7 @@ def _wavelength(file: Any, number: int) -> float | None:
 def file_geometry(file: Any) -> tuple[Geometry | None, str | None]:
     """Return where an open file lies, and what to say where it can't be told."""
     a, b, c, d, e, f = tuple(file.transform)[:6]
+    # Of a file that says nothing rasterio gives the identity.
     placed = (a, b, c, d, e, f) != (1.0, 0.0, 0.0, 0.0, 1.0, 0.0) and a * e != b * d
     if placed and file.crs:
         return Geometry(file.crs.to_string(), (a, b, c, d, e, f)), None

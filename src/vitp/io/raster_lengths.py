@@ -48,6 +48,7 @@ def _netcdf_length(stream: BinaryIO) -> int:
     magic = stream.read(4)
     if magic[:3] != b"CDF":
         return 0
+    # The three versions of the format differ in this alone: 32 or 64 bits for numbers, and for places.
     count, offset = ">q" if magic[3] == 5 else ">i", ">i" if magic[3] == 1 else ">q"
 
     def number(form: str = count) -> int:
@@ -84,6 +85,7 @@ def _netcdf_length(stream: BinaryIO) -> int:
         size = _NETCDF_BYTES[number(">i")]
         number()  # its size, which isn't true of large ones
         begin = number(offset)
+        # Length 0 marks the growing dimension: the records of all such variables take turns, behind all others.
         if shape and shape[0] == 0:
             size *= math.prod(shape[1:])
             of_records.append((begin, size))

@@ -97,6 +97,7 @@ def uncovered_share(path: str | Path) -> float:
             covered_HW = np.zeros((height, width), bool)
             sources = [source for source in band if source.tag.endswith("Source")]
             for source in sources:
+                # A source without a place fills the band.
                 if (place := source.find("DstRect")) is None:
                     covered_HW[:] = True
                     continue

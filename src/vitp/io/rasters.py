@@ -31,6 +31,7 @@ from vitp.io.storage import is_member, is_remote, open_bytes, read_address
 from vitp.io.tiff_image import is_alpha, named_alpha
 
 _LARGEST_BLOCK_BYTES = 1 << 29
+"""Once it is decoded, as a block always is as a whole, whatever part of it is wanted."""
 _ALPHA_PIXELS = 1 << 24
 """Of a band that may be transparency are looked at to tell."""
 _MAGIC: tuple[tuple[int, bytes, str], ...] = (
@@ -77,6 +78,7 @@ def raster_driver(address: str) -> str | None:
         if (text if driver == "VRT" else head).startswith(mark, start):
             return driver
     local = not (is_remote(address) or is_member(address))
+    # ENVI's pixels may begin with anything: a header beside a picture doesn't make it one.
     known = head.startswith(_PICTURES)
     return "ENVI" if local and not known and _envi_header(Path(address)) is not None else None
 
@@ -120,6 +122,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
         "GDAL_ERROR_ON_LIBJPEG_WARNING": "TRUE",  # a JPEG that ends early would be grey from there
     }
     if remote:
+        # GDAL would ask the server for a list of the folder, to look for files that belong to this one.
         options["GDAL_DISABLE_READDIR_ON_OPEN"] = "EMPTY_DIR"
     else:
         # The only file name that may be asked for behind a URL, and there is none of it.
@@ -141,6 +144,7 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
 
 
 def _reason(error: BaseException) -> str:
+    # GDAL's own words are in the innermost cause.
     inner: BaseException = error
     while inner.__cause__ is not None:
         inner = inner.__cause__
@@ -174,6 +178,7 @@ def _chosen(rasterio: Any, name: str, driver: str, part: FilePart, where: str) -
     try:
         file = rasterio.open(name, driver=driver)
     except rasterio.errors.RasterioIOError:
+        # netCDF-4 is HDF5, but not all HDF5 is netCDF-4: only opening tells.
         if driver != "netCDF":
             raise
         file = rasterio.open(name, driver="HDF5")
@@ -295,6 +300,7 @@ class RasterPixels(Pixels):
                     continue
                 file = rasterio.open(self._file.name, driver=self._file.driver, overview_level=level)
                 self._reduced[factor] = file
+                # Others round sides down, and their pixels lie a little elsewhere.
                 if (file.width, file.height) == tuple(-(-length // factor) for length in self.size):
                     found.append(factor)
         return tuple(found)

@@ -147,6 +147,7 @@ def _places(header: Header, block: tuple[int, int]) -> Mapping[tuple[int, int], 
     found = {}
     for number, group in enumerate(groups):
         place = group.PlanePositionSlideSequence[0]
+        # DICOM counts from 1.
         x, y = (
             int(place.ColumnPositionInTotalImagePixelMatrix) - 1,
             int(place.RowPositionInTotalImagePixelMatrix) - 1,

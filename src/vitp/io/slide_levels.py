@@ -49,7 +49,9 @@ class SlideBlocks:
             if key in self._blocks:
                 self._blocks.move_to_end(key)
                 return self._blocks[key]
+        # Outside of the lock: nobody waits for another's block, and at worst one is read twice.
         block = read()
+        # The same arrays are given to all who ask.
         for part in block:
             if part is not None:
                 part.setflags(write=False)
@@ -224,6 +226,7 @@ def _weights(begin: int, end: int, step: float, length: int) -> tuple[int, csr_a
     """Return the first pixel of a level, and (pixels of the grid, pixels of the level from it) shares of each mean."""
     starts, stops = np.arange(begin, end) * step, np.arange(begin + 1, end + 1) * step
     first = min(int(starts[0]), length - 1)
+    # By rounding alone a sum of steps must not reach into one more pixel.
     last = max(min(math.ceil(stops[-1] - 1e-9), length), first + 1)
     rows, columns, shares = [], [], []
     for row, (start, stop) in enumerate(zip(starts, stops, strict=True)):

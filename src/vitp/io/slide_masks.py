@@ -75,6 +75,7 @@ def scale_of_mask(slide: str | Path, size: tuple[int, int], mask: str | Path) ->
         return None
     own, its = slide_place(slide), slide_place(mask)
     steps = (other[0] / size[0], other[1] / size[1])
+    # A mask's sides are rounded to whole pixels.
     slack = _PROPORTION + 1 / other[0] + 1 / other[1]
     if abs(steps[0] / steps[1] - 1) > slack:
         raise DataError(

@@ -72,6 +72,7 @@ def reading_slide(where: str) -> Iterator[None]:
     Raises:
         DataError: Whatever goes wrong.
     """
+    # It logs what it can't understand, texts of the header included.
     logging.getLogger("tifffile").setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
@@ -86,6 +87,7 @@ def reading_slide(where: str) -> Iterator[None]:
         what = (
             f"is a slide that can't be read ({type(error).__name__}): damaged, or of a kind that isn't known"
         )
+        # These errors quote what they couldn't parse, and a traceback would show it.
         raise DataError(what, where=where, fix=COPY_SLIDE) from (
             None if isinstance(error, ValueError | KeyError | ElementTree.ParseError) else error
         )

@@ -140,6 +140,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
         raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
+    # A local store: in a text zarr would see a URL, too.
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):
         if codec.rpartition(".")[2].lower() not in _CODECS:
@@ -162,6 +163,7 @@ def _codecs(metadata: Any) -> list[str]:
         for key, value in metadata.items():
             if key in ("codecs", "index_codecs", "compressor", "filters") and value is not None:
                 for one in value if isinstance(value, list | tuple) else [value]:
+                    # Of Zarr 2 they are objects, of Zarr 3 tables or objects: written as JSON all are tables.
                     told = one if isinstance(one, Mapping) else json.loads(json.dumps(one, default=_config))
                     found.append(str(told.get("name", told.get("id"))))
                     found += _codecs(told.get("configuration"))
@@ -209,6 +211,7 @@ def _told_mpp(scale: Mapping[str, Any], axes: Sequence[str]) -> tuple[float, flo
     """Return micrometres a pixel of the finest array along x and y; NaN: they aren't told."""
     steps = [1.0] * len(axes)
     told = False
+    # The array's own transformation comes first, then the one that all arrays share.
     for transforms in (
         scale["datasets"][0].get("coordinateTransformations"),
         scale.get("coordinateTransformations"),

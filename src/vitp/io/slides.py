@@ -35,6 +35,7 @@ SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".scn"})
 _OPEN = 4
 """Slides that a thread keeps open."""
 _FINEST = 0.01
+"""Smallest step in pixels of the slide: finer ones make up pixels, thousands for each that there is."""
 _SAME = 0.5
 """Pixels by which a level's grid may be off at the far end of the slide and still be the one that was asked for."""
 _PLACED = frozenset({33550, 33922, 34264, 34735})
@@ -157,6 +158,7 @@ class SlidePixels(Pixels):
             if same:
                 self._grids[factor] = SlideGrid(same[0], size, None)
             else:
+                # Means of finer pixels are true; coarser ones lack what is to be shown.
                 finer = [(level, own) for level, own in levels if own[0] <= wanted[0] and own[1] <= wanted[1]]
                 level, own = max(finer or levels[:1], key=lambda one: one[1])
                 self._grids[factor] = SlideGrid(level, size, (wanted[0] / own[0], wanted[1] / own[1]))

@@ -93,6 +93,7 @@ class RemoteBytes:
             raise DataError("is missing", where=url, fix="check the URL") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(f"can't be reached ({_reason(error)})", where=url, fix="check the URL") from error
+        # Stores have different names for what tells two versions of a file apart.
         marks = [str(info.get(key)) for key in ("ETag", "etag", "mtime", "LastModified", "created")]
         digest = hashlib.sha256("|".join([str(self.size), *marks]).encode()).digest()
         self.version = int.from_bytes(digest[:7], "little")

@@ -48,6 +48,7 @@ def _grid(page: Page) -> _Grid:
         wide, high = page.number(Tag.TILE_WIDTH, 0), page.number(Tag.TILE_HEIGHT, 0)
         offsets, lengths = page.numbers(Tag.TILE_OFFSETS), page.numbers(Tag.TILE_BYTES)
     else:
+        # One strip for all rows is written as 2³² − 1 rows.
         wide, high = width, min(page.number(Tag.ROWS_PER_STRIP, height), height)
         offsets, lengths = page.numbers(Tag.STRIP_OFFSETS), page.numbers(Tag.STRIP_BYTES)
     if min(wide, high) < 1:
@@ -128,6 +129,7 @@ def cropped(page: Page, window: tuple[int, int, int, int]) -> tuple[Page, tuple[
     entries = page.entries | {
         Tag.WIDTH: _entry(page, 4, min(right * grid.width, page.size[0]) - x),
         Tag.HEIGHT: _entry(page, 4, min(bottom * grid.height, page.size[1]) - y),
+        # 64 bits wide, as places may lie beyond 4 GB.
         where: _entry(page, 16, *(grid.offsets[number] for number in numbers)),
         lengths: _entry(page, 16, *(grid.lengths[number] for number in numbers)),
     }
@@ -144,6 +146,7 @@ def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image
         OSError: They are damaged, or Pillow can't decode them.
     """
     grid = _grid(page)
+    # Pillow would turn each part by itself.
     shed = {Tag.SUBFILE, Tag.OLD_SUBFILE, Tag.ORIENTATION}
     entries = {tag: entry for tag, entry in page.entries.items() if tag not in shed}
     if page.photometric == 4:  # Pillow knows no pages of masks
@@ -215,6 +218,7 @@ def _undone(page: Page, grid: _Grid, data_HB: np.ndarray, dtype: np.dtype, inner
     else:
         values_HAWN = np.ascontiguousarray(data_HB).view(dtype).reshape(shape).astype(native)
         if predictor == 2:
+            # Unsigned, so that sums wrap around as the differences did.
             whole = values_HAWN.view(f"u{dtype.itemsize}")
             values_HAWN = np.cumsum(whole, axis=2, dtype=whole.dtype).view(native)
     return values_HAWN.reshape(len(data_HB), grid.across * grid.width, inner)
@@ -255,6 +259,7 @@ def _decoded(page: Page, grid: _Grid, entries: dict[int, Entry], segments: list[
     for tag in sorted(entries):
         if len(entries[tag].data) > 4:
             places[tag] = after
+            # Values begin at even places, as the format demands.
             after += len(entries[tag].data) + len(entries[tag].data) % 2
     offsets = np.cumsum([after, *(len(data) for data in segments)])[:-1]
     entries[where] = _entry(page, 4, *offsets.tolist())

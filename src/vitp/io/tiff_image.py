@@ -30,6 +30,7 @@ _MEASURED = 0.5
 """… and below which it can't be: masks have hard edges."""
 
 _LARGEST_SEGMENT = 1 << 29
+"""Bytes of a row of segments once they are decoded, which is done for the whole row at a time."""
 
 COMPRESSIONS = {
     6: "JPEG of an old kind",

@@ -46,6 +46,7 @@ TYPES = {
     18: "u8",
 }
 _RATIONALS = (5, 10)
+"""Types of which a value is two numbers, above and below the line."""
 _MOST_PAGES = 10_000
 _MOST_BYTES = 1 << 25
 """Of the values of all tags that are read: offsets and lengths of two million segments."""
@@ -163,6 +164,7 @@ class Page:
     @property
     def is_reduced(self) -> bool:
         """Whether it repeats another page at a lower resolution, or is the mask of one."""
+        # Bit 0 says reduced, bit 2 a mask; the older tag has a number for reduced.
         return bool(self.number(Tag.SUBFILE, 0) & 5) or self.number(Tag.OLD_SUBFILE, 1) == 2
 
     @property
@@ -185,6 +187,7 @@ def read_pages(file: BinaryIO) -> list[Page]:
     file.seek(0)
     head = file.read(16)
     order = "<" if head[:2] == b"II" else ">"
+    # 42: offsets of 32 bits, 43: of 64.
     big = struct.unpack(order + "H", head[2:4])[0] == 43
     try:
         (offset,) = struct.unpack_from(order + ("Q" if big else "I"), head, 8 if big else 4)
@@ -193,6 +196,7 @@ def read_pages(file: BinaryIO) -> list[Page]:
     pages: list[Page] = []
     seen: set[int] = set()
     left = _MOST_BYTES
+    # In a forged file a page may point back to one before it.
     while offset and offset not in seen and len(pages) < _MOST_PAGES:
         seen.add(offset)
         try:
@@ -244,6 +248,7 @@ def _read_page(
         if tag not in wanted or type_ not in TYPES:
             continue
         bytes_ = length * np.dtype(TYPES[type_]).itemsize * (2 if type_ in _RATIONALS else 1)
+        # Values that fit stand where else their offset does.
         value = table[start + row - struct.calcsize(wide) : start + row]
         if bytes_ > len(value):
             left -= bytes_

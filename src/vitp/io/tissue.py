@@ -62,6 +62,7 @@ class Tissue:
     def shares(self, windows_N4: np.ndarray) -> np.ndarray:
         """Return (N,) how much of windows of the image is tissue, 0–1, by the pixels of the mask that they touch."""
         left, top = (self._places(windows_N4[:, axis], axis) for axis in (0, 1))
+        # A window that ends on the edge of a mask's pixel doesn't touch it.
         right, bottom = (self._places(windows_N4[:, 2 + axis] - 1e-6, axis) + 1 for axis in (0, 1))
         sums = self._sums
         held_N = sums[bottom, right] - sums[top, right] - sums[bottom, left] + sums[top, left]
@@ -85,9 +86,8 @@ def find_tissue(address: str) -> Tissue | None:
     base, part = split_address(address)
     whole = part_address(base, replace(part, window=None, bands=None, mpp=None))
     if part.mpp is not None and slide_place(whole) is None:
-        whole = part_address(
-            whole, FilePart(mpp=part.mpp)
-        )  # a plain pyramid is one where it is asked for as one
+        # A plain pyramid is a slide where it is asked for as one.
+        whole = part_address(whole, FilePart(mpp=part.mpp))
         place = replace(
             place, scale=(1.0, 1.0), corner=(0.0, 0.0) if part.window is None else part.window[:2]
         )
@@ -109,13 +109,16 @@ def tissue_mask(pixels: Pixels, level: int) -> np.ndarray:
     values_Chw, valid_Chw = pixels.read_valid(level=level)
     valid_hw = valid_Chw.all(0)
     if pixels.dtype == np.uint8 and len(values_Chw) == 3:
+        # By colour, not by light: glass is as good as grey, and what is stained isn't.
         most_hw = values_Chw.max(0).astype(np.float64)
         shown_hw = (most_hw - values_Chw.min(0)) / np.maximum(most_hw, 1)
         low, high = _WHITE_LIGHT
+        # Within bounds, for Otsu's threshold parts glass alone, or tissue alone, in two as well.
         threshold = min(max(_otsu(shown_hw[valid_hw]), low), high)
     else:
         shown_hw = np.zeros(values_Chw.shape[1:])
         for values_hw in values_Chw:
+            # Not the largest value: a few bright specks would make all else dark.
             top = float(np.percentile(values_hw[valid_hw], 99.5)) if valid_hw.any() else 0.0
             if top > 0:
                 shown_hw += np.sqrt((values_hw / top).clip(0, 1)) / len(values_Chw)

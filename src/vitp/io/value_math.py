@@ -15,6 +15,7 @@ def averaged(values_CHW: np.ndarray, valid_CHW: np.ndarray, factor: int) -> tupl
     tops, lefts = (np.arange(0, size, factor) for size in values_CHW.shape[1:])
 
     def summed(parts_CHW: np.ndarray) -> np.ndarray:
+        # `reduceat` takes the smaller squares at the end as well, which a reshape could not.
         sums: np.ndarray = np.add.reduceat(np.add.reduceat(parts_CHW, tops, axis=1), lefts, axis=2)
         return sums
 

@@ -147,6 +147,7 @@ def _check_head(path: Path) -> None:
             head = file.read(_HEAD)
     except OSError as error:
         raise _unreadable(path, error) from error
+    # Texts may begin with a mark of their byte order.
     if not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(_BEGINS[path.suffix.lower()].lstrip()):
         what = f"isn't what a name with {path.suffix} says"
         raise DataError(what, where=str(path), fix="save it again, or name it after what it is")
@@ -160,6 +161,7 @@ def _read_geoparquet(path: Path, shapely: Any) -> VectorLayer:
         file = parquet.ParquetFile(path)
         about = parse_json((file.schema_arrow.metadata or {})[b"geo"].decode())
         main, columns = str(about["primary_column"]), dict(about["columns"])
+        # GeoParquet without an entry means longitude and latitude; null means that nobody knows.
         encoding, crs = str(columns[main]["encoding"]), columns[main].get("crs", LONGITUDE_LATITUDE)
         wanted = [
             field.name

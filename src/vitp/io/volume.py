@@ -136,6 +136,7 @@ class Volume(ABC):
         self.source: tuple[Path, ...] = ()
         self._voxels: np.ndarray | None = None
         self._process, self._lock = os.getpid(), threading.RLock()
+        # In floats: the product of forged sizes would wrap around.
         voxels = int(np.prod(grid.shape, dtype=np.float64))
         if voxels > 1 << 40 or min(grid.shape) < 1:
             size = "×".join(map(str, grid.shape))

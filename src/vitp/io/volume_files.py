@@ -69,6 +69,7 @@ class NibabelVolume(Volume):
 
     def _after_fork(self) -> None:
         with quiet(self.where):
+            # What is open is shared with the parent process, the place in the file included.
             self._image = need("medical", "nibabel", self.where).load(self.where)
             self._proxy = _unscaled(self._image)
 
@@ -104,6 +105,7 @@ def open_with_nibabel(base: str, series: str | None = None) -> Volume:
             raise DataError(what, where=base, fix="save each as a file of its own (mincreshape, mnc2nii)")
         proxy = _unscaled(image)
         raw = proxy is not image.dataobj
+        # Which type scaled values come in, only a value tells.
         kind = proxy.dtype if raw else np.asanyarray(proxy[(0,) * len(shape)]).dtype
         _check_length(image, proxy, base)
     colours = kind.names is not None
@@ -173,6 +175,7 @@ def _nifti_grid(image: Any, shape: tuple[int, ...], where: str) -> tuple[VolumeG
     elif (isinstance(image, nibabel.MGHImage) and not int(image.header["goodRASFlag"])) or (
         isinstance(image, nibabel.AnalyzeImage) and not Path(where).with_suffix(".mat").exists()
     ):
+        # For these nibabel makes a matrix up.
         matrix = None
     else:
         matrix = np.asarray(image.affine, float)

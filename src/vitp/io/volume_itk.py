@@ -40,6 +40,7 @@ class ItkVolume(Volume):
         self._size = tuple(reader.GetSize())
         with Path(where).open("rb") as file:
             head = file.read(1 << 16)
+        # ITK reads a part of plain MetaImage alone; of other files it would decode all for each part.
         self._plain = (
             head.startswith((b"ObjectType", b"NDims", b"Comment")) and b"CompressedData = True" not in head
         )
@@ -66,6 +67,7 @@ class ItkVolume(Volume):
         image = reader.Execute()
         array = itk.GetArrayFromImage(image)
         axes = len(length)
+        # SimpleITK's arrays have the axes in the opposite order.
         return np.asarray(array.transpose(*reversed(range(axes)), *range(axes, array.ndim)))
 
 
@@ -94,6 +96,7 @@ def open_with_itk(base: str, series: str | None = None) -> Volume:
         check_shape((*size[:3], 1)[:3] + size[3:] + (components,), base)
         spacing, origin, direction = reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection()
     grid = _itk_grid(size, spacing, origin, direction, base)
+    # Without a space NRRD says nothing about the patient; ITK fills in axes of its own.
     if base.lower().endswith((".nrrd", ".nhdr")) and "NRRD_space" not in keys:
         grid = VolumeGrid(grid.shape, None, grid.spacing)
     count = math.prod(size[3:]) * components

@@ -14,6 +14,7 @@ from typing import Literal
 from vitp.io.storage import is_member, is_remote
 
 _HEAD_BYTES = 544
+"""The longest header that is looked at, that of NIfTI-2, with the four bytes behind it."""
 _PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
 """How the files begin that are asked for most; they are nothing else."""
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
@@ -103,6 +104,7 @@ def _is_bare_dicom(head: bytes) -> bool:
         group, element = (int.from_bytes(head[at : at + 2], order) for at in (0, 2))
         if group not in (2, 8) or element > 0x60:
             continue
+        # Behind the tag stand two letters and a length or, from the least byte on, a length alone.
         length = int.from_bytes(head[4:8], order)
         if head[4:6] in _VRS or (order == "little" and 0 < length < 256):
             return True

@@ -94,6 +94,7 @@ def _open(base: str, series: str | None) -> Volume:
             what = "is a folder that holds no DICOM files"
         fix = "name a DICOM file or series, NIfTI, MGZ, NRRD or MHA" if path.exists() else "check the path"
         raise DataError(what, where=base, fix=fix)
+    # Outside the lock: a volume that opens slowly holds up no thread that wants another one.
     volume = _READERS[kind](base, series)
     with _kept.lock:
         _kept.volumes[key] = volume
@@ -106,6 +107,7 @@ def _trim(volumes: OrderedDict[tuple[object, ...], Volume]) -> None:
     while len(volumes) > _MOST_KEPT:
         volumes.popitem(last=False)
     held = sum(volume.held_bytes for volume in volumes.values())
+    # The last is the one that was asked for just now.
     for volume in list(volumes.values())[:-1]:
         if held <= LARGEST_KEPT_BYTES:
             break

@@ -111,6 +111,7 @@ def warped_labels(
                 tolerance=_TOLERANCE,
                 src_nodata=None,  # values of labels stand for themselves
                 nodata=None,
+                # It tells which pixels the raster covers; files of two and of four bands have one.
                 add_alpha=file.count not in (2, 4),
             ) as warped,
         ):
@@ -214,6 +215,7 @@ def grid_of_image(
     grid, beside = Grid.of(own, size), Grid.of(other, labels_size)
     if same_pixels(grid, beside):
         return None
+    # With points between the corners: in another system straight borders are curves.
     outline = own.to_pixels(reproject(corners(other, labels_size, 8), other.crs, own.crs))
     area = 0.0
     if np.isfinite(outline).all():

@@ -37,10 +37,12 @@ def png_values(file: BinaryIO, decoded: Image.Image) -> np.ndarray:
     if found is None or found.dtype != np.uint16 or found.ndim != 3 or found.shape[1::-1] != decoded.size:
         raise ValueError("its 16-bit channels can't be decoded")
     bands = len(decoded.getbands())
+    # OpenCV has blue first, and repeats grey as three colours.
     order = {2: [0, -1], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[bands]
     if found.shape[2] < bands:
         raise ValueError("its 16-bit channels can't be decoded")
     values_HWN: np.ndarray = found[..., order]
+    # Pillow has read the upper bytes: a second opinion on the order of bands and bytes.
     for top, bottom in row_bands(*decoded.size):
         high_HWN = np.asarray(decoded.crop((0, top, decoded.width, bottom)))
         if not np.array_equal(values_HWN[top:bottom] // 256, high_HWN):
@@ -80,6 +82,7 @@ def netpbm_values(file: BinaryIO) -> np.ndarray:
     file.seek(start)
     if kind in (b"P5", b"P6"):
         data = file.read(width * height * bands * dtype.itemsize)
+        # Whole values alone: that the file is too short is said below.
         values = np.frombuffer(data[: len(data) - len(data) % dtype.itemsize], dtype)
     else:
         words = re.sub(rb"#[^\n]*", b"", file.read()).split()

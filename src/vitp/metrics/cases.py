@@ -154,6 +154,7 @@ def _begun(members: Sequence[LabelledImage]) -> _Case:
     if first.spacing is not None and not (is_volume and first.thickness is None):
         # Spacings are x before y, arrays have rows before columns.
         steps = ((first.thickness or 1.0) * step, first.spacing[1], first.spacing[0])
+    # What no image of the case covers stays unknown, and isn't scored.
     guess_SHW, truth_SHW = np.zeros(size, np.uint8), np.full(size, IGNORE, np.uint8)
     group = first.group or places[0].case
     return _Case(group, steps, rows, len(members), guess_SHW, truth_SHW, is_volume)

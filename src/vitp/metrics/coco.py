@@ -112,6 +112,7 @@ def encode_masks(masks_NHW: np.ndarray) -> list[Rle]:
         ConfigError: No COCO library is installed.
     """
     _, _, tools = _tools()
+    # The encoder runs down the columns, and wants them to lie so in memory.
     columns_HWN = np.asfortranarray(np.moveaxis(np.asarray(masks_NHW, np.uint8), 0, -1))
     return list(tools.encode(columns_HWN)) if columns_HWN.shape[-1] else []
 
@@ -166,6 +167,7 @@ def coco_scores(
         evaluation.params.areaRngLbl = list(AREAS)
         evaluation.evaluate()
         evaluation.accumulate()
+    # Not its `summarize`, which prints, and takes three numbers of detections for granted.
     precision_TRCA = np.asarray(evaluation.eval["precision"])[..., 0]
     recall_TCA = np.asarray(evaluation.eval["recall"])[..., 0]
     return _summary(precision_TRCA, recall_TCA, np.asarray(evaluation.params.iouThrs))

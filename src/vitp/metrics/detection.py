@@ -68,6 +68,7 @@ def voc_average_precision(
     images = [_matches(truth, detections) for truth, detections in zip(truths, found, strict=True)]
     return np.array(
         [
+            # VOC's kit takes a match at the limit itself, DOTA's only beyond it.
             ranking.average_precision(ranking.overlap_D >= iou, eleven_points=eleven_points)
             for ranking in rankings(images, classes)
         ]

@@ -56,4 +56,5 @@ def write_dota_submission(
         zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
         for name, rows in zip(classes, lines, strict=True):
+            # With a ZipInfo the way of compression that the archive was opened with doesn't count.
             archive.writestr(zipfile.ZipInfo(f"Task1_{name}.txt", EPOCH), "".join(rows), zipfile.ZIP_DEFLATED)

@@ -100,6 +100,7 @@ def power_of_repeats(
             # The test passes where its estimate of the variance is small enough; that estimate follows a chi-square
             # law.
             passed_N = passed_N * gammainc(freedom / 2, (difference + std * z_N) ** 2 / critical / 2)
+    # Rounding of the integral must not make it likelier than the right sign alone.
     return float(min(passed_N.sum(), ndtr(-low)))
 
 

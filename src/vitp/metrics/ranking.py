@@ -65,6 +65,7 @@ class Ranking:
         counts_D = ~(near_D & self.difficult_D)
         object_D = np.where(near_D, self.object_D, -1)[counts_D]
         right_D = np.zeros(len(object_D), bool)
+        # The surest detection of an object comes first and is the right one.
         objects, firsts = np.unique(object_D, return_index=True)
         right_D[firsts[objects >= 0]] = True  # later ones are duplicates
         # Nor does a wrong one count that lies in an ignored place.
@@ -85,6 +86,7 @@ def rankings(images: Iterable[ImageMatches], classes: int) -> list[Ranking]:
             overlap_N, difficult_N = np.zeros(len(object_N)), np.zeros(len(object_N), bool)
             if len(difficult_M) and len(object_N):
                 overlap_NM = image.overlaps(found_N, own_M)
+                # As in the kits the object that it overlaps most, even one already found; COCO would try the next one.
                 place_N = overlap_NM.argmax(1)
                 overlap_N = overlap_NM[np.arange(len(place_N)), place_N]
                 # Objects are numbered on over the images, so that each is one in the ranking of all.

@@ -312,6 +312,7 @@ class ViTAdapter(Pyramid):
 
     def _run(self, module: Callable[..., Tensor], *arguments: Any) -> Tensor:
         if self.recompute and torch.is_grad_enabled():
+            # The reentrant kind gives no gradient at all where none of the arguments needs one.
             return checkpoint(module, *arguments, use_reentrant=False)
         return module(*arguments)
 

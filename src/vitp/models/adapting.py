@@ -105,7 +105,7 @@ def base_digest(tower: nn.Module) -> str:
 
 
 def save_adapt(folder: Path, tower: VisionTower) -> None:
-    """Write what was trained of a tower beside its weights, where that are few parameters."""
+    """Write what was trained of a tower beside its weights, where only few parameters were."""
     settings: Any = tower.tuned_by or tower.config.adapt
     if settings is None:
         return

@@ -114,6 +114,7 @@ def attention_of(
 
 def choose(device: torch.device, dtype: torch.dtype, dropout: float = 0.0) -> AttentionKind:
     """Return the fastest exact way on a device: varlen or flex on CUDA, runs elsewhere."""
+    # Neither flex attention nor torch's varlen kernel can drop out attention.
     if device.type != "cuda" or dropout > 0:
         return "runs"
     if dtype in (torch.float16, torch.bfloat16) and varlen_kernel() is not None:
@@ -250,6 +251,7 @@ class FlexAttention:
 
         if dropout:
             raise RuntimeError("FlexAttention has no attention dropout")
+        # Uncompiled, FlexAttention makes the scores of all pairs and skips no block.
         kernel: Any = _compiled(flex_attention) if query_BhLd.is_cuda else flex_attention
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else query_BhLd.dtype
         attended = kernel(
@@ -270,6 +272,7 @@ _COMPILED: dict[Callable[..., Any], Callable[..., Any]] = {}
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return the function compiled, once a process."""
     if function not in _COMPILED:
+        # Rows are of another length in each batch: with fixed shapes each length would be compiled anew.
         _COMPILED[function] = torch.compile(function, dynamic=True)
     return _COMPILED[function]
 

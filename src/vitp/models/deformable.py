@@ -44,6 +44,7 @@ def deformable_attention(
     # In bfloat16 a location is off by up to two cells of a map of 1024: sampling stays in full precision.
     with torch.autocast(value_BSAd.device.type, enabled=False):
         dtype = torch.promote_types(value_BSAd.dtype, torch.float32)
+        # `grid_sample` counts from -1 to 1; with align_corners=False these are a map's borders, as 0 and 1 are here.
         grid_BQALP2 = 2 * locations_BQALP2.to(dtype) - 1
         weights_BQALP = weights_BQALP.to(dtype)
         out = None
@@ -157,6 +158,7 @@ class MultiScaleDeformableAttention(nn.Module):
         offsets_BQALP2 = self.sampling_offsets(query_BQD).view(
             batch, queries, self.heads, self.levels, self.points, 2
         )
+        # One softmax over all levels, not one for each: a query may look at one level alone.
         weights_BQALP = (
             self.attention_weights(query_BQD)
             .view(batch, queries, self.heads, self.levels * self.points)

@@ -82,6 +82,7 @@ def language_shape(model: nn.Module) -> TransformerShape:
     """Return the shape of a causal language model of transformers, as its configuration says it."""
     config: Any = model.config
     heads, width = int(config.num_attention_heads), int(config.hidden_size)
+    # GPT-2 has `n_inner`, where None stands for four widths.
     mlp_width = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     return TransformerShape(
         layers=int(config.num_hidden_layers),
@@ -109,6 +110,7 @@ def forward_flops(shape: TransformerShape, tokens: int, context: float, logits: 
     projections = 2.0 * shape.width * (2 * queries + 2 * keys)
     # Two products of a multiply-add each: queries by keys, then weights by values.
     attention = 4.0 * context * queries
+    # A gated MLP has a second matrix on the way in.
     mlp = 2.0 * shape.width * shape.mlp_width * (3 if shape.gated_mlp else 2)
     return (
         tokens * shape.layers * (projections + attention + mlp)
@@ -145,4 +147,5 @@ def _mlp(mlp: Any) -> tuple[int, bool]:
     """Return hidden width and whether a timm MLP is gated."""
     hidden = int(mlp.fc2.in_features)
     first = getattr(mlp, "fc1", None)
+    # The layer behind tells the width. A gate has a layer of its own, or shares one twice as wide with the values.
     return hidden, first is None or int(first.out_features) == 2 * hidden

@@ -106,6 +106,7 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
             fix=did_you_mean(config.model_type, CONFIG_MAPPING_NAMES),
         )
     check_language_arguments(config.model_type, config.arguments, where="language.arguments")
+    # An architecture's defaults (Llama: 1 and 2) would name any two tokens of this vocabulary.
     arguments = {**config.arguments, "vocab_size": vocabulary, "bos_token_id": None, "eos_token_id": None}
     try:
         hf_config = AutoConfig.for_model(config.model_type, **arguments)
@@ -116,6 +117,7 @@ def build_language_model(config: LanguageSettings, *, vocabulary: int) -> PreTra
         raise ConfigError(
             f"transformers can't make a {config.model_type} ({error})", where="language.arguments"
         ) from error
+    # Whatever type a configuration names: weights are kept in float32, and autocast computes in less.
     model = model.float()
     # Older architectures compute attention themselves and take no other; they stay with masks over whole rows.
     if model.is_backend_compatible():
@@ -205,6 +207,7 @@ def _add_lora(model: PreTrainedModel, config: LoRASettings) -> None:
         target_modules=list(config.targets),
     )
     try:
+        # Not `get_peft_model`, which wraps the model: class and methods stay transformers' own.
         peft.inject_adapter_in_model(lora, model)
     except ValueError as error:
         raise ConfigError(f"LoRA finds no layer to adapt ({error})", where="language.lora.targets") from error

@@ -108,6 +108,7 @@ class PlainViT(Backbone):
     def embed_tokens(self, image_BCHW: Tensor) -> TokenGrid:
         """Return the tokens that the first block gets. Sides must be multiples of the patch size."""
         model = self.model
+        # The first steps of timm's `forward_features`, which goes on to the end and has no name for them alone.
         patches_BhwD = model.patch_embed(image_BCHW)
         embedded = model._pos_embed(patches_BhwD)
         if isinstance(embedded, tuple):  # `Eva`: tokens and rotary positions, patch dropout included

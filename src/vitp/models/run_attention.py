@@ -188,6 +188,7 @@ class RunAttention:
             query_RhSd,
             key,
             value,
+            # The mask is causal itself: torch takes either a mask or `is_causal`.
             attn_mask=self._mask(slots, group.prefix_length, query_RhSd.dtype) if masked else None,
             is_causal=not masked,
             dropout_p=dropout,

@@ -98,6 +98,7 @@ class TimmStages(Backbone):
         )
         by_layer = dict(zip(unique, maps, strict=True))
         last = self.num_layers - 1
+        # timm applies this norm behind the last stage, after what it gives as that stage's features.
         norm = getattr(self.model, "norm", None)
         if last in by_layer and isinstance(norm, nn.LayerNorm):
             by_layer[last] = norm(by_layer[last].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)

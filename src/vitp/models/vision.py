@@ -260,6 +260,7 @@ def _create_vit(config: VisionSettings, drop_path: float) -> nn.Module:
             config.architecture,
             pretrained=False,
             num_classes=0,
+            # With average pooling timm would put the final norm behind it, and tokens would come without one.
             global_pool="",
             img_size=config.image_size,
             dynamic_img_size=True,

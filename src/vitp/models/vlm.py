@@ -206,6 +206,7 @@ class VisionLanguageModel(nn.Module):
             use_cache=False,
             **self._attention_arguments(attend, ids_BL.device),
         ).last_hidden_state
+        # Before the output layer: logits of 4,096 tokens and 151,936 words would take 2.5 GB.
         kept_SH: Tensor = hidden_BLH.flatten(0, 1).index_select(0, target_index_S)
         return kept_SH
 
@@ -245,6 +246,7 @@ class VisionLanguageModel(nn.Module):
         keep_K = torch.arange(len(tiles_TCHW) * self.tokens_per_tile, device=ids_N.device)
         inputs = self.embed(tiles_TCHW, keep_K, image_index_K, ids_N[None])
         mask = torch.ones(inputs.shape[:2], dtype=torch.long, device=ids_N.device)
+        # Of embeddings `generate` knows no ids, so it returns those of the answer alone.
         ids_L: Tensor = self.language.generate(inputs_embeds=inputs, attention_mask=mask, **options)[0]
         return ids_L
 

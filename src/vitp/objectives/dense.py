@@ -410,7 +410,7 @@ class RenamedMask:
 
     def __call__(self) -> np.ndarray:
         """Return the mask (H, W) uint8."""
-        table = np.full(256, IGNORE, np.uint8)
+        table = np.full(256, IGNORE, np.uint8)  # what is ignored, or no class, stays ignored
         table[: len(self.numbers)] = self.numbers
         renumbered_HW: np.ndarray = table[self.mask()]
         return renumbered_HW

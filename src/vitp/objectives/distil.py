@@ -276,6 +276,7 @@ class DistilObjective(ImageObjective):
         """Take mean and covariance of what teachers whiten, over the first views of the run: the same on every rank."""
         student = cast(Backbone, self.tower)
         stride = student.strides[self.config.student_layer]
+        # Rounded up, as padded convolutions do at a side that their stride doesn't divide.
         grid = tuple(-(-side // stride) for side in student.image_size)
         for number, teacher in enumerate(self.teachers()):
             if teacher.whitening is None:

@@ -334,6 +334,7 @@ class DistillationObjective(ImageObjective):
             hidden_RN = batch.mask_GBN.flatten(0, 1)
             losses["patches"] = self._patch_loss(taught_RND[hidden_RN], student_RND[hidden_RN], temperature)
         if self.config.koleo:
+            # Each view by itself, as in DINOv2: the other view of an image is meant to be near.
             losses["koleo"] = torch.stack([koleo(view_BD) for view_BD in pooled_RD.split(images)]).mean()
         if self.gram_tower is not None:
             seen = batch.global_GBCHW if batch.gram_GBCHW is None else batch.gram_GBCHW

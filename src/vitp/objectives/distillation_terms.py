@@ -191,8 +191,7 @@ def sinkhorn(outputs_RK: Tensor, temperature: float) -> Tensor:
         outputs_RK: Cosines with the prototypes.
         temperature: Temperature of the softmax.
     """
-    # No cosine is above 1, so that no rank needs another's maximum.
-    # Cosines are 1 at most, so nothing overflows.
+    # No cosine is above 1: nothing overflows, and no rank needs the maximum of another.
     share_RK = ((outputs_RK.float() - 1) / temperature).exp()
     tiny = torch.finfo(torch.float32).tiny
     for _ in range(_ROUNDS):

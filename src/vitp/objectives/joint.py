@@ -227,6 +227,7 @@ def _alike(one: Tensor, other: Any) -> bool:
 def one_pass(tower: VisionTower, tiles: Sequence[Tensor]) -> Iterator[None]:
     """Within this context the tower computes its patch tokens of each of these images (B, C, H, W) only once."""
     normalize, forward_tokens = tower.normalize, tower.forward_tokens
+    # The lists keep these tensors alive, so that none of their ids can come again.
     given = {id(one): one for one in tiles}
     normalised: dict[int, Tensor] = {}
     tokens: dict[int, Tensor] = {}
@@ -335,7 +336,7 @@ class JointObjective(Objective):
         return self._objectives[self.holder].layer_distances()
 
     def work(self, batch: JointBatch) -> dict[str, float]:
-        """Return the work of all; the samples are those of the first, FLOPs stand there where all count them."""
+        """Return the work of all; the samples are those of the first, FLOPs are given only where all count them."""
         each = [part.work(own) for part, own in zip(self._objectives.values(), batch.batches, strict=True)]
         keys = list(dict.fromkeys(key for one in each for key in one))
         total = {key: sum(one.get(key, 0.0) for one in each) for key in keys}

@@ -58,6 +58,7 @@ class LexiconWeights:
     def _inside(self, ids: list[int]) -> set[int]:
         """Return which tokens of an answer are part of an entity."""
         pieces = [self._text(number) for number in ids]
+        # A tokenizer may cut a word anywhere, so each letter remembers its token.
         owners = [number for number, piece in enumerate(pieces) for _ in piece]
         found = self._pattern.finditer("".join(pieces))
         return {owner for match in found for owner in owners[match.start() : match.end()]}

@@ -55,7 +55,7 @@ class SequenceSettings(SettingsModel):
     CapPa): only the image can tell them. Not used when a model answers."""
 
     def stated(self) -> dict[str, Any]:
-        """Return the settings but those that are younger than running runs and neutral."""
+        """Return the settings without those that came later and are neutral: older runs, which lack them, go on."""
         values = self.model_dump()
         return {key: value for key, value in values.items() if key != "parallel" or value}
 

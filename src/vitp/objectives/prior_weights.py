@@ -49,6 +49,7 @@ class PriorSettings(SettingsModel):
 
 def text_only_states(language: Any, batch: PackedBatch) -> Tensor:
     """Return the last hidden states (S, H) where supervised tokens are predicted; no token sees an image."""
+    # Image tokens stay, hidden as another record: the texts keep the positions that the model reads them at.
     segments_BL = batch.segments_BL.flatten().index_fill(0, batch.image_index_K, _HIDDEN_SEGMENT)
     segments_BL = segments_BL.view_as(batch.segments_BL)
     hidden_BLH = language.get_decoder()(

@@ -159,6 +159,7 @@ class LabelledViews(ImageCollate[ClassBatch]):
         presence_K = presence_of(item.objects, self.classes.objects, window, item.ignored)
         known = self.known[sample.entry]
         foreign = [number for number, name in enumerate(self.classes.objects) if name not in known]
+        # Nobody looked for these in that set, so it doesn't say that they are absent.
         presence_K[foreign] = UNLABELLED
         return presence_K
 

@@ -165,7 +165,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
             where="data.empty",
             fix="choose a larger share, or 1",
         )
-    splits["train"] = draw_labels(train, config.data.labels, config.seed)
+    splits["train"] = draw_labels(train, config.data.labels, config.seed)  # an epoch is one pass over these
     classes = classes_of(labelled, kind)
     config = config.model_copy(
         update={"train": config.train.of(len(splits["train"]), config.data.global_batch)}

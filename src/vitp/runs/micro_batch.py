@@ -35,6 +35,7 @@ USABLE = 0.92
 """Share of a GPU's memory that a step may take: the rest is for the context, the allocator's gaps and buckets."""
 
 _RECOMPUTE_COST = 4 / 3
+"""Time of a step that computes its forward pass twice: the backward pass takes as long as two of them."""
 _FIXED_RECORDS = 2.0
 """Records whose time a micro-batch takes beside its own: launches, gaps, half-filled kernels. An assumption, which only
 ranks the choices."""
@@ -187,6 +188,7 @@ class MemoryProbe:
         self.source.micro_batches = choice.micro_batches
         trained = [p for p in self.objective.parameters() if p.requires_grad]
         kept = 2 + (self.config.train.ema is not None)  # AdamW's moments, and the average of the weights
+        # The first step makes them, which a probe doesn't take.
         moments = sum(kept * p.numel() * p.element_size() for p in trained)
         # A forward pass changes running statistics, and the model goes on to be trained.
         statistics = [(buffer, buffer.clone()) for buffer in self.objective.buffers()]
@@ -216,6 +218,7 @@ class MemoryProbe:
     def _forget(self, trained: list[Any]) -> None:
         for parameter in trained:
             parameter.grad = None
+        # The cache gives back what nobody holds, so circles of references are broken first.
         gc.collect()
         torch.cuda.empty_cache()
 

@@ -126,7 +126,10 @@ class ImageStore:
                 len(self._kept) > 1
                 and sum(one.bytes for one in self._kept.values() if one.own) > self.most_bytes
             ):
-                self._leave(self._kept.popitem(last=False)[1])
+                oldest = self._kept.popitem(last=False)[1]
+                oldest.gone = True
+                if not oldest.users:
+                    self._remove(oldest)
         return number
 
     @contextmanager
@@ -157,11 +160,6 @@ class ImageStore:
         """Return an image that goes when its one request is done."""
         image.gone = True
         return image
-
-    def _leave(self, image: StoredImage) -> None:
-        image.gone = True
-        if not image.users:
-            self._remove(image)
 
     def _remove(self, image: StoredImage) -> None:
         if image.own:

@@ -72,6 +72,7 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
         cost = flops_per_image(config)
         if not cost > 0:
             raise ConfigError("an image has no floating-point operations", where=context.cell.name)
+        # A run has one step at the least, however dear its images are.
         images = max(int(config.data.global_batch), round(float(inputs["equal"].values["flops"]) / cost))
     config = run_config(context, images, lr)
     run = context.folder / RUN

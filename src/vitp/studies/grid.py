@@ -224,7 +224,7 @@ class Store:
         return self.rows.get(self.keys[cell.name]) or self.at_hand(cell)
 
     def result(self, cell: StudyCell) -> dict[str, Any] | None:
-        """Return the same of a cell that needs no work; None also where it has a row but its files are needed."""
+        """Return what `known` does; None also for a cell that has a row and is done again, as its files are needed."""
         needed = cell.name in self.again and self.at_hand(cell) is None
         return None if needed else self.known(cell)
 

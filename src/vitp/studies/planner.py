@@ -294,6 +294,7 @@ class StudyPlanner:
             places=self._places(),
             facts={**facts, "score": "average"},
             pace=f"robustness/{facts['set']}/{facts['task']}",
+            # Clean images once, and each of the twelve corruptions at each severity.
             units=float(images * (1 + 12 * len(severities))),
         )
         self.add(cell)

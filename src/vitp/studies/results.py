@@ -209,6 +209,7 @@ def _spread(
     seeds = {seed for seed, _ in values}
     if len(seeds) != 1:
         return dict(values)
+    # Its draws are the same backbone's for each seed of the other arm, so they stand against all of them.
     return {
         (seed, draw): value for seed in {s for s, _ in other} or seeds for (_, draw), value in values.items()
     }

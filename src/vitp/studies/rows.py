@@ -110,6 +110,7 @@ def _row_of(line: str, where: str) -> dict[str, Any]:
 
 def row_of(result: Mapping[str, Any], cell: StudyCell, version: int) -> dict[str, Any]:
     """Return the row of a result as `Store.finish` wrote it."""
+    # The file is committed, and what somebody's machine is called is no part of a result.
     machine = {name: value for name, value in result["machine"].items() if name != "host"}
     return {
         "format": ROWS_FORMAT,

@@ -55,6 +55,7 @@ class Lock:
         if self._create():
             return True
         owner = _owner_of(self.path)
+        # Only the lock that was looked at is put aside, not one that another process makes in the meantime.
         return self._abandoned() and self._remove(owner.get("token")) and self._create()
 
     def beat(self) -> None:
@@ -76,6 +77,7 @@ class Lock:
     def _create(self) -> bool:
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "token": self.token}
         try:
+            # Looks and makes in one call of the system: between two calls another process could make it.
             handle = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
         except FileExistsError:
             return False
@@ -285,6 +287,7 @@ class StudyRunner:
             spent = time.monotonic() - began
             if spent - noted > BEAT:
                 noted = spent
+                # A killed process has no time to write: its time until here is known all the same.
                 write_json(folder / ATTEMPTS, [*attempts, {"seconds": spent}])
 
         work = self.work[cell.kind]

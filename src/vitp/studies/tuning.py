@@ -243,6 +243,7 @@ def _next_trial(optuna: Any, study: Any, order: TuneOrder, held: contextlib.Exit
                 if study.get_trials(deepcopy=False)[trial.number].state.name != "RUNNING":
                     continue  # it was done between the two looks
                 study.sampler = _sampler(optuna, order.seed, trial.number)
+                # Optuna gives a trial out once, by `ask`, which would begin another one.
                 return optuna.trial.Trial(study, trial._trial_id)
         waiting = [trial.number for trial in trials if trial.state.name == "WAITING"]
         if len(trials) - len(waiting) >= order.trials:
@@ -300,6 +301,7 @@ def _run_trial(optuna: Any, study: Any, trial: Any, order: TuneOrder, console: C
     for name in _HEAVY:
         path = folder / name
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    # Still held, but nobody asks for it any more: the study has been told how the trial ended.
     folder.with_suffix(".lock").unlink(missing_ok=True)
     console.print(f"trial {trial.number}: {said}  ({shown})", highlight=False, markup=False, soft_wrap=True)
 
@@ -366,6 +368,7 @@ def found(study: Any, order: TuneOrder) -> Tuned:
             why = str(trial.user_attrs.get("why", ""))
             rows.append(TrialRow(trial.number, names[trial.state.name], score, trial.params, seconds, why))
     complete = [row for row in rows if row.state == "complete"]
+    # Of equal scores the earlier one, so that a later trial that is no better changes nothing.
     best = max(complete, key=lambda row: (row.score, -row.number), default=None)
     return Tuned(rows, best, _importance(study, len(complete)), measure_of(order.config))
 

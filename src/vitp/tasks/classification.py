@@ -165,6 +165,7 @@ class ClassificationModel(TaskModel):
             return {
                 "class": F.cross_entropy(logits_BK, target_BK, reduction="sum", label_smoothing=smoothing)
             }
+        # Not torch's own weights: with smoothing they would weigh the other classes' shares too, which aren't counted.
         loss_B = F.cross_entropy(logits_BK, target_BK, reduction="none", label_smoothing=smoothing)
         if self.settings.focal:
             loss_B = loss_B * focal_factor(logits_BK, target_BK.argmax(1), self.settings.focal)
@@ -200,6 +201,7 @@ class ClassificationModel(TaskModel):
         for item, sample, prediction in predictions_of(self, reader, settings):
             probabilities.append(present(prediction.probabilities_C))
             truths.append(present(reader.target(sample).classes_C))
+            # A group may be called as an image is.
             groups.append(("group", item.group) if item.group else ("image", item.id))
         probability_NK, truth_NK = torch.stack(probabilities), torch.stack(truths)
         label_NK = np.where(truth_NK == UNLABELLED, -1, truth_NK > 0.5)

@@ -285,6 +285,7 @@ class LabelReader:
     def _present(self, names: Sequence[str], item: LabelledImage, unknown: Sequence[str] = ()) -> Tensor:
         present_K = torch.zeros(len(self.classes))
         present_K[[self._number(name, item) for name in unknown]] = float(UNLABELLED)
+        # Last: a class that is named is there, be it among the unknown ones or not.
         present_K[[self._number(name, item) for name in names]] = 1.0
         return present_K
 

@@ -69,6 +69,7 @@ class DETRModel(TaskModel):
         truths = self.truths(batch.targets, batch.sizes)
         objects = [len(truth.labels_N) for truth in truths]
         counts = dict.fromkeys(self.loss_weights, float(sum(objects)))
+        # An image without objects teaches that there is nothing, and counts as one.
         return counts | {"class": float(sum(max(count, 1) for count in objects))}
 
     def predict_batch(self, images_BCHW: Tensor, later_BCHW: Tensor | None) -> list[Prediction]:

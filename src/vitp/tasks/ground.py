@@ -124,6 +124,7 @@ class RasterGround(Ground):
         """Return (C, h, w) values of the file, channel by channel, and which of them count."""
         own = tuple(dict.fromkeys(band for band in self.bands if band is not None))
         values_CHW, valid_CHW = self.pixels.read_quantity(window, own, level)
+        # In place of a band that is missing stands any other one, which counts nowhere.
         order = [0 if band is None else own.index(band) for band in self.bands]
         known_C = np.array([band is not None for band in self.bands])
         return values_CHW[order], valid_CHW[order] & known_C[:, None, None]

@@ -82,6 +82,7 @@ def tversky_loss(logits_BKHW: Tensor, target_BHW: Tensor, alpha: float, beta: fl
 def _labelled(logits_BKHW: Tensor, target_BHW: Tensor) -> tuple[Tensor, Tensor]:
     """Return probabilities and one-hot truth, both 0 at pixels without a label."""
     known_B1HW = (target_BHW != IGNORE)[:, None]
+    # `one_hot` takes numbers of classes alone.
     truth_BHW = target_BHW.masked_fill(~known_B1HW[:, 0], 0)
     truth_BKHW = F.one_hot(truth_BHW, logits_BKHW.shape[1]).permute(0, 3, 1, 2) * known_B1HW
     return logits_BKHW.softmax(1) * known_B1HW, truth_BKHW

@@ -142,6 +142,7 @@ class ViewObjects:
         """
         if not len(self):
             return torch.arange(0)
+        # Before the suppression, in which a surer part would remove the whole object.
         parts_N = _parts_of_others(self.hulls_N4, self.labels_N, self.windows_N4, size)
         kept = self.somewhere
         kept = kept[~parts_N[kept]]

@@ -75,6 +75,7 @@ def load_task(path: str | Path) -> TaskModel:
             description["head"],
         )
         model.input_size = make_config(InputSize, description.get("input", {}), where="input")
+        # For its errors alone, which are told as the file's.
         stated_settings(description)
     model.description = {
         key: value for key, value in description.items() if key not in ("format", "task", "classes")

@@ -143,7 +143,7 @@ def oriented_boxes(target: Target) -> Tensor:
 
 
 def oriented_truths(targets: Sequence[Target], sizes: Sequence[tuple[int, int]]) -> list[OrientedTruth]:
-    """Return what the heads learn from each image; difficult and tiny objects and ignored places are looked away from.
+    """Return what the heads learn from each image; difficult and tiny objects are ignored, as are ignored places.
 
     The device is asked once for all images.
 

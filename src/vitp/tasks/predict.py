@@ -61,6 +61,7 @@ def predict_images(
         _check_pairs(images, later)
     resize = settings.resize or model.input_size
     if model.name == "classification":
+        # A class is one of the whole image, which no window shows.
         settings = settings.model_copy(update={"window": None})
     if isinstance(model, WholeImageModel):
         check_whole(settings)

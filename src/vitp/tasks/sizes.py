@@ -57,6 +57,7 @@ _DETECTORS = ("detection", "instance", "oriented")
 _OBJECT_KINDS = ("objects", "instances", "oriented")
 _LOOKED_AT = 2000
 _LOOKED_AT_LAZY = 32
+"""Images whose labels are looked at; fewer where each is read from its file only when it is asked for."""
 _USUAL_WINDOW, _LARGEST_WINDOW = 512, 1024
 _FINEST_STRIDE = 4
 

@@ -150,6 +150,7 @@ def views_of(
                 x, y = _staggered((x, y), step, first, (max(columns - side, 0), max(rows - side, 0)), patch)
             window, seen = window_at((x, y), (side, side), (height, width), (rows, columns))
             views += [View(window, seen, mirrored, turns, flat) for turns, mirrored in looks]
+    # By their tops, as strips are decided from the top; all else only keeps the order the same each time.
     return sorted(
         views, key=lambda view: (view.window[1], view.window[0], view.size, view.turns, view.mirrored)
     )

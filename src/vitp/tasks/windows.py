@@ -208,6 +208,7 @@ class ClassSums:
         # The clone lets go of the rows that are done.
         self._sum_KRW = rest_KRW.clone() if rest_KRW.numel() else None
         most_RW, classes_RW = done_KRW.max(0)
+        # Every view gives all of its pixels some weight: where the sum is 0 there was none.
         classes_RW = classes_RW.to(torch.uint8).masked_fill(most_RW <= 0, IGNORE).cpu()
         shares = (done_KRW / done_KRW.sum(0).clamp(min=1e-12)).cpu() if self._shares else None
         return Strip(window, classes_RW, shares)

@@ -151,7 +151,8 @@ def read_class_lists(
     _refuse_captions(paths, labels, sum(map(len, rows.values())))
     names = _named(builder, labels, comma_list(classes), paths)
     listed = ", ".join(builder.place(path) for path in paths)
-    builder.understand(f"{listed}: a line is an image and its class, parted by {_MARKS[_mark(rows)]}")
+    mark = next((row.mark.strip(" ") for own in rows.values() for row in own), "")[:1]
+    builder.understand(f"{listed}: a line is an image and its class, parted by {_MARKS[mark]}")
     if any(splits.values()):
         builder.splits_from = f"the list{'s' * (len(paths) > 1)} {', '.join(path.name for path in paths)}"
     _add(builder, rows, names, splits)
@@ -161,10 +162,6 @@ def read_class_lists(
 
 
 _MARKS = {"\t": "tabs", ",": "commas", ";": "semicolons", "": "blanks"}
-
-
-def _mark(rows: Mapping[Path, Sequence[ListRow]]) -> str:
-    return next((row.mark.strip(" ") for own in rows.values() for row in own), "")[:1]
 
 
 def _without_doubles(builder: SetBuilder, paths: Sequence[Path]) -> list[Path]:

@@ -198,7 +198,9 @@ def _file_facts(path: Path, *, colour: bool) -> tuple[str, str, list[int], np.nd
     try:
         with Image.open(path) as image:
             palette = (image.getpalette("RGB") or []) if image.mode == "P" else []
-            alpha = image.getchannel("A") if image.mode in ("LA", "RGBA") and _is_upright(image) else None
+            # Tag 0x0112 of EXIF says which way up the pixels are; these aren't turned by it.
+            upright = image.mode in ("LA", "RGBA") and image.getexif().get(0x0112, 1) == 1
+            alpha = image.getchannel("A") if upright else None
             return image.format or "", image.mode, palette, None if alpha is None else np.asarray(alpha)
     except OSError as error:
         driver = raster_driver(str(path))
@@ -212,10 +214,6 @@ def _file_facts(path: Path, *, colour: bool) -> tuple[str, str, list[int], np.nd
     except DataError:  # its pixels were read by our own code, of TIFF that Pillow doesn't know
         own = None
     return driver, plain if own is None else "P", [] if own is None else own.reshape(-1).tolist(), None
-
-
-def _is_upright(image: Image.Image) -> bool:
-    return bool(image.getexif().get(0x0112, 1) == 1)
 
 
 def refuse_odd_looks(facts: Sequence[MaskFacts], paths: Sequence[Path]) -> None:

@@ -164,7 +164,7 @@ class ToolSet:
             names = list(dict.fromkeys(filter(None, map(fixed, image.classes))))
             others: dict[str, Any] = {
                 "captions": tuple(image.captions),
-                "split": image.split or self._folder_split(image.path),
+                "split": image.split or split_in(image.path.relative_to(self.builder.root))[0],
             }
             if whole:
                 others |= {"tags": tuple(names)} if several else {"scene": names[0] if names else None}
@@ -176,7 +176,8 @@ class ToolSet:
                 self.builder.add(image.path, image.found.size, **others)
             else:
                 self.states["without a label"] += 1
-        self._tell()
+        if parts := self._unlabelled():
+            self.builder.understand(f"left out as unlabelled, not as empty: {parts}")
         if self.states and not self.builder.count:
             raise DataError(
                 f"no image is labelled: {self._unlabelled()}",
@@ -193,9 +194,6 @@ class ToolSet:
             built = replace(built, understood=tuple(self.builder.understood))
             return with_drawn_masks(built, True)
         return with_drawn_masks(built, bool(semantic) if semantic in (None, False, True) else semantic)
-
-    def _folder_split(self, path: Path) -> str | None:
-        return split_in(path.relative_to(self.builder.root))[0]
 
     def _add_pair(self, image: ToolImage, others: dict[str, Any]) -> None:
         found = image.found
@@ -238,10 +236,6 @@ class ToolSet:
 
     def _unlabelled(self) -> str:
         return ", ".join(f"{count:,} {state}" for state, count in self.states.items() if count)
-
-    def _tell(self) -> None:
-        if parts := self._unlabelled():
-            self.builder.understand(f"left out as unlabelled, not as empty: {parts}")
 
 
 def tell_strange(builder: SetBuilder, drawn: Collection[str], made_with: Sequence[str]) -> None:

@@ -101,6 +101,7 @@ def compression_artefacts(image_HWC: np.ndarray, quality: int, rng: np.random.Ge
     if image_HWC.shape[2] != 3:
         planes = (np.ascontiguousarray(plane_HW) for plane_HW in np.moveaxis(image_HWC, 2, 0))
         return np.stack([_grey_jpeg(plane_HW, quality) for plane_HW in planes], axis=2)
+    # In OpenCV's order: JPEG makes light and colour of the channels, and keeps colour coarser.
     coded = cv2.imencode(
         ".jpg", cv2.cvtColor(image_HWC, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality]
     )

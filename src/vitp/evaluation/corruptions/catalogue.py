@@ -52,6 +52,7 @@ class Corruption:
 
     def _rng(self, seed: int, image: str, date: int = 0) -> np.random.Generator:
         """Return the random numbers of an image: the same at every severity, so that only the strength differs."""
+        # Checksums, as `hash` of a text is another one in each process; names may hold bytes that are no text.
         return np.random.default_rng(
             [seed, zlib.crc32(self.name.encode()), zlib.crc32(image.encode(errors="surrogatepass")), date]
         )

@@ -27,6 +27,7 @@ MIN_VISIBLE = 0.3
 """Objects of which less of the area is left are difficult: they count neither as found nor as missed."""
 
 _ANY = 1e-6
+"""Share of an object that has to be left in the image: whatever is left of it counts."""
 
 
 def scaled(length: float, size: tuple[int, int]) -> float:
@@ -110,6 +111,7 @@ def moved_objects(
     for label in objects:
         moved = moved_label(label, matrix)
         part = crop_object(moved, window, MIN_VISIBLE)
+        # Too little of it to be asked for, and too much for the place to be background.
         if part is None and (rest := crop_object(moved, window, _ANY)) is not None:
             part = replace(rest, difficult=True)
         if part is not None:

@@ -185,6 +185,7 @@ class CorruptedItems(Sequence[LabelledImage]):
         """Write the images of an item and return it."""
         if isinstance(at, slice):
             return [self[index] for index in range(*at.indices(len(self)))]
+        # Takes numbers from the end, too, and raises an IndexError beyond it, by which loops over the items end.
         number = range(len(self))[at]
         item = self.items[number]
         first = self._write(item.image, item.id, number, 0)
@@ -220,6 +221,7 @@ class CorruptedItems(Sequence[LabelledImage]):
 def _as_file(image_HWC: np.ndarray, channels: Channels) -> bytes:
     """Return a file of which these channels see the image."""
     values_CHW = channels.unscale(image_HWC.transpose(2, 0, 1))
+    # Backwards, so that of a band that is seen twice the first values stay.
     first = dict(zip(channels.bands[::-1], values_CHW[::-1], strict=True))
     names = list(dict.fromkeys(channels.bands))
     return geotiff(np.stack([first[name] for name in names]), names)

@@ -166,6 +166,7 @@ class BoxStage(nn.Module):
         """Return regions to learn from: proposals and the objects' own boxes, matched and drawn."""
         boxes, labels, matched, is_truth = [], [], [], []
         for proposals_N4, truth in zip(proposals, truths, strict=True):
+            # Without the objects' own boxes there would be next to nothing to learn from until the proposals are good.
             boxes.append(torch.cat([proposals_N4, truth.boxes_N4.to(proposals_N4.dtype)]))
             labels_N, matched_N = self._match(boxes[-1], truth)
             labels.append(labels_N)
@@ -176,6 +177,7 @@ class BoxStage(nn.Module):
         def taken(tables: list[Tensor]) -> list[Tensor]:
             return [table[rows] for table, rows in zip(tables, drawn.rows, strict=True)]
 
+        # Both are sorted, so a search finds the places; a mask's number of rows would have to be asked of the device.
         both = zip(drawn.rows, drawn.positives, strict=True)
         with_object = [torch.searchsorted(rows, positives) for rows, positives in both]
         return Samples(taken(boxes), taken(labels), taken(matched), taken(is_truth), with_object)
@@ -245,6 +247,7 @@ class CascadeHead(nn.Module):
             aligned=settings.aligned,
         )
         stages = settings.all_stages()
+        # A stage hands on one box a region, so in a cascade boxes belong to no class, as in the paper.
         self.stages = nn.ModuleList(
             BoxStage(channels, classes, len(stages) > 1, stage, settings) for stage in stages
         )
@@ -272,6 +275,7 @@ class CascadeHead(nn.Module):
             truths: What to learn.
         """
         losses: dict[str, Tensor] = {}
+        # As in Faster R-CNN regions are given: this loss moves no proposals.
         boxes = [proposals_N4.detach() for proposals_N4 in proposals]
         for number, stage in enumerate(self.stages):
             assert isinstance(stage, BoxStage)
@@ -306,7 +310,7 @@ class CascadeHead(nn.Module):
         return self._keep(torch.cat(boxes), scores_RK, [len(boxes_N) for boxes_N in boxes])
 
     def _keep(self, boxes_R: Tensor, scores_RK: Tensor, lengths: Sequence[int]) -> list[Found]:
-        """Return what stays of each image's rows; but for each suppression the device is asked once for all."""
+        """Return the objects of each image that are kept; the device is asked once for all, and by each suppression."""
         scores_RC = scores_RK[:, 1:]
         boxes_RC4 = (
             boxes_R[:, 1:] if boxes_R.ndim == 3 else boxes_R[:, None].expand(-1, scores_RC.shape[1], 4)
@@ -317,6 +321,7 @@ class CascadeHead(nn.Module):
         found = []
         for boxes_N4, scores_N, labels_N in zip(*parts, strict=True):
             kept = batched_nms(boxes_N4, scores_N, labels_N, self.settings.nms_iou)
+            # They come by falling score.
             kept = kept[: self.settings.detections]
             found.append(Found(boxes_N4[kept], scores_N[kept], labels_N[kept]))
         return found

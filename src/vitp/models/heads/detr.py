@@ -310,6 +310,7 @@ class DETR(nn.Module):
             for layer in self.encoder:
                 cells_BSD = layer(cells_BSD, place_SD)
             levels[-1] = cells_BSD.transpose(1, 2).unflatten(-1, (height, width))
+        # The last level is the neck's own, subsampled one, which is meant for anchors.
         levels = self.fpn(levels)[:-1]
         unit_B = torch.tensor([float(max(size)) for size in sizes], device=levels[0].device)
         shapes = [(level.shape[-2], level.shape[-1]) for level in levels]
@@ -359,12 +360,13 @@ class DETR(nn.Module):
         """Return sines and cosines that tell boxes (…, K)."""
         factor_F = math.pi * 2.0 ** torch.arange(FREQUENCIES, device=boxes.device, dtype=boxes.dtype)
         phase = (boxes[..., :4, None] * factor_F).flatten(-2)
+        # An angle comes as cosine and sine already.
         return torch.cat([phase.sin(), phase.cos(), boxes[..., 4:]], -1)
 
     def table(
         self, maps: Sequence[Tensor], size: tuple[int, int], count: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Return the last word on images of one size: boxes in pixels (B, Q, 4 or 5), and scores (B, Q, C)."""
+        """Return what the last layer says of images of one size: boxes in pixels (B, Q, 4 or 5), scores (B, Q, C)."""
         last = self(maps, [size], None, count)[-1]
         unit_1 = last.boxes_BQK.new_full((1,), float(max(size)))
         return self.geometry.pixels(last.boxes_BQK, unit_1), last.logits_BQC.sigmoid()
@@ -378,7 +380,7 @@ class DETR(nn.Module):
         return torch.cat([boxes_BQK[..., :4], scores_BQC, boxes_BQK[..., 4:]], -1).transpose(1, 2)
 
     def kept(self, boxes_QK: Tensor, scores_QC: Tensor, sides_Q2: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the boxes, scores and labels (from 1) of one image that are said, by falling score."""
+        """Return boxes, scores and labels (from 1) of the objects that an image is said to show, by falling score."""
         real_Q1 = (sides_Q2 >= MIN_SIDE).all(-1, keepdim=True)
         row, column = torch.where((scores_QC > self.settings.score_threshold) & real_Q1)
         scores_N = scores_QC[row, column]

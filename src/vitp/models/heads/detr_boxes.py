@@ -1,4 +1,4 @@
-"""The boxes of a DETR head: upright or oriented ones, as numbers that a network moves, and what is between two of them.
+"""The boxes of a DETR head, upright or oriented, as numbers that a network moves, and how far two of them are apart.
 
 Lengths are parts of an image's longer side, so that a turned image has turned boxes.
 

@@ -131,6 +131,7 @@ def matched_queries(head: DETR, stage: Stage, wanted: WantedBoxes) -> Tensor:
         cost_LQN = settings.class_cost * (hit - miss)
         cost_LQN = cost_LQN + settings.box_weight * apart_LQN + settings.overlap_weight * beyond_LQN
         # A loss that isn't finite is the engine's to report; the assignment alone can't take one.
+        # All layers of an image in one copy, as each makes the host wait for the device.
         for layer, cost_QN in enumerate(cost_LQN.nan_to_num(1e6, 1e6, -1e6).cpu().numpy()):
             query, number = linear_sum_assignment(cost_QN)
             matched_LBQ[layer, image, query] = torch.from_numpy(number)
@@ -145,6 +146,7 @@ def _hidden(head: DETR, stage: Stage, matched_RQ: Tensor, truths: Sequence[Truth
     unit_B = torch.tensor([float(max(truth.size)) for truth in truths], device=matched_RQ.device)
     found_RQK = head.geometry.pixels(stage.boxes_BQK, unit_B.repeat(len(matched_RQ) // len(truths)))
     for row, (hidden_Q, found_QK) in enumerate(zip(hidden_RQ, found_RQK, strict=True)):
+        # Stage follows stage, each with all images, so images come again in turn.
         hidden_Q |= head.geometry.hidden(found_QK, truths[row % len(truths)])
     return hidden_RQ & (matched_RQ < 0)
 

@@ -76,6 +76,7 @@ class MaskHead(nn.Module):
                 for truth, boxes_N4, matched_N in zip(truths, boxes, matched, strict=True)
             ]
         )
+        # Classes count from 1, and nothing (0) has no mask.
         chosen_RMM = logits_RCMM[torch.arange(len(labels_R), device=labels_R.device), labels_R - 1]
         loss_R = F.binary_cross_entropy_with_logits(chosen_RMM, wanted_RMM, reduction="none").mean((1, 2))
         # An empty batch keeps its graph, so that the head's parameters get a gradient of 0 rather than none.

@@ -113,6 +113,7 @@ def _image_losses(
 
 def _at(maps_N1hw: Tensor, places: Tensor) -> Tensor:
     """Return (N, P) values at places on 0..1, x first: (N, P, 2), or (1, P, 2) for all."""
+    # At the rim a point lies beyond the last centre: the default padding would mix in zeros there.
     values_N1P: Tensor = sample_point(
         maps_N1hw, places.expand(len(maps_N1hw), -1, -1), align_corners=False, padding_mode="border"
     )
@@ -134,6 +135,7 @@ def _matched(
     class_QC: Tensor, guess_QP: Tensor, true_NP: Tensor, labels_N: Tensor, settings: MaskQuerySettings
 ) -> tuple[Tensor, Tensor]:
     """Return the numbers of queries and of true masks that belong together, at least cost."""
+    # As in DETR the probability and not its logarithm, which has no bound.
     cost_QN = -settings.class_loss * class_QC.softmax(1)[:, labels_N]
     if guess_QP.shape[1]:
         cost_QN = cost_QN + settings.mask_loss * pair_wise_sigmoid_cross_entropy_loss(guess_QP, true_NP)

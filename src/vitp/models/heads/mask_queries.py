@@ -127,6 +127,7 @@ class MaskQueries(nn.Module):
 
     def _read(self, tower: PlainViT, tokens: TokenGrid) -> MaskOutputs:
         done = tower.finish_tokens(tokens)
+        # Queries stand right before the patches; how many prefix tokens there are depends on the tower.
         last = done.tokens_BLD.shape[1] - done.grid[0] * done.grid[1]
         queries_BQD = done.tokens_BLD[:, last - len(self.queries) : last]
         cells_BDhw = self.upscale(done.map_BDhw)

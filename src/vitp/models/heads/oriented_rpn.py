@@ -126,6 +126,7 @@ class OrientedProposalNetwork(nn.Module):
         for boxes_N5, logit_N, level_N in zip(
             *(table.flatten(0, 1)[rows].split(counts) for table in tables), strict=True
         ):
+            # Hulls, as in the paper: a proposal need not be exact, and upright overlap is far cheaper.
             kept = batched_nms(hulls_of(boxes_N5), logit_N, level_N, self.settings.nms_iou)
             proposals.append(boxes_N5[kept[: self.settings.keep[mode]]])
         return proposals
@@ -155,6 +156,7 @@ class OrientedProposalNetwork(nn.Module):
         if len(truth.ignored_M5):
             ignored_M4 = hulls_of(truth.ignored_M5)
             skip_A = skip_A | near(anchors_A4, ignored_M4, settings.negative_iou, truth.size)
+        # Only background is taken back: an anchor that fits an object well stays one.
         return kind_A.masked_fill(skip_A & (kind_A == 0), -1), matched_A
 
 

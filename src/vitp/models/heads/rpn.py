@@ -1,6 +1,6 @@
-"""Region proposal network: torchvision's, with anchors at known strides and objects that are looked away from.
+"""Region proposal network: torchvision's, with anchors at known strides and with ignored objects.
 
-Shapes: B images, A anchors of an image, N objects, M objects to look away from, H × W pixels.
+Shapes: B images, A anchors of an image, N objects, M ignored objects, H × W pixels.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ def counts_of(rows: Tensor, lengths: Sequence[int]) -> list[int]:
 def true_rows(tables: Sequence[Tensor]) -> list[Tensor]:
     """Return the rows at which each of several (A,) bool tables is true, rising, as `torch.where` does of one."""
     lengths = [len(table_A) for table_A in tables]
+    # One wait for the GPU: `nonzero` has to ask how many there are.
     rows = torch.nonzero(torch.cat(list(tables)))[:, 0]
     starts = accumulate([0, *lengths[:-1]])
     return [part - start for part, start in zip(rows.split(counts_of(rows, lengths)), starts, strict=True)]

@@ -72,6 +72,7 @@ def _bilinear(features_1CHW: Tensor, cells_Khw2: Tensor) -> Tensor:
     """Return the features at positions in cells (0 is the centre of the first one), (C, K, h, w)."""
     height, width = features_1CHW.shape[2:]
     last = cells_Khw2.new_tensor((width - 1, height - 1))
+    # Positions count from the centre of the first cell to that of the last, which is align_corners=True.
     grid = cells_Khw2 * (2 / last.clamp(min=1)) - 1
     regions, rows, columns = grid.shape[:3]
     sampled = F.grid_sample(

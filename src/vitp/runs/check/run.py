@@ -78,6 +78,7 @@ def check_run(
     check_known(CHECKS, *only, *skip)
     wanted = [name for name in (only or CHECKS) if name not in skip]
     device = distributed.resolve_device(config.train.device)
+    # As many for each rank.
     batch = -(-records // ranks) * ranks
     short = runs.short_run(config, batch=batch, device=device.type)
     if any(name in _BATCH_CHECKS for name in wanted):

@@ -31,6 +31,7 @@ RANK_TOLERANCE = 1e-5
 """Relative, of the loss curve in fp32: sums over ranks are rounded in another order."""
 
 WEIGHT_TOLERANCE = 1e-4
+"""Relative, of the weights after these steps, where sums are rounded in another order."""
 
 
 def short_run(config: PretrainConfig, *, batch: int, device: str) -> PretrainConfig:

@@ -99,6 +99,7 @@ def moved_pixels(
     patch = model.backbone.strides[-1]
 
     def moved(share: float, phase: float, scale: float) -> int:
+        # Whole patches by the share of a step, and a part of one by the phase.
         return round((share * step // patch + phase) * patch * scale)
 
     def classes(shift: tuple[float, float], phase: tuple[float, float]) -> torch.Tensor:
