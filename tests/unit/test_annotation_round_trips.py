@@ -15,7 +15,8 @@ from tests.annotation_toys import CLASSES, TOOLS, picture, written
 from vitp.core.errors import ConfigError
 from vitp.data.formats import detect_format, read_labels
 from vitp.inference.annotation_order import annotation_order, uncertainty
-from vitp.inference.annotation_tasks import check_tool
+from vitp.inference.annotation_tasks import LookedAt, TaskWriter, check_tool
+from vitp.inference.outputs import Named
 from vitp.metrics.results import Prediction
 from vitp.records.geometry import area, as_points
 from vitp.records.labels import LabelledImage
@@ -112,6 +113,18 @@ def test_classes_of_images_come_back(tmp_path: Path, tool: str, several: bool) -
             assert items[image.stem].scene == CLASSES[int(np.argmax(values))]
     with pytest.raises(ConfigError, match="no classes of whole images; choose label-studio or cvat"):
         check_tool("coco", "classification")
+
+
+def test_no_two_classes_have_one_key(tmp_path: Path) -> None:
+    classes = tuple(f"kind {number}" for number in range(12))
+    image = picture(tmp_path / "a.png", (8, 8), 0)
+    nothing = Prediction(boxes_N4=torch.zeros(0, 4), labels_N=torch.zeros(0), scores_N=torch.zeros(0))
+    looked = LookedAt(Named("a", str(image), (8, 8), nothing), (str(image),), 0.0, None)
+    TaskWriter("label-studio", "detection", classes, False, "", "vitp test").write(tmp_path / "out", [looked])
+    control = ElementTree.parse(tmp_path / "out" / "labels.xml").getroot().find("RectangleLabels")
+    assert control is not None
+    keys = [node.get("hotkey") for node in control]
+    assert keys == [*map(str, range(1, 10)), None, None, None]
 
 
 def test_configurations_name_the_classes_and_tasks_come_in_order(tmp_path: Path) -> None:

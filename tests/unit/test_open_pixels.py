@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,12 +14,14 @@ import rasterio.shutil
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy.io import netcdf_file
 
 import vitp
 from tests.raster_files import GEOGRAPHIC, PLACES, POLAR, UTM, values, write_raster
 from vitp.core.errors import DataError
 from vitp.io.ground import pixel_metres
 from vitp.io.open_pixels import Geometry, open_pixels
+from vitp.io.raster_lengths import check_length
 
 TYPES = ("uint8", "uint16", "int16", "float32")
 LAYOUTS = (
@@ -395,6 +399,25 @@ def test_of_several_data_sets_one_is_named(tmp_path: Path, kind: str) -> None:
             open_pixels(f"{path}#layer=Band2") as p,
         ):
             p.read()
+
+
+@pytest.mark.parametrize(("kinds", "padded"), [("h", False), ("b", False), ("i", True), ("hb", True)])
+def test_records_of_classic_netcdf_are_padded_but_those_of_one_variable(
+    tmp_path: Path, kinds: str, padded: bool
+) -> None:
+    path = tmp_path / "a.nc"
+    with netcdf_file(path, "w") as file:
+        file.createDimension("time", None)
+        file.createDimension("x", 3)
+        for name in kinds:
+            file.createVariable(name, name, ("time", "x"))[:] = np.ones((5, 3), name)
+    stored = sum(np.dtype(name).itemsize * 3 for name in kinds)
+    a_record = stored + (sum(-np.dtype(name).itemsize * 3 % 4 for name in kinds) if padded else 0)
+    whole = path.read_bytes()
+    for lost in (0, a_record):
+        path.write_bytes(whole[: len(whole) - lost])
+        with pytest.raises(DataError, match="is damaged") if lost else nullcontext():
+            check_length(SimpleNamespace(driver="netCDF"), path, "a.nc")
 
 
 def test_complex_values_are_refused(tmp_path: Path) -> None:

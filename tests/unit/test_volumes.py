@@ -165,6 +165,13 @@ def test_findings_of_a_nifti_header(tmp_path):
         image.set_sform(affine(), 1)
 
     assert "lie up to" in vitp.open_volume(_nifti(tmp_path / "a.nii", change=apart)).findings[0]
+
+    def turned(image):  # the axes in another order: on a cube the first and the last voxel lie where they lay
+        image.set_sform(np.eye(4), 1)
+        image.set_qform(np.eye(4)[[1, 2, 0, 3]], 1)
+
+    cube = _nifti(tmp_path / "cube.nii", np.zeros((5, 5, 5), np.int16), np.eye(4), change=turned)
+    assert "lie up to 5.66 units apart" in vitp.open_volume(cube).findings[0]  # 4·√2 at a corner
     for unit, factor, words in (
         ("meter", 1000, "in metres"),
         ("micron", 0.001, "in micrometres"),

@@ -263,9 +263,9 @@ class TaskWriter:
                 ElementTree.SubElement(control, "Choice", value=name)
             else:
                 colour = CLASS_COLOURS[self.classes.index(name) % len(CLASS_COLOURS)]
-                ElementTree.SubElement(
-                    control, "Label", value=name, background=colour, hotkey=str(number + 1)[:1]
-                )
+                label = ElementTree.SubElement(control, "Label", value=name, background=colour)
+                if number < 9:  # the tool gives the others keys of its own
+                    label.set("hotkey", str(number + 1))
         return _as_xml(view)
 
     # --- CVAT

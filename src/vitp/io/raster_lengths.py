@@ -77,7 +77,7 @@ def _netcdf_length(stream: BinaryIO) -> int:
         skip(number())
         lengths.append(number())
     skip_attributes()
-    ends, of_records, in_record = [0], [], 0
+    ends, of_records = [0], []
     for _ in items():
         skip(number())
         shape = [lengths[number()] for _ in range(number())]
@@ -89,8 +89,10 @@ def _netcdf_length(stream: BinaryIO) -> int:
         if shape and shape[0] == 0:
             size *= math.prod(shape[1:])
             of_records.append((begin, size))
-            in_record += size + -size % 4
         else:
             ends.append(begin + size * math.prod(shape))
+    # Of a single such variable the records lie side by side, however short they are.
+    alone = len(of_records) == 1
+    in_record = sum(size if alone else size + -size % 4 for _, size in of_records)
     ends += [begin + (records - 1) * in_record + size for begin, size in of_records if records > 0]
     return max(ends)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -223,7 +224,10 @@ def _nifti_affine(image: Any, where: str, findings: list[str]) -> np.ndarray | N
     if lost:
         findings.append(f"has a {lost[0]} that places no voxels; the {next(iter(found))} is used")
     if len(found) == 2:
-        ends = [np.array([0, 0, 0, 1]), np.array([*(size - 1 for size in (*image.shape, 1)[:3]), 1])]
+        # All eight corners: axes that are only exchanged agree in the first and the last one of a cube.
+        ends = [
+            np.array([*corner, 1]) for corner in product(*((0, size - 1) for size in (*image.shape, 1)[:3]))
+        ]
         step = np.linalg.norm(found["sform"][:3, :3], axis=0).min()
         apart = max(float(np.linalg.norm((found["sform"] - found["qform"]) @ end)) for end in ends)
         if apart > _DISAGREE_VOXELS * step:
