@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.compile_toys import coordinates, large_set, ship_masks
+from tests.conftest import save_image
 from vitp.core import files
 from vitp.core.errors import DataError
+from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels, vitp_labels
 from vitp.data.formats.pixel_masks import ChangeFile, MaskFile
@@ -69,6 +71,20 @@ def test_items_survive_json(objects, later, scene, captions, split) -> None:
     row = json.loads(vitp_labels.label_line(item, roots))
     assert vitp_labels.item_from_json(row, split, roots) == item
     assert row["image"] == "x/a.png"
+
+
+def test_names_may_hold_what_unicode_calls_a_line_break(tmp_path: Path) -> None:
+    names = [f"{number}\u2028\x85\x0b.png" for number in range(4)]
+    for number, name in enumerate(names):
+        save_image(tmp_path / "set" / "images" / name, number)
+    rows = "".join(f"{name},a roof {number}\n" for number, name in enumerate(names))
+    (tmp_path / "set" / "captions.csv").write_text(f"image,caption\n{rows}", encoding="utf-8")
+    compile_labels(tmp_path / "set", "auto", tmp_path / "out", val=0, test=0)
+    items = vitp_labels.read_compiled(tmp_path / "out").items
+    assert {Path(item.image).name: item.captions for item in items} == {
+        name: (f"a roof {number}",) for number, name in enumerate(names)
+    }
+    assert check_records(tmp_path / "out").exit_code == 0
 
 
 def test_label_files_name_what_is_wrong(tmp_path: Path) -> None:

@@ -94,6 +94,19 @@ def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "s
     return read_bytes(path, largest=largest).decode("utf-8-sig", errors)
 
 
+def lines_of(text: str) -> list[str]:
+    """Return the lines of a file's text, without their ends.
+
+    `str.splitlines` would also cut at what only Unicode calls a line break, such as U+2028, which stands in captions
+    and in texts of JSON as any other character does.
+
+    >>> lines_of('a\r\n{"caption": "one\\u2028two"}\n')
+    ['a', '{"caption": "one\\u2028two"}']
+    """
+    lines = re.split(r"\r\n|\n|\r", text)
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_bytes(path: str | Path, *, largest: int) -> bytes:
     """Return the bytes of an ordinary file.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import lines_of, parse_json, read_text
 from vitp.data.identical import equal_files
 from vitp.io.dicom_labels import dicom_role
 from vitp.io.parts import braced, split_address
@@ -123,7 +123,7 @@ def torn_patients(folder: Path) -> list[tuple[str, Sequence[str]]]:
     sides: dict[str, list[str]] = defaultdict(list)
     for split in SPLITS:
         path = folder / "labels" / f"{split}.jsonl"
-        for line in read_text(path).splitlines() if path.is_file() else ():
+        for line in lines_of(read_text(path)) if path.is_file() else ():
             if '"group":"patient-' not in line.replace('": "', '":"'):
                 continue
             try:

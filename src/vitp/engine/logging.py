@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from vitp.core.files import write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import lines_of, parse_json, read_text
 from vitp.engine.optim import Part
 from vitp.engine.trackers import Trackers
 
@@ -105,7 +105,7 @@ class MetricsFile:
         write_text(path, "".join(f"{line}\n" for line in kept))
 
     def _lines(self) -> list[str]:
-        return read_text(self.path).splitlines() if self.path.exists() else []
+        return lines_of(read_text(self.path)) if self.path.exists() else []
 
     @staticmethod
     def _step(line: str) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.files import atomic_path, write_text
+from vitp.core.reading import lines_of
 from vitp.core.tensors import load_tensors, save_tensors
 from vitp.data.augment import resize_image
 from vitp.data.seen import SeenBands
@@ -140,7 +141,7 @@ class OnlineProbes(Hook):
         if not step:
             return
         if (run_dir / HISTORY_FILE).exists():
-            lines = (run_dir / HISTORY_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = lines_of((run_dir / HISTORY_FILE).read_text(encoding="utf-8", errors="replace"))
             self.history = [row for row in map(_row, lines) if row is not None and row["step"] <= step]
         if (run_dir / START_FILE).exists():
             try:

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, parse_yaml, read_text
+from vitp.core.reading import lines_of, parse_json, parse_yaml, read_text
 from vitp.evaluation.answers import Answered
 
 RUN_FILES = {
@@ -112,7 +112,7 @@ def _json(text: str, path: Path, fix: str, first_line: int = 1) -> Any:
 def _rows(path: Path) -> list[StepRow]:
     """Return the rows of a JSON Lines file by ascending step; each needs an integer `step`."""
     rows = []
-    for number, line in enumerate((_text(path) or "").splitlines(), 1):
+    for number, line in enumerate(lines_of(_text(path) or ""), 1):
         if not line.strip():
             continue
         cut = "remove the line, or resume the run, which drops rows that a crash cut off"

@@ -13,7 +13,7 @@ from typing import Any
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import to_json, write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import lines_of, parse_json, read_text
 from vitp.studies.grid import Study, StudyCell, ordered
 
 ROWS_FILE = "cells.jsonl"
@@ -74,7 +74,7 @@ def read_rows(path: Path) -> FinishedRows:
         text = read_text(path) if path.exists() else ""
     except (OSError, UnicodeDecodeError, ValueError) as error:
         raise ConfigError(f"can't be read ({error})", where=str(path), fix="name a file of rows") from error
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(lines_of(text), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from io import StringIO
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -98,7 +99,7 @@ def rsvg(source: Download) -> Iterator[InstructionRecord]:
     """
     path = source.path("rsvg_train.txt", "train.txt", "annotations/train.txt")
     images = source.images("images", "image", "JPEGImages")
-    for number, row in enumerate(csv.reader(read_label_text(path).splitlines()), 1):
+    for number, row in enumerate(csv.reader(StringIO(read_label_text(path), newline="")), 1):
         if not row:
             continue
         try:

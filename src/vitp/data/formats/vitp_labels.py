@@ -19,7 +19,7 @@ from typing import Any
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json, write_json
-from vitp.core.reading import parse_json
+from vitp.core.reading import lines_of, parse_json
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
 from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
@@ -185,7 +185,7 @@ def _head(path: Path) -> dict[str, Any]:
 
 
 def _items(path: Path, split: str, roots: Roots) -> Iterator[LabelledImage]:
-    for row, line in enumerate(read_label_text(path).splitlines(), 1):
+    for row, line in enumerate(lines_of(read_label_text(path)), 1):
         try:
             yield item_from_json(parse_json(line), split, roots)
         except (KeyError, TypeError, ValueError, AttributeError) as error:

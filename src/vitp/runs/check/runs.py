@@ -19,7 +19,7 @@ from rich.console import Console
 from torch import Tensor
 
 from vitp.core.config import save_config
-from vitp.core.reading import read_text
+from vitp.core.reading import lines_of, read_text
 from vitp.core.tensors import load_tensors
 from vitp.engine import checkpoint
 from vitp.engine.config import LogSettings
@@ -132,5 +132,5 @@ def _weights(run_dir: Path) -> dict[str, Tensor]:
 
 
 def _curve(run_dir: Path) -> list[float]:
-    rows = read_text(run_dir / "metrics.jsonl").splitlines()
+    rows = lines_of(read_text(run_dir / "metrics.jsonl"))
     return [row["loss"] for row in map(json.loads, rows) if "loss" in row]
