@@ -42,6 +42,10 @@ LOOKS_TASKS = ("cell", "point", "region_class", "box")
 _CELL = re.compile(r"row (\d+), column (\d+)", re.I)
 _NUMBERS = re.compile(r"\d+")
 _BATCH = 8
+_GREY = 110
+"""Value of pixels that are hidden: neither dark nor bright."""
+_ATTENDED = 50
+"""Questions whose attention is read, one forward pass for each."""
 
 Spot = tuple[float, float, float, float]
 """x1, y1, x2, y2 of the place asked about, 0..1 of the image."""
@@ -315,7 +319,7 @@ def _measured(
     shuffled = [tiles[other[one.image]] for one in asked]
     labels = [one.label for one in asked]
     if task == "box":
-        grey = [np.full_like(tile, 110) for tile in right]
+        grey = [np.full_like(tile, _GREY) for tile in right]
         shares = [
             by_class_alike(
                 [_box_is_right(reader, one, tile) for one, tile in zip(asked, shown, strict=True)], labels
@@ -338,7 +342,7 @@ def _measured(
         rises.append(float((after - before).mean()))
     lifts = [
         lift
-        for one, tile in list(zip(asked, right, strict=True))[:50]
+        for one, tile in list(zip(asked, right, strict=True))[:_ATTENDED]
         if one.place is not None
         and (lift := _lift(reader.attention(one.record, tile), one.place)) is not None
     ]
@@ -376,7 +380,7 @@ def _pixels(place: Spot, side: int) -> tuple[slice, slice]:
 
 def _greyed(tile: np.ndarray, place: Spot) -> np.ndarray:
     changed = tile.copy()
-    changed[..., *_pixels(place, tile.shape[-1])] = 110
+    changed[..., *_pixels(place, tile.shape[-1])] = _GREY
     return changed
 
 

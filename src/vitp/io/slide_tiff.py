@@ -243,8 +243,7 @@ def _level(level: Any, numbers: Sequence[int], read: _Bytes) -> _TiffLevel:
     size = (int(keyframe.imagewidth), int(keyframe.imagelength))
     block = (int(keyframe.tilewidth), int(keyframe.tilelength)) if keyframe.is_tiled else (0, 0)
     if not all(block):
-        rows = int(keyframe.chunks[0] if len(keyframe.chunks) > 1 else size[1])
-        block = (size[0], max(1, min(rows, size[1])))
+        block = (size[0], max(1, min(int(keyframe.chunks[0]), size[1])))
     samples = int(keyframe.samplesperpixel)
     bytes_ = math.prod(block) * samples * np.dtype(keyframe.dtype).itemsize
     if bytes_ > LARGEST_BLOCK_BYTES:
