@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,6 +17,7 @@ from vitp.core.reading import parse_json, parse_xml, read_text
 from vitp.data.formats.captions import TEXT_KEYS, caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
     CLASS_KEYS,
+    check_odd_bits,
     class_tables,
     class_weight,
     columns_of,
@@ -194,12 +195,14 @@ def _refuse_unlabelled(root: Path) -> None:
     _refuse_matlab(root)
     classes = _are_class_folders(root)
     for path in table_files(root):
-        if path.suffix.lower() not in (".csv", ".tsv") or (classes and not _head_labels(path)):
+        labels = _has_head(path, IMAGE_KEYS, (*CLASS_KEYS, *TEXT_KEYS))
+        if path.suffix.lower() not in (".csv", ".tsv") or (classes and not labels):
             continue
         if (problem := _problem_of(path)) is not None:
             fix = "save it as UTF-8, or move it away; --format reads the folder without it"
             raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
-        if _head_labels(path) and not first_table_rows(path):
+        # What names images, but has rows that can't be read, is what is wrong where nothing else labels them.
+        if (labels or _has_head(path, IMAGE_KEYS)) and not first_table_rows(path):
             list(raw_rows(path))
     if classes:
         return
@@ -216,14 +219,14 @@ def _refuse_unlabelled(root: Path) -> None:
         )
 
 
-def _head_labels(path: Path) -> bool:
-    """Return whether the head of a table has columns of images and of classes or texts, whatever its encoding."""
+def _has_head(path: Path, *kinds: Sequence[str]) -> bool:
+    """Return whether the head of a table has a column of each kind of keys, whatever its encoding."""
     try:
         head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
     except OSError:
         return True
     row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (head.splitlines() or [""])[0])}
-    return all(find_key(row, keys) is not None for keys in (IMAGE_KEYS, (*CLASS_KEYS, *TEXT_KEYS)))
+    return all(find_key(row, keys) is not None for keys in kinds)
 
 
 def _refuse_strange_rows(root: Path) -> None:
@@ -374,6 +377,7 @@ def _is_classes(root: Path) -> bool:
     # Nothing else says what the images are: a table that names them, under columns of other names, must.
     if any(columns is None for _, _, columns in guesses):
         path, image, _ = next(guess for guess in guesses if guess[2] is None)
+        check_odd_bits(path)
         raise DataError(
             f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
             where=str(root),

@@ -77,7 +77,7 @@ def read_folders(
     known = comma_list(classes)
     seen: set[str] = set()
     depths: set[int] = set()
-    for split, base in split_folders(root):
+    for split, base in _bases(root):
         for top in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
             folders = image_folders(top)
             if not list_images(top) and not any(folder.path != top for folder in folders):
@@ -101,6 +101,19 @@ def read_folders(
     return builder.build(scene_classes=names)
 
 
+def _bases(root: Path) -> list[tuple[str | None, Path]]:
+    """Return the folders of the splits, or the set's own, without a folder that holds all classes (`images/cat`)."""
+    return [(split, _within_contents(base)) for split, base in split_folders(_within_contents(root))]
+
+
+def _within_contents(base: Path) -> Path:
+    """Return the only folder in one where it is called after its contents and holds folders of images itself."""
+    tops = {folder.path.relative_to(base).parts[:1] for folder in image_folders(base)}
+    if len(tops) != 1 or not (top := next(iter(tops))) or top[0].lower() not in _CONTENTS:
+        return base
+    return base / top[0] if len(image_folders(base / top[0])) > 1 and not list_images(base / top[0]) else base
+
+
 def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Return the parts of a path without a last one that says "images" below the name of the class ("cat/images")."""
     return parts[:-1] if len(parts) > 1 and parts[-1].lower() in _CONTENTS else parts
@@ -121,7 +134,7 @@ def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) 
 def find_class_folders(root: Path) -> list[Folder]:
     """Return the folders of images that may be classes, whatever the files in them are called."""
     found = []
-    for split, base in split_folders(root):
+    for split, base in _bases(root):
         own = [folder for folder in image_folders(base) if folder.path not in (base, root)]
         found += [replace(folder, split=split) for folder in own]
     return found

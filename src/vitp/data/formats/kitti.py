@@ -20,7 +20,8 @@ from vitp.data.formats.label_files import (
     label_places,
     label_rows,
 )
-from vitp.data.formats.splits import check_missing, find_split_lists, match_entries
+from vitp.data.formats.split_lists import find_split_lists
+from vitp.data.formats.splits import check_missing, match_entries
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
 
