@@ -231,9 +231,9 @@ def _has_head(path: Path, *kinds: Sequence[str]) -> bool:
 
 def _refuse_strange_rows(root: Path) -> None:
     """Raise for text files of images in labels/ or labelTxt/ whose rows are of no format."""
-    for place in label_places(root, ("labels", "labelTxt", "annfiles")):
+    for place in label_places(root, ("labels", "labelTxt", "annfiles", "label_2"), ("images", "image_2")):
         rows = [] if place.images == place.labels else first_rows([place], TEXTS_BESIDE_LABELS)
-        if any(rows):
+        if rows:
             text = " ".join(rows[0])
             raise DataError(
                 f'the first row of the text files is "{text[:60]}", which is of none of YOLO, DOTA and KITTI',

@@ -41,7 +41,7 @@ def _places(root: Path) -> list[LabelPlace]:
 
 
 def is_kitti(root: Path) -> bool:
-    """Return whether the first row of a folder's label files is one of KITTI, of predictions and tracks, too."""
+    """Return whether a label file's first row is one of KITTI, of predictions and tracks, too."""
     return any(_is_row(row) for row in first_rows(_places(root), TEXTS_BESIDE_LABELS))
 
 

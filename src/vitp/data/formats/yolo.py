@@ -39,7 +39,7 @@ _DOUBLE = 'classes: several numbers are called "{}" and count as one class'
 
 
 def is_yolo(root: Path) -> bool:
-    """Return whether the first row of a folder's label files is one of YOLO."""
+    """Return whether a label file's first row is one of YOLO."""
     rows = first_rows(
         [*_yaml_places(root, find_data_yaml(root)), *label_places(root, ("labels",))], _NOT_LABELS
     )
