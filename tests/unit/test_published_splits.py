@@ -127,3 +127,45 @@ def test_folds_are_no_class_and_values_that_name_no_split_are_said(tmp_path: Pat
     found = read_labels("auto", tmp_path, classes="cat,dog")
     expected = 'not used: column "set" of labels.csv, whose values ("A", "B") name no split'
     assert expected in found.understood
+
+
+def tiny(root: Path) -> Path:
+    """Write Tiny ImageNet's layout: folders of classes for training, a text for validation, nothing for the test."""
+    for number in (0, 1):
+        for i in range(4):
+            photo(root / f"train/n0{number}/images/n0{number}_{i}.JPEG")
+    for i in range(4):
+        photo(root / f"val/images/val_{i}.JPEG")
+        photo(root / f"test/images/test_{i}.JPEG")
+    rows = [f"val_{i}.JPEG\tn0{i // 3}\t0\t0\t9\t9\n" for i in range(4)]
+    text(root / "val/val_annotations.txt", "".join(rows))
+    return root
+
+
+def test_classes_of_a_split_in_a_text(tmp_path: Path) -> None:
+    found = read_labels("auto", tiny(tmp_path))
+    assert found.scene_classes == ("n00", "n01")
+    scenes = {Path(i.image).stem: (i.split, i.scene) for i in found.items}
+    assert {name: told for name, told in scenes.items() if name.startswith("val")} == {
+        f"val_{i}": ("val", f"n0{i // 3}") for i in range(4)
+    }
+    assert len(scenes) == 12
+    assert found.findings == ("test/images: 4 images of no known class; left out",)
+    text(tmp_path / "words.txt", "n00\tgoldfish, Carassius auratus\nn01\tbullfrog\nn02\tentity\n")
+    found = read_labels("auto", tmp_path)
+    assert found.scene_classes == ("bullfrog", "goldfish")
+    assert "words.txt: the names of 2 classes, the first word for each" in found.understood
+    assert {i.scene for i in found.items if "n00" in i.image} == {"goldfish"}
+    assert sum(i.scene == "goldfish" for i in found.items) == 4 + 3
+
+
+def test_a_row_without_class_and_one_without_image(tmp_path: Path) -> None:
+    path = tiny(tmp_path) / "val/val_annotations.txt"
+    rows = path.read_text()
+    path.write_text(rows + "val_9.JPEG\tn00\n")
+    assert (
+        "val/val_annotations.txt:5: val_9.JPEG is missing; left out" in read_labels("auto", tmp_path).findings
+    )
+    path.write_text(rows + "val_9.JPEG\n")
+    with pytest.raises(DataError, match=r"val_annotations\.txt:5: names no image and class"):
+        read_labels("auto", tmp_path)

@@ -41,6 +41,7 @@ from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_files import TEXTS_BESIDE_LABELS, first_rows, label_places
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.mask_layouts import find_masks
+from vitp.data.formats.mask_names import BETWEEN
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
@@ -209,6 +210,7 @@ def _refuse_unlabelled(root: Path) -> None:
     refuse_unannotated(root)
     refuse_results(annotation_files(root))
     _refuse_strange_tables(root)
+    _refuse_several_names(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
@@ -270,6 +272,26 @@ def _refuse_strange_tables(root: Path) -> None:
                 where=str(root),
                 fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
                 "it is about other things",
+            )
+
+
+def _refuse_several_names(root: Path) -> None:
+    """Raise for a folder in which each image has several files of its name and a word: masks of several people, perhaps."""
+    for folder in image_folders(root):
+        stems, named = folder.stems, dict[str, set[str]]()
+        for stem in stems:
+            cuts = (match.start() for match in BETWEEN.finditer(stem))
+            if name := next((stem[:cut] for cut in cuts if stem[:cut] in stems), None):
+                named.setdefault(name, set()).add(stem.removeprefix(name))
+        common = set.intersection(*named.values()) if named else set()
+        if len(named) > 1 and len(common) > 1 and 2 * len(named) * (1 + len(common)) > len(folder.files):
+            first = min(named)
+            files = ", ".join(f"{first}{word}" for word in sorted(common)[:3])
+            raise DataError(
+                f"{files} lie beside {first}, and so for each of {len(named)} images: masks that several people drew, or "
+                "parts or channels of one image",
+                where=str(folder.path),
+                fix="put the images into images/ and the masks of one person into masks/, under the images' names",
             )
 
 

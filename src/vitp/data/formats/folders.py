@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_names import first_synonyms
 from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
@@ -20,6 +21,8 @@ from vitp.data.formats.walk import (
     comma_list,
     image_folders,
     list_images,
+    named_file,
+    read_label_text,
     role_of,
     shared,
     split_folders,
@@ -41,6 +44,9 @@ _THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"
 
 _CONTENTS = frozenset(("images", "imgs", "image", "img", "photos", "pictures"))
 """Names of folders within one of a class that hold its images."""
+
+_WORDS = ("words.txt", "synset_words.txt", "LOC_synset_mapping.txt")
+"""Files of lines "n01443537 goldfish, Carassius auratus" beside folders of the classes of ImageNet."""
 
 _ONE = frozenset(
     ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
@@ -75,9 +81,20 @@ def read_folders(
     """
     builder = SetBuilder(root, options)
     known = comma_list(classes)
+    spoken_as = (
+        {} if known else _words(builder, {part for f in find_class_folders(root) for part in f.path.parts})
+    )
     seen: set[str] = set()
     depths: set[int] = set()
+    unsorted = _unsorted(root)
     for split, base in _bases(root):
+        if base in unsorted:
+            for image, name in _listed(builder, base, unsorted[base]):
+                if known is None or name in known:
+                    name = spoken_as.get(name, name)
+                    seen.add(name)
+                    builder.add_file(image, split=split, category=name, scene=name)
+            continue
         for top in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
             folders = image_folders(top)
             if not list_images(top) and not any(folder.path != top for folder in folders):
@@ -87,6 +104,7 @@ def read_folders(
             for folder in folders:
                 parts = _without_contents(folder.path.relative_to(base).parts)
                 name = _class_name(builder, parts, level)
+                name = spoken_as.get(name, name)
                 depths.add(len(parts))
                 if known is not None and name not in known:
                     count = len(folder.files)
@@ -114,6 +132,52 @@ def _within_contents(base: Path) -> Path:
     return base / top[0] if len(image_folders(base / top[0])) > 1 and not list_images(base / top[0]) else base
 
 
+def _unsorted(root: Path) -> dict[Path, Path]:
+    """Return the folders of splits whose images all lie in one (`val/images`), where another has classes' folders."""
+    bases = [base for split, base in _bases(root) if split is not None]
+    own = {base: [folder.path for folder in image_folders(base)] for base in bases}
+    found = {
+        base: paths[0]
+        for base, paths in own.items()
+        if len(paths) == 1 and paths[0].parent == base and paths[0].name.lower() in _CONTENTS
+    }
+    return found if any(len(paths) > 1 for paths in own.values()) else {}
+
+
+def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Path, str]]:
+    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding."""
+    path = named_file(base, (f"{base.name}_annotations.txt",))
+    left = set(list_images(images))
+    for row, line in enumerate(read_label_text(path).splitlines() if path else (), 1):
+        name, _, rest = line.strip().partition("\t")
+        image, label = images / name, rest.split("\t")[0].strip()
+        if not name or path is None:
+            continue
+        if not label:
+            fix = "write the image, a tab and its class"
+            raise DataError("names no image and class", where=f"{path}:{row}", fix=fix)
+        if image in left:
+            left.remove(image)
+            yield image, label
+        else:
+            builder.lose(builder.place(path, row), f"{name} is missing; left out", absent=True)
+    if left:
+        builder.note(builder.place(images), f"{len(left):,} images of no known class; left out")
+
+
+def _words(builder: SetBuilder, names: set[str]) -> dict[str, str]:
+    """Return what the classes are called in words, where folders have the numbers of ImageNet's classes."""
+    path = named_file(builder.root, _WORDS)
+    if path is None:
+        return {}
+    pairs = (line.strip().split(maxsplit=1) for line in read_label_text(path).splitlines())
+    told = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in names}
+    if not told:
+        return {}
+    builder.understand(f"{builder.place(path)}: the names of {len(told):,} classes, the first word for each")
+    return dict(zip(told, first_synonyms([*told.values()]), strict=True))
+
+
 def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
     """Return the parts of a path without a last one that says "images" below the name of the class ("cat/images")."""
     return parts[:-1] if len(parts) > 1 and parts[-1].lower() in _CONTENTS else parts
@@ -137,7 +201,8 @@ def find_class_folders(root: Path) -> list[Folder]:
     for split, base in _bases(root):
         own = [folder for folder in image_folders(base) if folder.path not in (base, root)]
         found += [replace(folder, split=split) for folder in own]
-    return found
+    unsorted = set(_unsorted(root).values())
+    return [folder for folder in found if folder.path not in unsorted]
 
 
 def check_classes(root: Path, folders: Sequence[Folder]) -> None:

@@ -24,10 +24,14 @@ _CITYSCAPES_KIND = re.compile(r"_gt(?:Fine|Coarse)_([A-Za-z]+)$")
 BETWEEN = re.compile(r"[_\-. ]+")
 """What parts the words of a file's name."""
 
-_PEOPLE = r"(?:HO|manual|observer|annotator|expert|grader|rater|reader)"
+_PEOPLE = r"(?:manual|observer|annotator|labell?er|expert|grader|rater|reader|radiologist|pathologist|doctor)"
+_WORD = rf"(?:{'|'.join(sorted(MASK_WORDS))})"
 _ANNOTATOR = re.compile(
-    rf"(?:^|[_\-. ])(?:(\d)(?:st|nd|rd|th)[_\-. ]?{_PEOPLE}|{_PEOPLE}[_\-. ]?(\d))$", re.IGNORECASE
+    rf"(?:[_\-. ]{_WORD})?(?:^|[_\-. ])(?:(\d)(?:st|nd|rd|th)[_\-. ]?(?:HO|{_PEOPLE})|(?:HO|{_PEOPLE})[_\-. ]?(\d)|"
+    rf"{_PEOPLE}[_\-. ]?([A-H]))(?:[_\-. ]{_WORD})?$",
+    re.IGNORECASE,
 )
+"""Who drew a mask, by a number or a letter, with a word for what it is before or behind."""
 _VIEW_SHARE = 0.3
 """Share of an image from which one region may be its field of view."""
 
@@ -163,9 +167,17 @@ def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]
 
 
 def annotator_of(name: str) -> int | None:
-    """Return the number of who drew a mask, by the name of its file or folder ("1st_manual", "a_2ndHO"), or None."""
+    """Return the number of who drew a mask, by the name of its file or folder ("1st_manual", "a_2ndHO"), or None.
+
+    Letters count from A.
+
+    >>> annotator_of("a_reader2_mask"), annotator_of("a_readerB"), annotator_of("a_manuals"), annotator_of("a_hog")
+    (2, 2, None, None)
+    """
     match = _ANNOTATOR.search(name)
-    return int(match[1] or match[2]) if match else None
+    if match is None:
+        return None
+    return int(match[1] or match[2] or ord(match[3].upper()) - ord("A") + 1)
 
 
 def without_annotator(stem: str) -> str:

@@ -26,7 +26,7 @@ from vitp.data.formats.mask_kinds import (
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_names import CITYSCAPES
-from vitp.data.formats.mask_naming import check_used, name_classes
+from vitp.data.formats.mask_naming import check_used, name_classes, name_file
 from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
     facts_to_name,
@@ -123,7 +123,7 @@ def read_masks(
         classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes), orientation)
-    named = layout.label_ids or (root / "classes.txt").is_file() or find_colour_table(root) is not None
+    named = layout.label_ids or name_file(root) is not None or find_colour_table(root) is not None
     entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
     if not entries:
         return builder.build()
@@ -371,7 +371,7 @@ def _by_palette(builder: SetBuilder, entries: list[_Read], classes: object) -> t
 
 def _table_colours(root: Path, classes: object) -> frozenset[int]:
     """Return the colours of the table that names the classes, where it has no numbers for them."""
-    table = None if classes or (root / "classes.txt").is_file() else find_colour_table(root)
+    table = None if classes or name_file(root) is not None else find_colour_table(root)
     if table is None or all(number is not None for _, _, number in table.rows):
         return frozenset()
     return frozenset(colour for _, colour, _ in table.rows)
