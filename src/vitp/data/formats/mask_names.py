@@ -24,6 +24,9 @@ _CITYSCAPES_KIND = re.compile(r"_gt(?:Fine|Coarse)_([A-Za-z]+)$")
 BETWEEN = re.compile(r"[_\-. ]+")
 """What parts the words of a file's name."""
 
+_CHANNEL = re.compile(r"_\d{4}$")
+"""How nnU-Net ends the names of the channels of an image."""
+
 _PEOPLE = r"(?:manual|observer|annotator|labell?er|expert|grader|rater|reader|radiologist|pathologist|doctor)"
 _WORD = rf"(?:{'|'.join(sorted(MASK_WORDS))})"
 _ANNOTATOR = re.compile(
@@ -56,7 +59,7 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     for image in images:
         key = bare_name(_stem(image))
         if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
-            key = re.sub(r"_\d{4}$", "", key)
+            key = _CHANNEL.sub("", key)
         if image not in pairs and key in by_key:
             fitting[image] = key
     _unique(root, fitting, "images")
@@ -155,6 +158,15 @@ def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]
     found: dict[str, Path] = {}
     for path, name in names.items():
         if (other := found.setdefault(name, path)) != path:
+            if _CHANNEL.search(path.stem) and _CHANNEL.sub("", path.stem) == _CHANNEL.sub("", other.stem):
+                one = f"{_CHANNEL.sub('', path.stem)}_0000.tif"
+                raise DataError(
+                    f"{within(other, root)} and {within(path, root)} are two channels of one case, as nnU-Net writes them; "
+                    "of 2-D images a file with all channels is read",
+                    where=str(root),
+                    fix=f"write the channels of each case as the bands of one file, as {one} (with rasterio or tifffile), "
+                    "and move those of single channels away",
+                )
             raise DataError(
                 f"two {kind} belong to one name: {within(other, root)} and {within(path, root)}",
                 where=str(root),
