@@ -55,6 +55,7 @@ from vitp.data.formats.tables import (
     table_weight,
 )
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
+from vitp.data.formats.volume_names import is_series
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
     check_ordinary,
@@ -62,6 +63,7 @@ from vitp.data.formats.walk import (
     files_below,
     image_folders,
     images_below,
+    list_images,
     role_of,
     split_folders,
     within,
@@ -211,6 +213,7 @@ def _refuse_unlabelled(root: Path) -> None:
     refuse_results(annotation_files(root))
     _refuse_strange_tables(root)
     _refuse_several_names(root)
+    _refuse_bare_series(root)
     dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
@@ -273,6 +276,19 @@ def _refuse_strange_tables(root: Path) -> None:
                 fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
                 "it is about other things",
             )
+
+
+def _refuse_bare_series(root: Path) -> None:
+    """Raise for folders that are a series each: whether these are classes isn't known."""
+    series = [path for path in list_images(root) if path.is_dir() and is_series(path)]
+    if len(series) > 1:
+        names = ", ".join(path.name for path in series[:3])
+        raise DataError(
+            f"{names} are one series of DICOM each, so {len(series)} volumes, and nothing says what is in them",
+            where=str(root),
+            fix=f"where they are classes, put each series into a folder of its own in them ({series[0].name}/1/*.dcm); or "
+            "add a table of image and class, masks, or --format images for volumes without labels",
+        )
 
 
 def _refuse_several_names(root: Path) -> None:

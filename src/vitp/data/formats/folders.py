@@ -27,10 +27,13 @@ from vitp.data.formats.walk import (
     shared,
     split_folders,
     split_of,
+    stem_of,
     within,
     words_of,
 )
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.images import load_label_pixels
+from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
 
 _ALIKE = 0.5
@@ -286,7 +289,7 @@ def _differ(folders: Sequence[Folder]) -> str:
 def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
     a, b = first.stems, second.stems
     common = a & b
-    if len(common) < 2:
+    if len(common) < 2 or _of_other_patients(first, second):
         return
     numbers = all(stem.isdigit() for stem in common)
     alike = len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
@@ -300,6 +303,22 @@ def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> N
             fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
             f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
         )
+
+
+def _of_other_patients(first: Folder, second: Folder) -> bool:
+    """Return whether DICOM files of one name in two folders are of two patients, so not forms of one image."""
+    found = {stem_of(path): path for path in first.files}
+    pairs = ((found[stem_of(path)], path) for path in second.files if stem_of(path) in found)
+    roles = []
+    for path in next(pairs, ()):
+        file = next(iter(sorted(path.iterdir())), path) if path.is_dir() else path
+        if not file.is_file() or not is_dicom_file(file):
+            return False
+        try:
+            roles.append(dicom_role(file))
+        except DataError:
+            return False
+    return len({role.study for role in roles}) == len({role.patient or role.study for role in roles}) == 2
 
 
 def _are_photographs(folder: Folder) -> bool:
