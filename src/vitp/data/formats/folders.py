@@ -33,6 +33,7 @@ from vitp.data.formats.walk import (
 )
 from vitp.io.dicom_labels import dicom_role
 from vitp.io.images import load_label_pixels
+from vitp.io.raster_sources import sources_of
 from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
 
@@ -89,7 +90,7 @@ def read_folders(
     )
     seen: set[str] = set()
     depths: set[int] = set()
-    unsorted = _unsorted(root)
+    unsorted, sources = _unsorted(root), _sources(root)
     for split, base in _bases(root):
         if base in unsorted:
             for image, name in _listed(builder, base, unsorted[base]):
@@ -105,6 +106,9 @@ def read_folders(
                 text = "unknown class; 0 images left out" if unknown else "class folder without images"
                 builder.note(builder.place(top), text)
             for folder in folders:
+                if sources.issuperset(path.resolve() for path in folder.files):
+                    builder.note(builder.place(folder.path), "holds the files that VRTs show; no class")
+                    continue
                 parts = _without_contents(folder.path.relative_to(base).parts)
                 name = _class_name(builder, parts, level)
                 name = spoken_as.get(name, name)
@@ -204,8 +208,20 @@ def find_class_folders(root: Path) -> list[Folder]:
     for split, base in _bases(root):
         own = [folder for folder in image_folders(base) if folder.path not in (base, root)]
         found += [replace(folder, split=split) for folder in own]
-    unsorted = set(_unsorted(root).values())
-    return [folder for folder in found if folder.path not in unsorted]
+    unsorted, sources = set(_unsorted(root).values()), _sources(root)
+    return [
+        folder
+        for folder in found
+        if folder.path not in unsorted and not sources.issuperset(path.resolve() for path in folder.files)
+    ]
+
+
+def _sources(root: Path) -> set[Path]:
+    """Return the files that VRTs of classes show; a mosaic of many, or one in the set's own folder, is another thing."""
+    folders = (folder for folder in image_folders(root) if folder.path != root)
+    vrts = (path for folder in folders for path in folder.files if path.suffix.lower() == ".vrt")
+    told = map(sources_of, vrts)
+    return {source for sources, mosaic in told if not mosaic for source in sources}
 
 
 def check_classes(root: Path, folders: Sequence[Folder]) -> None:
