@@ -165,6 +165,9 @@ def test_one_column_of_yes_and_no_says_how_its_classes_get_names(tmp_path: Path,
     found = read_labels("auto", tmp_path, classes="healthy,sick")
     assert [item.scene for item in found.items] == ["healthy", "sick"] * 3
     assert not any("two classes" in line for line in found.understood)
+    table(tmp_path, [f"{(no, yes, '2')[i % 3]}" for i in range(6)], "image,label")
+    found = read_labels("auto", tmp_path)
+    assert len(found.scene_classes) == 3 and not any("two classes" in line for line in found.understood)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int) 
     return False
 
 
-def sources_of(path: Path) -> tuple[list[Path], bool]:
+def vrt_sources(path: Path) -> tuple[list[Path], bool]:
     """Return the files of this machine that a VRT names, and whether it is a mosaic: a band has several of them.
 
     Nothing for what isn't a VRT that can be parsed.

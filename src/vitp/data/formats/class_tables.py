@@ -318,13 +318,9 @@ class _Reading:
 
     def _say_bits(self, names: Sequence[str]) -> None:
         """Say that two classes are called 0 and 1, or no and yes, and how they get names."""
-        bits = [bit_of(name) for name in names]
-        if (
-            self.known is None
-            and not self.several
-            and sorted(bit for bit in bits if bit is not None) == [0, 1]
-        ):
-            no, yes = sorted(names, key=lambda name: bit_of(name) or 0)
+        by_bit = {bit_of(name): name for name in names}
+        if self.known is None and not self.several and len(names) == 2 and by_bit.keys() == {0, 1}:
+            no, yes = by_bit[0], by_bit[1]
             self.builder.understand(
                 f'two classes, called "{no}" and "{yes}" as the cells are: -o classes=A,B names {no} A and {yes} B'
             )

@@ -33,7 +33,7 @@ from vitp.data.formats.walk import (
 )
 from vitp.io.dicom_labels import dicom_role
 from vitp.io.images import load_label_pixels
-from vitp.io.raster_sources import sources_of
+from vitp.io.raster_sources import vrt_sources
 from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
 
@@ -220,7 +220,7 @@ def _sources(root: Path) -> set[Path]:
     """Return the files that VRTs of classes show; a mosaic of many, or one in the set's own folder, is another thing."""
     folders = (folder for folder in image_folders(root) if folder.path != root)
     vrts = (path for folder in folders for path in folder.files if path.suffix.lower() == ".vrt")
-    told = map(sources_of, vrts)
+    told = map(vrt_sources, vrts)
     return {source for sources, mosaic in told if not mosaic for source in sources}
 
 

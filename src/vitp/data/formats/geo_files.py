@@ -13,7 +13,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.walk import MASK_WORDS, comma_list, files_below, images_below, within, words_of
-from vitp.io.raster_sources import sources_of
+from vitp.io.raster_sources import vrt_sources
 from vitp.io.vectors import VectorLayer, is_vector, read_features, vector_layers
 
 CLASS_COLUMNS = frozenset(
@@ -68,7 +68,7 @@ def without_sources(root: Path, images: Sequence[Path]) -> tuple[list[Path], str
     """
     shown: dict[Path, tuple[Path, bool]] = {}
     for vrt in (path for path in images if path.suffix.lower() == ".vrt"):
-        sources, mosaic = sources_of(vrt)
+        sources, mosaic = vrt_sources(vrt)
         shown |= dict.fromkeys(sources, (vrt, mosaic))
     double = [path for path in images if path.resolve() in shown]
     if not double:
