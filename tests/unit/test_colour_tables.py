@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.layout_toys import mask, photo
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.class_names import numbered
@@ -134,3 +135,30 @@ def test_numbered_names_of_yolo(tmp_path: Path, file: str) -> None:
 def test_numbers_of_yolo_that_do_not_begin_with_0_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="numbers 1–2, which aren't 0–1"):
         read_labels("yolo", yolo_set(tmp_path, "classes.txt", "1 ship\n2 car\n"))
+
+
+def test_names_of_the_values_as_ade20k_and_camvid_have_them(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/{k}.png")
+        mask(tmp_path / f"masks/{k}.png", 1, 2, 3)
+    info = tmp_path / "objectInfo150.txt"
+    rows = [
+        "1\t0.15\t11664\t1172\t1\twall",
+        "2\t0.10\t6046\t612\t1\tdoor, double door",
+        "3\t0.1\t8\t7\t1\tdoor, gate",
+    ]
+    info.write_text("\n".join(["Idx\tRatio\tTrain\tVal\tStuff\tName", *rows]))
+    found = read_labels("auto", tmp_path)
+    assert found.semantic_classes == ("wall", "door, double door", "door, gate")
+    assert (
+        "values of the masks: 0 = ignore, 1 = wall, 2 = door, double door, 3 = door, gate" in found.understood
+    )
+    first = found.items[0].semantic
+    assert first is not None
+    counts = dict(zip(*np.unique(first(), return_counts=True), strict=True))
+    assert counts == {0: 120, 1: 120, 2: 120, 255: 1600 - 360}
+    info.unlink()
+    (tmp_path / "codes.txt").write_text("Sky\nRoad\nTree\nVoid\n")
+    assert read_labels("auto", tmp_path).semantic_classes == ("Sky", "Road", "Tree")
+    (tmp_path / "codes.txt").write_text("4711\n")  # other codes
+    assert read_labels("auto", tmp_path).semantic_classes == ("background", "class_1", "class_2", "class_3")

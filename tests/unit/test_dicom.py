@@ -395,6 +395,14 @@ def test_images_of_one_uid_at_several_places_are_refused(tmp_path):
     copy.save_as(folder / "copy.dcm")
     volume = vitp.open_volume(folder)
     assert volume.grid.shape[2] == 8 and any("1 images twice" in line for line in volume.findings)
+    other = copy.pixel_array.copy()
+    other[2, 3] += 1
+    copy.PixelData = other.tobytes()
+    copy.save_as(folder / "copy.dcm")
+    with pytest.raises(DataError, match=r"as \S+\.dcm, but other pixels: one of them is no copy") as caught:
+        vitp.open_volume(folder)
+    assert {"copy.dcm"} < {Path(caught.value.where).name, caught.value.what.split()[5].rstrip(",")}
+    (folder / "copy.dcm").unlink()
     with pytest.raises(DataError, match="same SOPInstanceUID as another image"):
         _changed(folder, lambda _, data: setattr(data, "SOPInstanceUID", "1.2.3"))
 

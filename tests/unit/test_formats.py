@@ -76,6 +76,9 @@ def test_voc_splits_boxes_and_findings(tmp_path: Path) -> None:
     assert [i.split for i in found.items] == ["train", "train", "test"]
     assert found.object_classes == ("car", "ship")
     assert found.items[1].objects[0].difficult
+    assert [line for line in found.understood if line.startswith("objects")] == [
+        "objects: car 1 (1 difficult), ship 1"
+    ]
     assert [line.split(": ")[0] for line in found.findings] == [
         "Annotations/a.xml:object 2",
         "Annotations/b.xml:object 1",

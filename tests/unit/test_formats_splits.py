@@ -12,7 +12,8 @@ from PIL import Image
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.detect import detect_format
-from vitp.data.formats.splits import SplitEntry, match_entries
+from vitp.data.formats.split_lists import SplitEntry
+from vitp.data.formats.splits import match_entries
 from vitp.data.formats.walk import split_of
 from vitp.records.labels import LabelledSet
 

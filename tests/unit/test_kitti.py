@@ -79,3 +79,35 @@ def test_a_fraction_behind_a_class_of_dota_is_a_confidence(tmp_path: Path) -> No
         DataError, match=r"difficult is 0\.93, which looks like the confidence of a prediction"
     ):
         read_labels("auto", tmp_path)
+
+
+@pytest.mark.parametrize(("images", "labels"), [("image_2", "label_2"), ("images", "labels")])
+def test_a_damaged_first_file_is_named_with_its_row(tmp_path: Path, images: str, labels: str) -> None:
+    for k in range(3):
+        photo(tmp_path / f"training/{images}/{k}.png")
+        text(tmp_path / f"training/{labels}/{k}.txt", f"{_CAR[:40] if k == 0 else _CAR}\n{_CAR}\n")
+    with pytest.raises(DataError, match="is not a KITTI row") as caught:
+        read_labels("auto", tmp_path)
+    assert caught.value.where == str(tmp_path / f"training/{labels}/0.txt:1")
+    for k in (1, 2):
+        (tmp_path / f"training/{labels}/{k}.txt").write_text(_CAR[:40])
+    with pytest.raises(DataError, match="which is of none of YOLO, DOTA and KITTI"):
+        read_labels("auto", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("folder", "good", "bad", "message"),
+    [
+        ("labelTxt", "1 1 9 1 9 9 1 9 plane 0", "1 1 9 1", r"labelTxt/0\.txt:1"),
+        ("labels", "0 0.5 0.5 0.2 0.2", "0 0.5", r"labels/0\.txt:1"),
+    ],
+)
+def test_a_damaged_first_file_of_other_texts(
+    tmp_path: Path, folder: str, good: str, bad: str, message: str
+) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/{k}.png")
+        text(tmp_path / folder / f"{k}.txt", f"{good if k else bad}\n")
+    text(tmp_path / "classes.txt", "plane\n")
+    with pytest.raises(DataError, match=message):
+        read_labels("auto", tmp_path)

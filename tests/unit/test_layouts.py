@@ -112,7 +112,8 @@ def test_channels_in_several_files_are_refused(tmp_path: Path) -> None:
         photo(tmp_path / "imagesTr" / f"c{k}_0001.png")
         mask(tmp_path / "labelsTr" / f"c{k}.png")
     with pytest.raises(
-        DataError, match=r"two images belong to one name.*channels of one image must be in one file"
+        DataError,
+        match=r"c0_0000.png and imagesTr/c0_0001.png are two channels of one case.*the bands of one file",
     ):
         detect_format(tmp_path)
 

@@ -90,6 +90,39 @@ def test_masks_of_two_people_are_no_two_objects(tmp_path: Path) -> None:
         read_labels("auto", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "ending", ["reader{}", "readerAB", "reader{}_mask", "mask_expert_{}", "radiologist-{}"]
+)
+def test_masks_of_people_are_told_by_a_number_or_letter(tmp_path: Path, ending: str) -> None:
+    for k in range(3):
+        photo(tmp_path / f"{k}.png")
+        for person in (1, 2):
+            name = ending.format(person).replace("AB", " AB"[person])
+            mask(tmp_path / f"{k}_{name}.png", *([255] * person))
+    with pytest.raises(DataError, match=r"2 people have drawn the masks \(0_"):
+        read_labels("auto", tmp_path)
+    assert _sums(read_labels("auto", tmp_path, annotator=2)) == [240] * 3
+
+
+@pytest.mark.parametrize("ending", ["{}", "mask_{}"])
+def test_several_files_of_each_images_name_are_named(tmp_path: Path, ending: str) -> None:
+    for k in range(3):
+        photo(tmp_path / f"p_{k}.png")
+        for person in ("anna", "ben"):
+            mask(tmp_path / f"p_{k}_{ending.format(person)}.png")
+    with pytest.raises(
+        DataError, match=r"p_0_\S*anna, p_0_\S*ben lie beside p_0, and so for each of 3 images"
+    ):
+        read_labels("auto", tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    for k in range(3):
+        (tmp_path / f"p_{k}.png").rename(tmp_path / f"images/p_{k}.png")
+        (tmp_path / f"p_{k}_{ending.format('ben')}.png").rename(tmp_path / f"masks/p_{k}.png")
+        (tmp_path / f"p_{k}_{ending.format('anna')}.png").unlink()
+    assert _sums(read_labels("auto", tmp_path)) == [120] * 3
+
+
 def test_images_in_the_folder_of_a_split(tmp_path: Path) -> None:
     for k in range(3):
         for view in (1, 2):
@@ -291,3 +324,10 @@ def test_labels_of_matlab_are_named(tmp_path: Path) -> None:
         (tmp_path / f"groundTruth/{k}.mat").write_bytes(b"MATLAB 5.0 MAT-file")
     with pytest.raises(DataError, match="groundTruth holds labels in 3 files of MATLAB"):
         read_labels("auto", tmp_path)
+
+
+def test_camvids_own_folders(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"701_StillsRaw_full/{k}.png")
+        mask(tmp_path / f"LabeledApproved_full/{k}_L.png", 1)
+    assert _sums(read_labels("auto", tmp_path)) == [120] * 3

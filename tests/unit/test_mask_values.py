@@ -110,3 +110,47 @@ def test_masks_that_exif_does_not_turn_say_what_to_do(tmp_path: Path, orientatio
     turned = "remove the images' EXIF orientation" in caught.value.fix
     assert turned == (orientation == 6) and "options" not in caught.value.fix
     assert turned or caught.value.fix == "save each mask with the width and height of its image"
+
+
+def _photograph(path: Path, size: tuple[int, int], orientation: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.random.default_rng(len(path.stem)).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+def _drawn(path: Path, size: tuple[int, int]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    values_HW = np.zeros((size[1], size[0]), np.uint8)
+    values_HW[2:6, 1:9] = 255
+    Image.fromarray(values_HW).save(path)
+
+
+@pytest.mark.parametrize("place", ["masks/{}.png", "masks/{}/1.png"])
+@pytest.mark.parametrize(("size", "orientation"), [((32, 32), 6), ((32, 32), 2), ((40, 30), 3)])
+def test_masks_that_fit_a_turned_image_both_ways_have_two_readings(
+    tmp_path: Path, place: str, size: tuple[int, int], orientation: int
+) -> None:
+    for k in range(4):
+        _photograph(tmp_path / f"images/{k}.jpg", size, orientation if k < 2 else 1)
+        _drawn(tmp_path / place.format(k), size)
+    with pytest.raises(DataError, match="2 of 4 images are turned by their EXIF orientation") as caught:
+        read_labels("masks", tmp_path)
+    assert "as they are stored and as they are shown (images/0.jpg with" in caught.value.what
+    assert "-o orientation=shown" in caught.value.fix and "exiftool -Orientation= FILE" in caught.value.fix
+    found = read_labels("masks", tmp_path, orientation="shown")
+    assert "the masks of 2 images that EXIF turns lie on them as they are shown" in found.understood
+    assert [(item.width, item.height) for item in found.items] == [size] * 4
+    for k in range(4):  # what is said to do otherwise works, too
+        _photograph(tmp_path / f"images/{k}.jpg", size, 1)
+    assert len(read_labels("masks", tmp_path).items) == 4
+
+
+def test_one_turned_image_of_two_sides_tells_how_all_masks_lie(tmp_path: Path) -> None:
+    for k, (stored, shown) in enumerate([((32, 32), (32, 32)), ((40, 30), (30, 40))]):
+        _photograph(tmp_path / f"images/{k}.jpg", stored, 6)
+        _drawn(tmp_path / f"masks/{k}.png", shown)
+    found = read_labels("masks", tmp_path, splits="drawn")
+    assert "the masks of 2 images that EXIF turns lie on them as they are shown" in found.understood
+    assert [int((item.semantic() == 1).sum()) for item in found.items if item.semantic] == [32, 32]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.layout_toys import mask, photo
 from vitp.core.errors import ConfigError, DataError
@@ -80,3 +81,26 @@ def test_a_file_that_can_not_be_understood_is_refused_and_options_go_first(tmp_p
         "sea",
         "land",
     )
+
+
+def test_a_png_a_channel_is_told_what_to_write(tmp_path: Path) -> None:
+    flat_set(tmp_path, 1, 2, channel_names={"0": "VV", "1": "VH"})
+    for k in range(6):
+        photo(tmp_path / f"imagesTr/case_{k}_0001.png")
+    with pytest.raises(
+        DataError, match=r"case_0_0000\.png and .*case_0_0001\.png are two channels of one"
+    ) as caught:
+        read_labels("auto", tmp_path)
+    assert "as case_0_0000.tif (with rasterio or tifffile)" in caught.value.fix
+    rasterio = pytest.importorskip("rasterio")
+    for k in range(6):
+        paths = [tmp_path / f"imagesTr/case_{k}_{channel:04}.png" for channel in (0, 1)]
+        planes = [np.asarray(Image.open(path))[..., 0] for path in paths]
+        one = {"driver": "GTiff", "width": 40, "height": 40, "count": 2, "dtype": "uint8"}
+        with rasterio.open(paths[0].with_suffix(".tif"), "w", **one) as file:
+            file.write(np.stack(planes))
+        for path in paths:
+            path.unlink()
+    found = read_labels("auto", tmp_path)
+    assert len(found.items) == 6 and "channels: VV, VH" in found.understood
+    assert found.band_names == ("VV", "VH")

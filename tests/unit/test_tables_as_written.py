@@ -113,7 +113,7 @@ def test_what_programs_write_for_nothing_is_not_known(tmp_path: Path, word: str)
     assert [item.tags for item in found.items][1:3] == [("dog",), ("cat",)]
 
 
-@pytest.mark.parametrize("word", ["l", "2", "0.5", "yes"])
+@pytest.mark.parametrize("word", ["l", "2", "0.5", "maybe"])
 def test_a_column_with_one_odd_cell_is_not_dropped(tmp_path: Path, word: str) -> None:
     """Without it images of that class would say that nothing is there."""
     root = table(tmp_path, [row.format(word) for row in ROWS])
@@ -140,3 +140,48 @@ def test_lists_in_cells_are_several_classes(tmp_path: Path, quote: str) -> None:
     found = read_labels("auto", table(tmp_path, rows, "image,labels"))
     assert found.scene_classes == ("bird", "cat", "dog")
     assert [sorted(item.tags or ()) for item in found.items] == [sorted(own) for own in cells]
+
+
+@pytest.mark.parametrize("words", ["no yes", "N Y", "False True", "0 Yes"])
+def test_words_for_0_and_1_in_several_columns(tmp_path: Path, words: str) -> None:
+    no, yes = words.split()
+    rows = [f"{(no, yes)[i % 2]},{(no, yes)[i // 2 % 2]}" for i in range(6)]
+    found = read_labels("auto", table(tmp_path, rows, "image,cat,dog"))
+    assert [item.tags for item in found.items] == [(), ("cat",), ("dog",), ("cat", "dog"), (), ("cat",)]
+    told = next(line for line in found.understood if line.startswith("labels.csv"))
+    assert {"no yes": "(yes/no: 1 and 0)", "N Y": "(y/n: 1 and 0)"}.get(words, "1 and 0)") in told
+
+
+@pytest.mark.parametrize("words", ["no yes", "False True", "0 1"])
+def test_one_column_of_yes_and_no_says_how_its_classes_get_names(tmp_path: Path, words: str) -> None:
+    no, yes = words.split()
+    table(tmp_path, [f"{(no, yes)[i % 2]}" for i in range(6)], "image,label")
+    found = read_labels("auto", tmp_path)
+    assert found.scene_classes == (no, yes)
+    expected = (
+        f'two classes, called "{no}" and "{yes}" as the cells are: -o classes=A,B names {no} A and {yes} B'
+    )
+    assert expected in found.understood
+    found = read_labels("auto", tmp_path, classes="healthy,sick")
+    assert [item.scene for item in found.items] == ["healthy", "sick"] * 3
+    assert not any("two classes" in line for line in found.understood)
+    table(tmp_path, [f"{(no, yes, '2')[i % 3]}" for i in range(6)], "image,label")
+    found = read_labels("auto", tmp_path)
+    assert len(found.scene_classes) == 3 and not any("two classes" in line for line in found.understood)
+
+
+@pytest.mark.parametrize(
+    ("head", "row", "message"),
+    [
+        ("image,car,car", "{0},{1}", 'has "1" and "0" in two columns that are both called "car"'),
+        ("image,car,dog", "{0},maybe", 'column "dog" holds "maybe", which is neither 0 nor 1'),
+    ],
+)
+def test_a_table_that_names_the_images_is_refused_for_what_is_wrong_in_it(
+    tmp_path: Path, head: str, row: str, message: str
+) -> None:
+    rows = [f"{row.format(i % 2, i // 2 % 2)}" for i in range(6)]
+    rows[2:] = [line.replace("maybe", "1") for line in rows[2:]]
+    root = table(tmp_path, rows, head)
+    with pytest.raises(DataError, match=message):
+        read_labels("auto", root)

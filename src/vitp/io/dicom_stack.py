@@ -23,6 +23,8 @@ _MISSING = 1.5
 """Times the usual step: there an image is missing."""
 _TILTED_DEGREES = 0.5
 
+_OWN_UIDS = "give each image a UID of its own, as the programs do that remove names from DICOM files"
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -95,7 +97,7 @@ def _once(frames: list[Frame], said: _Said) -> list[Frame]:
     """Leave out copies of an image: files with the same UID.
 
     Raises:
-        DataError: Images of one UID lie at different places.
+        DataError: Images of one UID lie at different places, or differ in their pixels.
     """
     seen: dict[tuple[object, int], Frame] = {}
     for frame in frames:
@@ -106,7 +108,13 @@ def _once(frames: list[Frame], said: _Said) -> list[Frame]:
             raise DataError(
                 "has the same SOPInstanceUID as another image of the series, which lies elsewhere",
                 where=str(frame.header.path),
-                fix="give each image a UID of its own, as the programs do that remove names from DICOM files",
+                fix=_OWN_UIDS,
+            )
+        if frame is not first and not np.array_equal(first.read(), frame.read()):
+            raise DataError(
+                f"has the same SOPInstanceUID as {first.header.path.name}, but other pixels: one of them is no copy",
+                where=str(frame.header.path),
+                fix=f"{_OWN_UIDS}, or remove the file that is wrong",
             )
     copies = len(frames) - len(seen)
     if copies:

@@ -301,17 +301,17 @@ def image_size(address: str | Path) -> tuple[int, int]:
         return pixels.size
 
 
-def is_turned(path: str | Path) -> bool:
-    """Return whether an image file's EXIF orientation swaps its width and height.
+def orientation_of(path: str | Path) -> int:
+    """Return an image file's EXIF orientation, 1–8: 1 is as stored, from 5 on width and height are swapped.
 
     Raises:
         DataError: As `image_size`.
     """
     path = split_view(path)[0]
     if not is_picture_file(path):
-        return False
+        return 1
     with open_image(path) as file:
-        return file.orientation >= 5
+        return file.orientation
 
 
 def label_nodata(path: str | Path) -> float | None:

@@ -83,6 +83,27 @@ def _check_source(text: str, relative: bool, vrt: Path, where: str, depth: int) 
     return False
 
 
+def vrt_sources(path: Path) -> tuple[list[Path], bool]:
+    """Return the files of this machine that a VRT names, and whether it is a mosaic: a band has several of them.
+
+    Nothing for what isn't a VRT that can be parsed.
+    """
+    try:
+        root = parse_xml(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, ElementTree.ParseError):
+        return [], False
+    found = []
+    for element in root.iter():
+        text = (element.text or "").strip()
+        if element.tag in ("SourceFilename", "SourceDataset") and text and not text.startswith("/vsi"):
+            found.append(
+                (path.parent / text if element.get("relativeToVRT") == "1" else Path(text)).resolve()
+            )
+    bands = root.findall("VRTRasterBand")
+    mosaic = any(sum(source.tag.endswith("Source") for source in band) > 1 for band in bands)
+    return list(dict.fromkeys(found)), mosaic
+
+
 def uncovered_share(path: str | Path) -> float:
     """Return the share of a VRT's pixels that none of its sources covers; GDAL gives them its nodata value, or 0.
 

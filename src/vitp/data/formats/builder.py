@@ -330,14 +330,21 @@ class SetBuilder:
 def _counted(
     items: Iterable[LabelledImage], object_classes: Iterable[str], scene_classes: Iterable[str]
 ) -> list[str]:
-    """Return lines that count the objects and the images of each class."""
+    """Return lines that count the objects, of them the difficult ones, and the images of each class."""
     objects: Counter[str] = Counter(dict.fromkeys(object_classes, 0))
+    difficult: Counter[str] = Counter()
     scenes: Counter[str] = Counter(dict.fromkeys(scene_classes, 0))
     for item in items:
         objects.update(label.category for label in item.objects or ())
+        difficult.update(label.category for label in item.objects or () if label.difficult)
         scenes.update(item.tags or () if item.scene is None else (item.scene,))
-    return [
-        f"{title}: {', '.join(f'{name} {count:,}' for name, count in counts.items())}"
-        for title, counts in (("objects", objects), ("images of each class", scenes))
-        if counts
+    counted = [
+        f"{name} {count:,}" + (f" ({hard:,} difficult)" if (hard := difficult[name]) else "")
+        for name, count in objects.items()
     ]
+    lines = [f"objects: {', '.join(counted)}"] if counted else []
+    if scenes:
+        lines.append(
+            f"images of each class: {', '.join(f'{name} {count:,}' for name, count in scenes.items())}"
+        )
+    return lines

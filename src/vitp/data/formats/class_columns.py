@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from vitp.core.errors import DataError
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
     PATIENT_KEYS,
@@ -25,21 +26,26 @@ CLASS_KEYS = (
 )
 _BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
 SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
+FOLD_KEYS = ("fold",)
 GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
-NO_CLASSES = (*GROUP_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
+NO_CLASSES = (*GROUP_KEYS, *FOLD_KEYS, "age", "sex", "gender", "index", "unnamed:_0", "")
 """Columns that may hold 0 and 1, and are no classes."""
 
 NOT_KNOWN = -1
-_WORDS = {"true": 1, "false": 0}
+BIT_WORDS = (("true", "false"), ("yes", "no"), ("y", "n"))
+"""Words for 1 and for 0, as tables have them."""
+_WORDS = {word: bit for pair in BIT_WORDS for word, bit in zip(pair, (1, 0), strict=True)}
 MISSING_WORDS = ("nan", "na", "n/a", "#n/a", "<na>", "null")
 """What programs write into a cell that holds nothing."""
+_MOSTLY = 0.5
+"""Share of a column's cells from which 0 and 1 say that it is a class, and the other cells wrong."""
 _NAMED = 0.9
 """Share of a column's values that name images when it is the column of the images."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a table: of the image, of its class (or else those of 0 and 1, one a class), of split and group.
+    """Columns of a table: of the image, its class (or else those of 0 and 1, one a class), split, group and fold.
 
     With `study`, the column `image` names the folder of a study.
     """
@@ -50,6 +56,7 @@ class Columns:
     split: str = ""
     group: str = ""
     study: bool = False
+    fold: str = ""
 
 
 def columns_of(
@@ -64,18 +71,18 @@ def columns_of(
     image = image or study
     if image is None or find_key(rows[0], _BOX_KEYS) is not None:
         return None
-    split, group = (
+    split, group, fold = (
         find_key(rows[0], keys) or ""
-        for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS)
+        for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS, FOLD_KEYS)
     )
     label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
     if label is not None and label != image:
-        return Columns(image, label, (), split, group, study is not None)
+        return Columns(image, label, (), split, group, study is not None, fold)
     others = [
         key for key in rows[0] if key not in (image, split, group) and find_key({key: 0}, NO_CLASSES) is None
     ]
     one_hot = _one_hot(rows, others)
-    found = Columns(image, "", one_hot, split, group, study is not None)
+    found = Columns(image, "", one_hot, split, group, study is not None, fold)
     return found if len(one_hot) > 1 and not class_column else None
 
 
@@ -92,7 +99,11 @@ def _one_hot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[st
 
 
 def bit_of(value: Any) -> int | None:
-    """Return 1, 0, or −1 where a cell doesn't say whether a class fits; None: it holds something else."""
+    """Return 1, 0, or −1 where a cell doesn't say whether a class fits; None: it holds something else.
+
+    >>> bit_of("Yes"), bit_of("n"), bit_of("1.0"), bit_of(""), bit_of("maybe")
+    (1, 0, 1, -1, None)
+    """
     if value is None or value != value or str(value).strip().lower() in ("", *MISSING_WORDS):
         return NOT_KNOWN
     try:
@@ -100,6 +111,55 @@ def bit_of(value: Any) -> int | None:
     except (TypeError, ValueError):
         return None
     return int(number) if number in (0, 1, NOT_KNOWN) else None
+
+
+def check_bits(
+    place: str,
+    rows: Sequence[tuple[int, Mapping[str, Any]]],
+    key: str,
+    *,
+    asked: bool = False,
+    otherwise: str = "name the others with -o classes=NAME,…",
+) -> None:
+    """Make sure that a column isn't one of 0 and 1 but for a few cells: without it its images would say "no".
+
+    Args:
+        place: The table.
+        rows: Numbers of rows, and the rows.
+        key: The column.
+        asked: The user says that it is a class.
+        otherwise: What to do where it is no class.
+
+    Raises:
+        DataError: It is, or it was asked for and holds something else.
+    """
+    odd = [(number, row.get(key)) for number, row in rows if bit_of(row.get(key)) is None]
+    if odd and (asked or _mostly_bits(rows, key)):
+        raise DataError(
+            f'column "{key}" holds "{str(odd[0][1])[:40]}", which is neither 0 nor 1, so whether it is a class '
+            "isn't known",
+            where=f"{place}:{odd[0][0]}",
+            fix=f"write 1, 0 or nothing in its cells; where it is none, {otherwise}",
+        )
+
+
+def _mostly_bits(rows: Sequence[tuple[int, Mapping[str, Any]]], key: str) -> bool:
+    bits = [bit_of(row.get(key)) for _, row in rows]
+    clear = sum(bit in (0, 1) for bit in bits)
+    return clear > 0 and clear >= _MOSTLY * (clear + bits.count(None))
+
+
+def check_odd_bits(path: Path) -> None:
+    """Make sure that a table of several columns of 0 and 1 holds nothing else in them.
+
+    Raises:
+        DataError: A cell does.
+    """
+    rows = [*enumerate(first_table_rows(path), 2)]
+    keys = [key for key in (rows[0][1] if rows else ()) if find_key({key: 0}, NO_CLASSES) is None]
+    mostly = [key for key in keys if _mostly_bits(rows, key)]
+    for key in mostly if len(mostly) > 1 else ():
+        check_bits(str(path), rows, key, otherwise="take the column out of the table")
 
 
 def class_tables(root: Path) -> list[Path]:
@@ -140,13 +200,13 @@ def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
         image = max(shares, key=lambda key: shares[key], default="")
         if not image or shares[image] < _NAMED:
             continue
-        split = find_key(rows[0], SPLIT_KEYS) or ""
-        others = [key for key in keys if key not in (image, split)]
+        split, fold = (find_key(rows[0], keys) or "" for keys in (SPLIT_KEYS, FOLD_KEYS))
+        others = [key for key in keys if key not in (image, split, fold)]
         known = find_key(dict.fromkeys(others), CLASS_KEYS)
         label = known
         if label is None and len(others) == 1:
             values = {str(row.get(others[0])) for row in rows}
             fractions = any("." in value.removesuffix(".0") for value in values)
             label = others[0] if 2 <= len(values) <= len(rows) / 2 and not fractions else None
-        found.append((path, image, None if label is None else Columns(image, label, (), split)))
+        found.append((path, image, None if label is None else Columns(image, label, (), split, fold=fold)))
     return found

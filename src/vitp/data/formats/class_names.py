@@ -80,6 +80,20 @@ def doubles(names: Iterable[str]) -> list[str]:
     return [name for name, count in Counter(names).items() if count > 1]
 
 
+def first_synonyms(names: Sequence[str]) -> list[str]:
+    """Return the first of the words for each class ("building, edifice" → "building"), all where two share it.
+
+    >>> first_synonyms(["crane, machine", "crane, bird", "sky"])
+    ['crane, machine', 'crane, bird', 'sky']
+    """
+    firsts = [re.split(r"\s*[,;]\s*", name.strip())[0] for name in names]
+    count = Counter(spoken(first).casefold() for first in firsts)
+    return [
+        first if count[spoken(first).casefold()] == 1 else name.strip()
+        for first, name in zip(firsts, names, strict=True)
+    ]
+
+
 def is_ignored_name(name: str) -> bool:
     """Return whether a class of masks is called like what isn't labelled ("Void", "no-data").
 

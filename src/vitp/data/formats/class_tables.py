@@ -12,11 +12,13 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import (
+    BIT_WORDS,
     MISSING_WORDS,
     NO_CLASSES,
     NOT_KNOWN,
     Columns,
     bit_of,
+    check_bits,
     class_tables,
     columns_of,
     guessed_columns,
@@ -30,9 +32,6 @@ from vitp.data.formats.tables import (
 )
 from vitp.data.formats.walk import comma_list, split_of
 from vitp.records.labels import LabelledSet
-
-_MOSTLY = 0.5
-"""Share of a column's cells from which 0 and 1 say that it is a class, and the other cells wrong."""
 
 _SEVERAL_KEYS = ("labels", "classes", "tags")
 """Names of columns that say that there are several classes."""
@@ -161,7 +160,14 @@ class _Reading:
         if columns.label:
             said = f'"{columns.label}" its class' + (f'es, parted by "{mark}"' if mark else "")
         else:
-            said = f"1 in one of {listed} its class"
+            texts = {
+                str(row.get(key)).strip().lower()
+                for _, row in rows
+                if isinstance(row, dict)
+                for key in columns.one_hot
+            }
+            words = " and ".join(f"{yes}/{no}" for yes, no in BIT_WORDS if {yes, no} & texts)
+            said = f"{'1' if not words else f'1 ({words}: 1 and 0)'} in one of {listed} its class"
             bits = [
                 bit_of(row.get(key)) for _, row in rows if isinstance(row, dict) for key in columns.one_hot
             ]
@@ -170,10 +176,33 @@ class _Reading:
         place = self.builder.place(path)
         noun = "study, and all images in its folder" if columns.study else "image"
         self.builder.understand(f'{place}: column "{columns.image}" is the {noun}, {said}')
+        self._say_splits(place, columns, [row for _, row in rows if isinstance(row, dict)])
         if columns.group:
             self.builder.understand(f'{place}: images of one "{columns.group}" are a group')
         for number, row in rows:
             self._take(self.builder.place(path, number), row, columns, mark, split_of(path.stem))
+
+    def _say_splits(self, place: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Say what the columns of splits and folds hold, and what of it isn't used."""
+        values = {text for row in rows if (text := _cell(row, columns.split))}
+        odd = sorted(text for text in values if split_of(text) is None)
+        shown = ", ".join(f'"{text}"' for text in odd[:3])
+        if len(odd) < len(values):
+            self.builder.understand(f'{place}: column "{columns.split}" says the splits')
+            if odd:
+                self.builder.note(
+                    place, f'column "{columns.split}" holds {shown}, which names no split (train, val, test)'
+                )
+        folds = {number for row in rows if (number := _fold(row, columns)) is not None}
+        if folds:
+            self.builder.understand(
+                f'{place}: column "{columns.fold}" numbers {len(folds)} folds of a cross-validation ({min(folds)}–'
+                f"{max(folds)}; vitp finetune --folds {len(folds)}), which are no splits"
+            )
+        elif values and len(odd) == len(values):
+            self.builder.understand(
+                f'not used: column "{columns.split}" of {place}, whose values ({shown}) name no split'
+            )
 
     def _check_others(self, path: Path, columns: Columns, rows: Sequence[tuple[int, Any]]) -> None:
         """Refuse a column that would be a class but for a few cells: without it its images would say "no".
@@ -189,16 +218,7 @@ class _Reading:
             asked = self.known is not None and key in self.known
             if self.known is not None and not asked:
                 continue
-            bits = [(number, row.get(key), bit_of(row.get(key))) for number, row in dicts]
-            odd = [(number, value) for number, value, bit in bits if bit is None]
-            clear = sum(bit in (0, 1) for _, _, bit in bits)
-            if odd and (asked or clear >= _MOSTLY * (clear + len(odd))):
-                raise DataError(
-                    f'column "{key}" holds "{str(odd[0][1])[:40]}", which is neither 0 nor 1, so whether it is a class '
-                    "isn't known",
-                    where=self.builder.place(path, odd[0][0]),
-                    fix="write 1, 0 or nothing in its cells; where it is none, name the others with -o classes=NAME,…",
-                )
+            check_bits(self.builder.place(path), dicts, key, asked=asked)
 
     def _separator(self, path: Path, columns: Columns, rows: Sequence[Any]) -> str:
         """Return what parts several classes in the cells of a table, "" where nothing does.
@@ -239,13 +259,11 @@ class _Reading:
             fate = "is missing" if not places else f"is {len(places)} files"
             self.builder.lose(where, f"{name} {fate}; left out", absent=not places)
             return
-        told = split_of(str(row.get(columns.split) or "")) if columns.split else None
+        told = split_of(_cell(row, columns.split))
         group = str(row.get(columns.group) or "").strip() if columns.group else ""
         unknown = tuple(key for key in columns.one_hot if bit_of(row.get(key)) == NOT_KNOWN)
-        fold = str(row.get(columns.split) or "").strip() if columns.split.lower() == "fold" else ""
-        number = int(fold) if fold.isdecimal() else None
         denies = len(unknown) < len(columns.one_hot)
-        entry = _Entry(labels, told or split, group, where, unknown, number, denies)
+        entry = _Entry(labels, told or split, group, where, unknown, _fold(row, columns), denies)
         if group:
             keys = (*PATIENT_KEYS, self.builder.options.patient)
             self.persons[group] = "patient" if find_key({columns.group: 0}, keys) else ""
@@ -281,14 +299,31 @@ class _Reading:
             return tuple(texts)
         kept: list[str] = []
         for text in texts:
-            numbered = text.isdigit() and text not in self.known and int(text) < len(self.known)
-            label = self.known[int(text)] if numbered else text
+            number = self._number_of(text)
+            label = text if number is None else self.known[number]
             if label in self.known:
                 kept.append(label)
             elif len(texts) == 1 or text.isdigit():
                 self.builder.note(where, f'unknown class "{text}"; {name} left out')
                 return None
         return tuple(kept)
+
+    def _number_of(self, text: str) -> int | None:
+        """Return the place of a class that a cell numbers, or, of two, answers with a word for 0 or 1; else None."""
+        if self.known is None or text in self.known:
+            return None
+        bit = bit_of(text) if len(self.known) == 2 else None
+        number = int(text) if text.isdigit() else NOT_KNOWN if bit is None else bit
+        return number if 0 <= number < len(self.known) else None
+
+    def _say_bits(self, names: Sequence[str]) -> None:
+        """Say that two classes are called 0 and 1, or no and yes, and how they get names."""
+        by_bit = {bit_of(name): name for name in names}
+        if self.known is None and not self.several and len(names) == 2 and by_bit.keys() == {0, 1}:
+            no, yes = by_bit[0], by_bit[1]
+            self.builder.understand(
+                f'two classes, called "{no}" and "{yes}" as the cells are: -o classes=A,B names {no} A and {yes} B'
+            )
 
     def build(self) -> LabelledSet:
         """Return the set: each image with one class, or all with the classes that fit.
@@ -305,6 +340,8 @@ class _Reading:
         self._note_silent(silent)
         named = self.known or {name for entry in self.found.values() for name in entry.labels}
         hidden = set(silent)
+        folds = {entry.fold for entry in self.found.values() if entry.fold is not None}
+        first = int(bool(folds) and 0 not in folds)  # some count their folds from 1
         for path, entry in self.found.items():
             unknown = tuple(name for name in entry.unknown if name in named)
             told: dict[str, Any] = {"tags": entry.labels, "unknown": unknown}
@@ -313,7 +350,8 @@ class _Reading:
             elif not self.several:
                 told = {"scene": entry.labels[0]}
             person = self.persons.get(entry.group, "")
-            others: dict[str, Any] = {"group": entry.group, "person": person, "fold": entry.fold}
+            others: dict[str, Any] = {"group": entry.group, "person": person}
+            others["fold"] = None if entry.fold is None else entry.fold - first
             category = entry.labels[0] if len(entry.labels) == 1 else ""
             if self.builder.add_file(path, split=entry.split, category=category, **others, **told):
                 seen.update(entry.labels)
@@ -321,6 +359,7 @@ class _Reading:
             self.builder.understand("images may have several classes")
         numbers = all(name.isdigit() for name in seen)
         names = self.known or sorted(seen, key=int if numbers else str)
+        self._say_bits([*names])
         return self.builder.build(scene_classes=names)
 
     def _note_silent(self, paths: Sequence[Path]) -> None:
@@ -335,6 +374,18 @@ class _Reading:
                 f"{len(own):,} {images} no known class, as all cells are empty or −1 ({self.builder.place(own[0])} for "
                 "example); kept without labels, not as “no”",
             )
+
+
+def _cell(row: Mapping[str, Any], key: str) -> str:
+    """Return the text of a cell, "" where the row or the table has none."""
+    value = row.get(key) if key else None
+    return "" if value is None else str(value).strip()
+
+
+def _fold(row: Mapping[str, Any], columns: Columns) -> int | None:
+    """Return the number of a row's fold; pandas writes whole numbers with gaps as 3.0."""
+    text = _cell(row, columns.fold).removesuffix(".0")
+    return int(text) if text.isdecimal() else None
 
 
 def _texts(row: Mapping[str, Any], columns: Columns, mark: str) -> list[str] | None:

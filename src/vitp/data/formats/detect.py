@@ -5,23 +5,18 @@ Files that are labels by their name and place, but can't be read, are refused, t
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, parse_xml, read_text
-from vitp.data.formats.captions import TEXT_KEYS, caption_tables, caption_weight, is_caption_table
+from vitp.core.reading import parse_xml, read_text
+from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
-    CLASS_KEYS,
-    class_tables,
+    check_odd_bits,
     class_weight,
     columns_of,
     guessed_columns,
-    is_box_table,
 )
 from vitp.data.formats.class_lists import lists_label
 from vitp.data.formats.coco_files import (
@@ -37,21 +32,15 @@ from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
-from vitp.data.formats.label_files import TEXTS_BESIDE_LABELS, first_rows, label_places
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
-    IMAGE_KEYS,
     TABLE_SUFFIXES,
-    find_key,
-    first_table_rows,
-    raw_rows,
-    table_files,
-    table_weight,
 )
+from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_unlabelled
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
@@ -60,7 +49,6 @@ from vitp.data.formats.walk import (
     files_below,
     image_folders,
     images_below,
-    role_of,
     split_folders,
     within,
 )
@@ -111,7 +99,7 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     if found is not None:
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in _also(root, found))
         return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if others else ())
-    _refuse_unlabelled(root)
+    refuse_unlabelled(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
     what = f"no label format recognised (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
@@ -181,120 +169,15 @@ _TOLD = {
 """Options that say the format: they name what only it has."""
 
 
-# --- labels that nothing reads
-
-
-def _refuse_unlabelled(root: Path) -> None:
-    """Raise for folders of images whose labels are of a kind that no reader knows."""
-    boxes = [path.name for path in table_files(root) if is_box_table(path)]
-    if boxes:
-        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
-        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
-    _refuse_strange_rows(root)
-    _refuse_matlab(root)
-    classes = _are_class_folders(root)
-    for path in table_files(root):
-        if path.suffix.lower() not in (".csv", ".tsv") or (classes and not _head_labels(path)):
-            continue
-        if (problem := _problem_of(path)) is not None:
-            fix = "save it as UTF-8, or move it away; --format reads the folder without it"
-            raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
-        if _head_labels(path) and not first_table_rows(path):
-            list(raw_rows(path))
-    if classes:
-        return
-    refuse_unannotated(root)
-    refuse_results(annotation_files(root))
-    _refuse_strange_tables(root)
-    dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
-    if dates is not None:
-        before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
-        raise DataError(
-            f"{before} and {after} are two dates, but there is no folder of masks of what changed",
-            where=str(root),
-            fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
-        )
-
-
-def _head_labels(path: Path) -> bool:
-    """Return whether the head of a table has columns of images and of classes or texts, whatever its encoding."""
-    try:
-        head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
-    except OSError:
-        return True
-    row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (head.splitlines() or [""])[0])}
-    return all(find_key(row, keys) is not None for keys in (IMAGE_KEYS, (*CLASS_KEYS, *TEXT_KEYS)))
-
-
-def _refuse_strange_rows(root: Path) -> None:
-    """Raise for text files of images in labels/ or labelTxt/ whose rows are of no format."""
-    for place in label_places(root, ("labels", "labelTxt", "annfiles")):
-        rows = [] if place.images == place.labels else first_rows([place], TEXTS_BESIDE_LABELS)
-        if any(rows):
-            text = " ".join(rows[0])
-            raise DataError(
-                f'the first row of the text files is "{text[:60]}", which is of none of YOLO, DOTA and KITTI',
-                where=str(place.labels),
-                fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
-                "parted by blanks",
-            )
-
-
-def _refuse_matlab(root: Path) -> None:
-    """Raise for folders of labels in MATLAB's files beside images, as CrackForest and BSDS have them."""
-    found = [
-        path
-        for path in files_below(root, ".mat")
-        if any(role_of(part) == "mask" for part in path.relative_to(root).parts[:-1])
-    ]
-    stems = {image.stem for image in images_below(root)} if found else set()
-    if fitting := [path for path in found if path.stem in stems]:
-        raise DataError(
-            f"{within(fitting[0].parent, root)} holds labels in {len(fitting)} files of MATLAB, which no reader knows",
-            where=str(root),
-            fix="write their segmentations as PNG of the images' names into masks/ (SciPy's loadmat, Pillow)",
-        )
-
-
-def _refuse_strange_tables(root: Path) -> None:
-    """Raise for tables of captions or classes that are about other images."""
-    for path in dict.fromkeys((*caption_tables(root), *class_tables(root))):
-        column = find_key(first_table_rows(path, 1)[0], IMAGE_KEYS)
-        if column is not None and table_weight(root, path, IMAGE_KEYS) == "none":
-            first = str(first_table_rows(path, 1)[0][column])
-            raise DataError(
-                f"{path.name} names images, but most of them aren't there (the first: {first})",
-                where=str(root),
-                fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
-                "it is about other things",
-            )
+# --- label files that can't be read
 
 
 def _refuse_unread(root: Path, suffix: str) -> None:
     """Raise for the first label file of one suffix (".json", ".xml" or ".txt") that can't be read."""
     for path in _label_files(root, suffix):
-        if (problem := _problem_of(path)) is not None:
+        if (problem := problem_of(path)) is not None:
             fix = "mend it or move it away; --format reads the folder without it"
             raise DataError(f"is a label file by its place, but {problem}", where=str(path), fix=fix)
-
-
-def _problem_of(path: Path) -> str | None:
-    """Return why a JSON, XML or text file can't be read, or None."""
-    try:
-        text = read_text(path)
-        if path.suffix.lower() == ".json":
-            parse_json(text)
-        elif path.suffix.lower() == ".xml":
-            parse_xml(text)
-    except OSError as error:
-        return f"can't be read ({error.strerror})"
-    except UnicodeDecodeError:
-        return "is not UTF-8 text"
-    except json.JSONDecodeError as error:
-        return f"is not JSON (line {error.lineno}: {error.msg})"
-    except ElementTree.ParseError as error:
-        return f"is not XML ({error})"
-    return None
 
 
 def _refuse_beside_classes(root: Path) -> None:
@@ -362,18 +245,19 @@ def _is_captions(root: Path) -> bool:
 
 def _weighs(root: Path, weight: str) -> bool:
     """Return whether tables or texts are what labels a folder: those about few images aren't, beside class folders."""
-    return weight == "most" or (weight == "some" and not _are_class_folders(root))
+    return weight == "most" or (weight == "some" and not are_class_folders(root))
 
 
 def _is_classes(root: Path) -> bool:
     if _weighs(root, class_weight(root)):
         return True
     guesses = guessed_columns(root)
-    if not guesses or _are_class_folders(root):
+    if not guesses or are_class_folders(root):
         return False
     # Nothing else says what the images are: a table that names them, under columns of other names, must.
     if any(columns is None for _, _, columns in guesses):
         path, image, _ = next(guess for guess in guesses if guess[2] is None)
+        check_odd_bits(path)
         raise DataError(
             f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
             where=str(root),
@@ -383,20 +267,10 @@ def _is_classes(root: Path) -> bool:
     return True
 
 
-def _are_class_folders(root: Path) -> bool:
-    found = find_class_folders(root)
-    try:
-        if found:
-            check_classes(root, found)
-    except DataError:
-        return False
-    return bool(found)
-
-
 def _is_folders(root: Path) -> bool:
     found = find_class_folders(root)
     if found:
-        _refuse_unlabelled(root)
+        refuse_unlabelled(root)
         check_classes(root, found)
     return bool(found)
 
@@ -409,7 +283,7 @@ _CERTAIN: dict[str, Callable[[Path], object]] = {
     # Text beside images and columns of other names are no sign of a second format: others have them, too.
     "captions": lambda root: caption_tables(root) and caption_weight(root) != "none",
     "classes": lambda root: class_weight(root) != "none",
-    "folders": lambda root: _are_class_folders(root),
+    "folders": lambda root: are_class_folders(root),
 }
 
 # The order matters: a caption file beside an image looks like a label file of YOLO until its row is read, and

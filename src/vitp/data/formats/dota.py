@@ -24,7 +24,7 @@ _HEADERS = ("imagesource", "gsd", "acquisition", "acquisition dates", "acquisiti
 
 
 def is_dota(root: Path) -> bool:
-    """Return whether the first row of a folder's label files is one of DOTA."""
+    """Return whether a label file's first row is one of DOTA."""
     rows = first_rows(label_places(root, _LABEL_FOLDERS), TEXTS_BESIDE_LABELS)
     return any(len(row) >= 9 and are_numbers(row[:8]) and not are_numbers(row[8:9]) for row in rows)
 

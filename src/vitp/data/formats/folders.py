@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +13,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_names import first_synonyms
 from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
@@ -20,14 +21,20 @@ from vitp.data.formats.walk import (
     comma_list,
     image_folders,
     list_images,
+    named_file,
+    read_label_text,
     role_of,
     shared,
     split_folders,
     split_of,
+    stem_of,
     within,
     words_of,
 )
+from vitp.io.dicom_labels import dicom_role
 from vitp.io.images import load_label_pixels
+from vitp.io.raster_sources import vrt_sources
+from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
 
 _ALIKE = 0.5
@@ -41,6 +48,9 @@ _THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"
 
 _CONTENTS = frozenset(("images", "imgs", "image", "img", "photos", "pictures"))
 """Names of folders within one of a class that hold its images."""
+
+_WORDS = ("words.txt", "synset_words.txt", "LOC_synset_mapping.txt")
+"""Files of lines "n01443537 goldfish, Carassius auratus" beside folders of the classes of ImageNet."""
 
 _ONE = frozenset(
     ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
@@ -75,9 +85,20 @@ def read_folders(
     """
     builder = SetBuilder(root, options)
     known = comma_list(classes)
+    spoken_as = (
+        {} if known else _words(builder, {part for f in find_class_folders(root) for part in f.path.parts})
+    )
     seen: set[str] = set()
     depths: set[int] = set()
-    for split, base in split_folders(root):
+    unsorted, sources = _unsorted(root), _sources(root)
+    for split, base in _bases(root):
+        if base in unsorted:
+            for image, name in _listed(builder, base, unsorted[base]):
+                if known is None or name in known:
+                    name = spoken_as.get(name, name)
+                    seen.add(name)
+                    builder.add_file(image, split=split, category=name, scene=name)
+            continue
         for top in sorted(p for p in base.iterdir() if p.is_dir() and not p.name.startswith(".")):
             folders = image_folders(top)
             if not list_images(top) and not any(folder.path != top for folder in folders):
@@ -85,8 +106,12 @@ def read_folders(
                 text = "unknown class; 0 images left out" if unknown else "class folder without images"
                 builder.note(builder.place(top), text)
             for folder in folders:
+                if sources.issuperset(path.resolve() for path in folder.files):
+                    builder.note(builder.place(folder.path), "holds the files that VRTs show; no class")
+                    continue
                 parts = _without_contents(folder.path.relative_to(base).parts)
                 name = _class_name(builder, parts, level)
+                name = spoken_as.get(name, name)
                 depths.add(len(parts))
                 if known is not None and name not in known:
                     count = len(folder.files)
@@ -99,6 +124,65 @@ def read_folders(
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
     return builder.build(scene_classes=names)
+
+
+def _bases(root: Path) -> list[tuple[str | None, Path]]:
+    """Return the folders of the splits, or the set's own, without a folder that holds all classes (`images/cat`)."""
+    return [(split, _within_contents(base)) for split, base in split_folders(_within_contents(root))]
+
+
+def _within_contents(base: Path) -> Path:
+    """Return the only folder in one where it is called after its contents and holds folders of images itself."""
+    tops = {folder.path.relative_to(base).parts[:1] for folder in image_folders(base)}
+    if len(tops) != 1 or not (top := next(iter(tops))) or top[0].lower() not in _CONTENTS:
+        return base
+    return base / top[0] if len(image_folders(base / top[0])) > 1 and not list_images(base / top[0]) else base
+
+
+def _unsorted(root: Path) -> dict[Path, Path]:
+    """Return the folders of splits whose images all lie in one (`val/images`), where another has classes' folders."""
+    bases = [base for split, base in _bases(root) if split is not None]
+    own = {base: [folder.path for folder in image_folders(base)] for base in bases}
+    found = {
+        base: paths[0]
+        for base, paths in own.items()
+        if len(paths) == 1 and paths[0].parent == base and paths[0].name.lower() in _CONTENTS
+    }
+    return found if any(len(paths) > 1 for paths in own.values()) else {}
+
+
+def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Path, str]]:
+    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding."""
+    path = named_file(base, (f"{base.name}_annotations.txt",))
+    left = set(list_images(images))
+    for row, line in enumerate(read_label_text(path).splitlines() if path else (), 1):
+        name, _, rest = line.strip().partition("\t")
+        image, label = images / name, rest.split("\t")[0].strip()
+        if not name or path is None:
+            continue
+        if not label:
+            fix = "write the image, a tab and its class"
+            raise DataError("names no image and class", where=f"{path}:{row}", fix=fix)
+        if image in left:
+            left.remove(image)
+            yield image, label
+        else:
+            builder.lose(builder.place(path, row), f"{name} is missing; left out", absent=True)
+    if left:
+        builder.note(builder.place(images), f"{len(left):,} images of no known class; left out")
+
+
+def _words(builder: SetBuilder, names: set[str]) -> dict[str, str]:
+    """Return what the classes are called in words, where folders have the numbers of ImageNet's classes."""
+    path = named_file(builder.root, _WORDS)
+    if path is None:
+        return {}
+    pairs = (line.strip().split(maxsplit=1) for line in read_label_text(path).splitlines())
+    told = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in names}
+    if not told:
+        return {}
+    builder.understand(f"{builder.place(path)}: the names of {len(told):,} classes, the first word for each")
+    return dict(zip(told, first_synonyms([*told.values()]), strict=True))
 
 
 def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -121,10 +205,23 @@ def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) 
 def find_class_folders(root: Path) -> list[Folder]:
     """Return the folders of images that may be classes, whatever the files in them are called."""
     found = []
-    for split, base in split_folders(root):
+    for split, base in _bases(root):
         own = [folder for folder in image_folders(base) if folder.path not in (base, root)]
         found += [replace(folder, split=split) for folder in own]
-    return found
+    unsorted, sources = set(_unsorted(root).values()), _sources(root)
+    return [
+        folder
+        for folder in found
+        if folder.path not in unsorted and not sources.issuperset(path.resolve() for path in folder.files)
+    ]
+
+
+def _sources(root: Path) -> set[Path]:
+    """Return the files that VRTs of classes show; a mosaic of many, or one in the set's own folder, is another thing."""
+    folders = (folder for folder in image_folders(root) if folder.path != root)
+    vrts = (path for folder in folders for path in folder.files if path.suffix.lower() == ".vrt")
+    told = map(vrt_sources, vrts)
+    return {source for sources, mosaic in told if not mosaic for source in sources}
 
 
 def check_classes(root: Path, folders: Sequence[Folder]) -> None:
@@ -208,7 +305,7 @@ def _differ(folders: Sequence[Folder]) -> str:
 def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
     a, b = first.stems, second.stems
     common = a & b
-    if len(common) < 2:
+    if len(common) < 2 or _of_other_patients(first, second):
         return
     numbers = all(stem.isdigit() for stem in common)
     alike = len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
@@ -222,6 +319,22 @@ def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> N
             fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
             f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
         )
+
+
+def _of_other_patients(first: Folder, second: Folder) -> bool:
+    """Return whether DICOM files of one name in two folders are of two patients, so not forms of one image."""
+    found = {stem_of(path): path for path in first.files}
+    pairs = ((found[stem_of(path)], path) for path in second.files if stem_of(path) in found)
+    roles = []
+    for path in next(pairs, ()):
+        file = next(iter(sorted(path.iterdir())), path) if path.is_dir() else path
+        if not file.is_file() or not is_dicom_file(file):
+            return False
+        try:
+            roles.append(dicom_role(file))
+        except DataError:
+            return False
+    return len({role.study for role in roles}) == len({role.patient or role.study for role in roles}) == 2
 
 
 def _are_photographs(folder: Folder) -> bool:

@@ -18,7 +18,7 @@ from vitp.core.extras import need
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.crops import LEAST_VISIBLE, visible_part
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, DrawnPart, drawing_order, parts_of
-from vitp.data.formats.geo_files import LabelSource, class_column, class_text, find_sources
+from vitp.data.formats.geo_files import LabelSource, class_column, class_text, find_sources, without_sources
 from vitp.data.formats.geo_shapes import LabelledArea, PlacedShapes, Widths, object_label, point_boxes
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.places import GroundPlace
@@ -156,7 +156,10 @@ def _rasters(builder: SetBuilder, folder: Path) -> dict[Path, GroundPlace]:
         raise DataError("is not a folder", where=str(folder), fix="check the option images")
     found: dict[Path, GroundPlace] = {}
     unplaced = []
-    for path in images_below(folder):
+    images, said = without_sources(builder.root, images_below(folder))
+    if said:
+        builder.understand(said)
+    for path in images:
         size = builder.size_of(path)
         if size is None:
             continue

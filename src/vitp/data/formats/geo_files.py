@@ -13,6 +13,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.walk import MASK_WORDS, comma_list, files_below, images_below, within, words_of
+from vitp.io.raster_sources import vrt_sources
 from vitp.io.vectors import VectorLayer, is_vector, read_features, vector_layers
 
 CLASS_COLUMNS = frozenset(
@@ -53,6 +54,39 @@ _SPACENET = re.compile(r"AOI_(\d+)_([A-Za-z]+).*?((?:img|chip|tile)_?\d+.*)$")
 _OTHERS = frozenset(
     ("geojson", "geojsons", "vector", "vectors", "shp", "gpkg", "shapes", "polygons", "train", "test")
 )
+
+
+def without_sources(root: Path, images: Sequence[Path]) -> tuple[list[Path], str]:
+    """Return images without the files that VRTs among them show, and a line about these.
+
+    Args:
+        root: The set's folder.
+        images: Its rasters.
+
+    Raises:
+        DataError: A VRT puts several of them together, so that it, or they, may be the images.
+    """
+    shown: dict[Path, tuple[Path, bool]] = {}
+    for vrt in (path for path in images if path.suffix.lower() == ".vrt"):
+        sources, mosaic = vrt_sources(vrt)
+        shown |= dict.fromkeys(sources, (vrt, mosaic))
+    double = [path for path in images if path.resolve() in shown]
+    if not double:
+        return list(images), ""
+    first = next((path for path in double if shown[path.resolve()][1]), double[0])
+    vrt, mosaic = shown[first.resolve()]
+    if mosaic:
+        raise DataError(
+            f"{within(vrt, root)} is put together of {within(first, root)} and others, and both are among the images: what "
+            "lies there would count twice",
+            where=str(root),
+            fix="name the folder of those that are meant with -o images=FOLDER, or move the others away",
+        )
+    said = (
+        f"{len(double):,} files that VRTs show are no images of their own ({within(first, root)} of {within(vrt, root)}, for "
+        "example)"
+    )
+    return [path for path in images if path not in double], said
 
 
 @dataclass(frozen=True)

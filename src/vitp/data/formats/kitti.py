@@ -20,7 +20,8 @@ from vitp.data.formats.label_files import (
     label_places,
     label_rows,
 )
-from vitp.data.formats.splits import check_missing, find_split_lists, match_entries
+from vitp.data.formats.split_lists import find_split_lists
+from vitp.data.formats.splits import check_missing, match_entries
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
 
@@ -40,7 +41,7 @@ def _places(root: Path) -> list[LabelPlace]:
 
 
 def is_kitti(root: Path) -> bool:
-    """Return whether the first row of a folder's label files is one of KITTI, of predictions and tracks, too."""
+    """Return whether a label file's first row is one of KITTI, of predictions and tracks, too."""
     return any(_is_row(row) for row in first_rows(_places(root), TEXTS_BESIDE_LABELS))
 
 

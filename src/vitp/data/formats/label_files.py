@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from vitp.core.errors import DataError
@@ -23,6 +24,10 @@ TEXTS_BESIDE_LABELS = frozenset(
     ("classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "README.txt")
 )
 """Text files that are no labels of an image."""
+
+
+_FILES_LOOKED_AT = 20
+"""Label files of a place that tell its format."""
 
 
 def _is_among(path: Path, names: Collection[str]) -> bool:
@@ -67,17 +72,17 @@ def label_places(
 
 
 def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> list[list[str]]:
-    """Return the words of the first row that each place's label files of an image hold, for detection of formats.
+    """Return the words of the first row of some label files of images of each place, for detection of formats.
 
-    Header lines with a colon are skipped, and so are files without image.
+    Header lines with a colon are skipped, and so are files without image or without a row. Several files are looked at,
+    so that a damaged one doesn't hide what the others are.
     """
 
     def rows(path: Path) -> Iterator[list[str]]:
-        for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines():
-            if line.strip() and ":" not in line:
-                yield line.split()
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        return islice((line.split() for line in lines if line.strip() and ":" not in line), 1)
 
-    found = []
+    found: list[list[str]] = []
     for place in places:
         images = {image.relative_to(place.images).with_suffix("") for image in images_below(place.images)}
         texts = _texts_of(place.labels)
@@ -85,7 +90,7 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
         words = (
             row for path in files if path.is_file() and not _is_among(path, not_labels) for row in rows(path)
         )
-        found.append(next(words, []))
+        found += islice(words, _FILES_LOOKED_AT)
     return found
 
 

@@ -139,7 +139,7 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> M
             fix=f'write the number before each name ("1 {lines[0]}"), or a line for each value from 0 on',
         )
     said = () if pairs is None else (f"{path.name}: each line is a value of the masks and its class",)
-    return _named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
+    return named_values(path, [(name, i) for i, name in (pairs or enumerate(lines))], said)
 
 
 def from_table(table: ColourTable, *, colour: bool) -> MaskClasses:
@@ -151,18 +151,23 @@ def from_table(table: ColourTable, *, colour: bool) -> MaskClasses:
     path = table.path
     said = (f"{path.name}: the classes and their colours",)
     if colour:
-        return _named_values(path, [(name, value) for name, value, _ in table.rows], said)
+        return named_values(path, [(name, value) for name, value, _ in table.rows], said)
     numbers = [(name, number) for name, _, number in table.rows if number is not None]
     if len(numbers) == len(table.rows):
-        return _named_values(path, numbers, (f"{path.name}: the classes and their numbers",))
+        return named_values(path, numbers, (f"{path.name}: the classes and their numbers",))
     if all(value % 0x010101 == 0 for _, value, _ in table.rows):
-        return _named_values(path, [(name, value & 255) for name, value, _ in table.rows], said)
+        return named_values(path, [(name, value & 255) for name, value, _ in table.rows], said)
     order = ",".join(f"{name}={i}" for i, (name, _, _) in enumerate(table.rows))
     fix = f'if the order of the rows is that of the values, -o classes="{order}"'
     raise DataError("names colours, but the masks hold one value a pixel", where=str(path), fix=fix)
 
 
-def _named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> MaskClasses:
+def named_values(path: Path, pairs: Sequence[tuple[str, int]], said: tuple[str, ...]) -> MaskClasses:
+    """Return the map of names and values, in which names of no class are ignored.
+
+    Raises:
+        DataError: A value has two names.
+    """
     if len({value for _, value in pairs}) < len(pairs):
         raise DataError("gives one value to two classes", where=str(path), fix="give each value once")
     names = tuple(dict.fromkeys(name for name, _ in pairs if not is_ignored_name(name)))

@@ -24,10 +24,17 @@ _CITYSCAPES_KIND = re.compile(r"_gt(?:Fine|Coarse)_([A-Za-z]+)$")
 BETWEEN = re.compile(r"[_\-. ]+")
 """What parts the words of a file's name."""
 
-_PEOPLE = r"(?:HO|manual|observer|annotator|expert|grader|rater|reader)"
+_CHANNEL = re.compile(r"_\d{4}$")
+"""How nnU-Net ends the names of the channels of an image."""
+
+_PEOPLE = r"(?:manual|observer|annotator|labell?er|expert|grader|rater|reader|radiologist|pathologist|doctor)"
+_WORD = rf"(?:{'|'.join(sorted(MASK_WORDS))})"
 _ANNOTATOR = re.compile(
-    rf"(?:^|[_\-. ])(?:(\d)(?:st|nd|rd|th)[_\-. ]?{_PEOPLE}|{_PEOPLE}[_\-. ]?(\d))$", re.IGNORECASE
+    rf"(?:[_\-. ]{_WORD})?(?:^|[_\-. ])(?:(\d)(?:st|nd|rd|th)[_\-. ]?(?:HO|{_PEOPLE})|(?:HO|{_PEOPLE})[_\-. ]?(\d)|"
+    rf"{_PEOPLE}[_\-. ]?([A-H]))(?:[_\-. ]{_WORD})?$",
+    re.IGNORECASE,
 )
+"""Who drew a mask, by a number or a letter, with a word for what it is before or behind."""
 _VIEW_SHARE = 0.3
 """Share of an image from which one region may be its field of view."""
 
@@ -52,7 +59,7 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     for image in images:
         key = bare_name(_stem(image))
         if key not in by_key:  # nnU-Net numbers the channels: "case_0000" belongs to "case"
-            key = re.sub(r"_\d{4}$", "", key)
+            key = _CHANNEL.sub("", key)
         if image not in pairs and key in by_key:
             fitting[image] = key
     _unique(root, fitting, "images")
@@ -151,6 +158,15 @@ def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]
     found: dict[str, Path] = {}
     for path, name in names.items():
         if (other := found.setdefault(name, path)) != path:
+            if _CHANNEL.search(path.stem) and _CHANNEL.sub("", path.stem) == _CHANNEL.sub("", other.stem):
+                one = f"{_CHANNEL.sub('', path.stem)}_0000.tif"
+                raise DataError(
+                    f"{within(other, root)} and {within(path, root)} are two channels of one case, as nnU-Net writes them; "
+                    "of 2-D images a file with all channels is read",
+                    where=str(root),
+                    fix=f"write the channels of each case as the bands of one file, as {one} (with rasterio or tifffile), "
+                    "and move those of single channels away",
+                )
             raise DataError(
                 f"two {kind} belong to one name: {within(other, root)} and {within(path, root)}",
                 where=str(root),
@@ -163,9 +179,17 @@ def _unique(root: Path, names: Mapping[Path, str], kind: str) -> dict[str, Path]
 
 
 def annotator_of(name: str) -> int | None:
-    """Return the number of who drew a mask, by the name of its file or folder ("1st_manual", "a_2ndHO"), or None."""
+    """Return the number of who drew a mask, by the name of its file or folder ("1st_manual", "a_2ndHO"), or None.
+
+    Letters count from A.
+
+    >>> annotator_of("a_reader2_mask"), annotator_of("a_readerB"), annotator_of("a_manuals"), annotator_of("a_hog")
+    (2, 2, None, None)
+    """
     match = _ANNOTATOR.search(name)
-    return int(match[1] or match[2]) if match else None
+    if match is None:
+        return None
+    return int(match[1] or match[2] or ord(match[3].upper()) - ord("A") + 1)
 
 
 def without_annotator(stem: str) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.data.formats.class_names import first_synonyms
 from vitp.data.formats.mask_classes import (
     MOST_FOUND_CLASSES,
     MaskClasses,
@@ -16,6 +18,7 @@ from vitp.data.formats.mask_classes import (
     from_option,
     from_table,
     from_values,
+    named_values,
 )
 from vitp.data.formats.mask_kinds import (
     MaskFacts,
@@ -27,7 +30,12 @@ from vitp.data.formats.mask_kinds import (
     totals,
 )
 from vitp.data.formats.mask_nodata import check_left
+from vitp.data.formats.walk import named_file, read_label_text
 from vitp.records.labels import BACKGROUND, IGNORE
+
+_CLASSES, _CODES, _OBJECT_INFO = "classes.txt", "codes.txt", "objectInfo150.txt"
+_INFO = re.compile(r"(\d+)[\s,]+[\d.]+[\s,]+\d+[\s,]+\d+[\s,]+\d+[\s,]+(\S.*)$")
+"""A row of ADE20K's table: number, share of the pixels, counts of images, whether it is stuff, and name."""
 
 _CITYSCAPES = (
     *(
@@ -83,6 +91,43 @@ def from_label_ids(values: Collection[int]) -> MaskClasses | None:
     return MaskClasses(names, pairs, (said,), frozenset(range(len(_CITYSCAPES))))
 
 
+def name_file(root: Path) -> Path | None:
+    """Return the file of a set's folder that names the values of its masks, or None.
+
+    These are `classes.txt`, `codes.txt`, which has as many lines, and ADE20K's `objectInfo150.txt`.
+    """
+    return named_file(root, (_CLASSES, _CODES, _OBJECT_INFO))
+
+
+def _from_names(path: Path | None, values: Collection[int], *, colour: bool) -> MaskClasses | None:
+    """Return the classes that a file names, or None where it is about other things than the values that occur."""
+    if path is None or path.name.lower() == _CLASSES:
+        return None if path is None else from_file(path, colour=colour, occurring=values)
+    lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+    if colour or (path.name.lower() == _CODES and max({*values} - {IGNORE}, default=0) >= len(lines)):
+        return None
+    if path.name.lower() == _CODES:
+        return from_file(path, colour=colour, occurring=values)
+    return from_object_info(path, lines)
+
+
+def from_object_info(path: Path, lines: Sequence[str]) -> MaskClasses | None:
+    """Return the classes of ADE20K's table, whose rows are number, four facts and name; None where rows differ.
+
+    The number 0 says that a pixel is of none of them, which its benchmark ignores.
+
+    Args:
+        path: The file.
+        lines: Its lines, with the head.
+    """
+    rows = [match for line in lines[1:] if (match := _INFO.match(line))]
+    if not rows or len(rows) < len(lines) - 1:
+        return None
+    names = first_synonyms([row[2] for row in rows])
+    pairs = [("unlabelled", 0), *((name, int(row[1])) for name, row in zip(names, rows, strict=True))]
+    return named_values(path, pairs, (f"{path.name}: the classes and their numbers",))
+
+
 def name_classes(
     root: Path,
     whole: Sequence[MaskFacts],
@@ -111,14 +156,15 @@ def name_classes(
     """
     if classes:
         return from_option(classes, colour=colour)
-    table, names = find_colour_table(root), root / "classes.txt"
+    table, names = find_colour_table(root), name_file(root)
     counts = totals(facts)
-    if names.is_file() and (table is None or not colour or table.path == names):
-        named = from_file(names, colour=colour, occurring=counts)
-        if table is None or table.path == names:
+    if names is not None and (table is None or not colour or table.path == names):
+        named = _from_names(names, counts, colour=colour)
+        if named is not None and (table is None or table.path == names):
             return named
-        line = f"{table.path.name}: not used, classes.txt names the values of the masks"
-        return replace(named, said=(*named.said, line))
+        if named is not None and table is not None:
+            line = f"{table.path.name}: not used, {names.name} names the values of the masks"
+            return replace(named, said=(*named.said, line))
     if table is not None:
         return from_table(table, colour=colour)
     if label_ids and not colour and (published := from_label_ids(counts)) is not None:

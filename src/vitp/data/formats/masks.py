@@ -26,7 +26,7 @@ from vitp.data.formats.mask_kinds import (
 )
 from vitp.data.formats.mask_layouts import MaskEntry, MaskLayout, find_masks
 from vitp.data.formats.mask_names import CITYSCAPES
-from vitp.data.formats.mask_naming import check_used, name_classes
+from vitp.data.formats.mask_naming import check_used, name_classes, name_file
 from vitp.data.formats.mask_nodata import (
     NODATA_READINGS,
     facts_to_name,
@@ -35,6 +35,8 @@ from vitp.data.formats.mask_nodata import (
     with_nodata,
 )
 from vitp.data.formats.mask_objects import (
+    ORIENTATIONS,
+    check_turned,
     mask_fits,
     note_touching,
     numbered_objects,
@@ -53,6 +55,7 @@ _READINGS = {
     "mask_type": ("semantic", "instances"),
     "strays": ("nearest", "ignore"),
     "nodata": NODATA_READINGS,
+    "orientation": ORIENTATIONS,
 }
 """Option → what it may say."""
 
@@ -83,6 +86,7 @@ def read_masks(
     strays: str = "",
     nodata: str = "",
     annotator: int | None = None,
+    orientation: str = "",
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -105,23 +109,28 @@ def read_masks(
         nodata: What the value is that the masks' own tags name as nodata: "ignore", "background". By default it is
             ignored; of 0 beside several classes it must be said.
         annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
+        orientation: "shown": masks lie on images that EXIF turns as viewers show these, where sizes don't tell it.
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    _check_options(mask_type=mask_type, strays=strays, nodata=nodata)
+    _check_options(mask_type=mask_type, strays=strays, nodata=nodata, orientation=orientation)
     layout = find_masks(root, images, masks, annotator) or _no_masks(root)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if not classes and not mask_type:
         classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
-        return _add_files(builder, layout.entries, _class_name(classes))
-    named = layout.label_ids or (root / "classes.txt").is_file() or find_colour_table(root) is not None
+        return _add_files(builder, layout.entries, _class_name(classes), orientation)
+    named = layout.label_ids or name_file(root) is not None or find_colour_table(root) is not None
     entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
     if not entries:
         return builder.build()
+    plain = [found for found in entries if found.onto is None]
+    check_turned(
+        builder, [(found.entry.image, found.entry.masks[0], found.size) for found in plain], orientation
+    )
     if not (mask_type or named) and (not classes or (isinstance(classes, str) and "=" not in classes)):
         _refuse_instances(root, entries)
     if mask_type == "instances":
@@ -236,9 +245,10 @@ def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
 # --- masks of instances
 
 
-def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str) -> LabelledSet:
+def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str, orientation: str) -> LabelledSet:
     """Add images of which each has several masks with one object each."""
     count = 0
+    fitting: list[tuple[Path, Path, tuple[int, int]]] = []
     for entry in entries:
         size = builder.size_of(entry.image)
         if size is None:
@@ -258,8 +268,10 @@ def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str) -> 
             else:
                 labels.append(label)
         else:
+            fitting.append((entry.image, entry.masks[0], size))
             count += len(labels)
             builder.add(entry.image, size, split=entry.split, objects=tuple(labels))
+    check_turned(builder, fitting, orientation)
     builder.understand(f"each file is one {name}: {count} objects")
     return builder.build(object_classes=(name,))
 
@@ -359,7 +371,7 @@ def _by_palette(builder: SetBuilder, entries: list[_Read], classes: object) -> t
 
 def _table_colours(root: Path, classes: object) -> frozenset[int]:
     """Return the colours of the table that names the classes, where it has no numbers for them."""
-    table = None if classes or (root / "classes.txt").is_file() else find_colour_table(root)
+    table = None if classes or name_file(root) is not None else find_colour_table(root)
     if table is None or all(number is not None for _, _, number in table.rows):
         return frozenset()
     return frozenset(colour for _, colour, _ in table.rows)

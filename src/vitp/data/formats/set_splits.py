@@ -19,6 +19,7 @@ from vitp.data.formats.identity import (
 from vitp.data.formats.patients import barcode_patients, folder_patients, pseudonyms, renamed, told_patients
 from vitp.data.formats.places import GroundPlace, find_places, on_one_plane, split_by_place, with_ground
 from vitp.data.formats.read_options import ReadOptions
+from vitp.data.formats.split_lists import read_split_file
 from vitp.data.formats.splits import (
     FROM_FOLDERS,
     assign_fractions,
@@ -26,8 +27,8 @@ from vitp.data.formats.splits import (
     compile_group_regex,
     group_in,
     match_entries,
-    read_split_file,
     splits_from_lists,
+    unused_lists,
 )
 from vitp.data.formats.walk import Note, within
 from vitp.records.labels import SPLITS, LabelledImage, PlaceSplit
@@ -99,6 +100,13 @@ class SetSplits:
         free = [number for number, entry in enumerate(self.added) if not entry.apart]
         drawn = not any(given[number] for number in free)
         if drawn and free:
+            if self.options.splits != "drawn" and (
+                lists := unused_lists(self.root, [e.known_as for e in self.added])
+            ):
+                self.understand(
+                    f"not used: {', '.join(lists)}, which name images; lists of the splits are called train.txt, val.txt "
+                    "and test.txt"
+                )
             own, origin = self._draw([known.items[n] for n in free], [places[n] for n in free])
             for number, split in zip(free, own, strict=True):
                 given[number] = split

@@ -8,34 +8,24 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.walk import (
-    Note,
-    child,
-    images_below,
-    parse_label_json,
-    read_label_text,
-    split_of,
-    within,
+from vitp.data.formats.split_lists import (
+    SplitEntry,
+    find_split_lists,
+    other_lists,
+    read_split_list,
+    without_suffix,
 )
-from vitp.io.images import IMAGE_SUFFIXES
-from vitp.records.labels import SPLITS
+from vitp.data.formats.walk import Note, images_below, within
 
-_LIST_FOLDERS = ("", "ImageSets/Main", "ImageSets/Segmentation", "ImageSets", "splits", "lists", "list")
-"""Where lists may lie, below the set's folder and in any case; the first place that has some counts, and after these
-the folders of the images."""
-
-_LIST_SUFFIXES = (".txt", ".lst")
-
-FROM_FOLDERS = "the folders and files that are named after the splits"
+FROM_FOLDERS = "the folders, files and columns that say the splits"
 """What named splits that no list names."""
 
-_NUMBER = re.compile(r"-?\d{1,9}$")
-"""Behind a name: the number of a class, or Pascal VOC's flag that says whether the image holds one."""
+_LOOKED_AT = 50
+"""Lines that tell whether a text names images."""
 
 
 # --- fractions
@@ -115,71 +105,6 @@ def _fill_empty(chosen: dict[str, list[str]], members: Mapping[str, list[int]]) 
 # --- lists of names
 
 
-@dataclass(frozen=True)
-class SplitEntry:
-    """One image that a list puts into a split; the first of its possible names is as the list writes it."""
-
-    names: tuple[str, ...]
-    split: str
-    where: str
-
-
-def read_split_file(path: Path) -> list[SplitEntry]:
-    """Return the entries of JSON `{"train": [names], …}` or of lines `name split`.
-
-    Raises:
-        DataError: The file is missing, or a row can't be understood.
-    """
-    text = read_label_text(path)
-    found = []
-    if path.suffix.lower() == ".json":
-        content = parse_label_json(text, path)
-        fix = 'write {"train": [names], "val": [names], "test": [names]}'
-        if not isinstance(content, dict):
-            raise DataError("isn't an object", where=str(path), fix=fix)
-        for word, names in content.items():
-            split = split_of(word)
-            if split is None or not isinstance(names, list):
-                raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
-            found += [SplitEntry((str(name),), split, f"{path.name}: {word}") for name in names]
-        return found
-    for row, line in enumerate(text.splitlines(), 1):
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, _, word = re.sub(r"[,;\t]", " ", line).strip().rpartition(" ")
-        split = split_of(word)
-        if split is None or not name:
-            what = "row doesn't name an image and its split"
-            raise DataError(what, where=f"{path}:{row}", fix='write lines like "image_1.png train"')
-        found.append(SplitEntry((name.strip(),), split, f"{path.name}:{row}"))
-    return found
-
-
-def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
-    """Return the entries of a list with one image a line, each line once.
-
-    A line may hold more behind the name, such as a class, the flag of Pascal VOC or the other images of a pair; the
-    name is the longest part that means an image. In a sub-folder it may be one under that folder. Lines with # are
-    comments.
-
-    Raises:
-        DataError: The list can't be read.
-    """
-    entries: dict[str, SplitEntry] = {}
-    folder = within(path.parent, root)
-    for row, line in enumerate(read_label_text(path).splitlines(), 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
-            continue
-        words = text.split()
-        flagged = len(words) > 1 and _NUMBER.match(words[-1])
-        cut = text[: -len(words[-1])].rstrip(" \t,;") if flagged else text
-        own = (text, cut, words[0])
-        names = tuple(dict.fromkeys((*own, *(f"{folder}/{name}" for name in own))))
-        entries.setdefault(text, SplitEntry(names, split, f"{within(path, root)}:{row}"))
-    return list(entries.values())
-
-
 class _Names:
     """The images of a set by what a list may call them: their paths and the ends of these, without suffix, too."""
 
@@ -187,7 +112,7 @@ class _Names:
         self.places = places
         self.by_name: dict[str, list[int]] = defaultdict(list)
         for index, place in enumerate(places):
-            for name in {place, _without_suffix(place)}:
+            for name in {place, without_suffix(place)}:
                 for tail in _tails(name):
                     self.by_name[tail].append(index)
 
@@ -195,7 +120,7 @@ class _Names:
         """Return the image whose whole path a name is or ends with, or None: lists may come from another machine."""
         for tail in _tails(_plain(name)):
             for index in self.by_name.get(tail, ()):
-                if tail in (self.places[index], _without_suffix(self.places[index])):
+                if tail in (self.places[index], without_suffix(self.places[index])):
                     return index
         return None
 
@@ -213,11 +138,6 @@ def _tails(name: str) -> list[str]:
 def _plain(name: str) -> str:
     """Return a path with "/" between its parts, without leading "/", "./" and "../"."""
     return "/".join(part for part in name.replace("\\", "/").split("/") if part not in ("", ".", ".."))
-
-
-def _without_suffix(place: str) -> str:
-    path = PurePosixPath(place)
-    return path.with_suffix("").as_posix() if path.suffix.lower() in (*IMAGE_SUFFIXES, ".txt") else place
 
 
 def match_entries(
@@ -262,41 +182,6 @@ def match_entries(
         else:
             missing.append(entry)
     return [meant[i].split if i in meant else None for i in range(len(places))], missing
-
-
-def find_split_lists(root: Path, places: Iterable[str] = ()) -> list[tuple[Path, list[SplitEntry]]]:
-    """Return the lists of the splits in a set's folder, or beside its images, with their entries.
-
-    A text beside an image of the same name is no list.
-
-    Raises:
-        DataError: A list can't be read.
-    """
-    stems = {_without_suffix(place) for place in places}
-    beside = sorted({(root / place).parent for place in stems} - {root})
-    usual = [[folder] for name in _LIST_FOLDERS if (folder := _below(root, name)) is not None]
-    for bases in (*usual, beside):
-        found = [
-            path
-            for base in bases
-            for path in (sorted(base.iterdir()) if base.is_dir() else ())
-            if path.suffix.lower() in _LIST_SUFFIXES
-            and split_of(path.stem)
-            and _without_suffix(within(path, root)) not in stems
-        ]
-        if found:
-            named = [(split_of(path.stem) or "train", path) for path in found]
-            named.sort(key=lambda entry: SPLITS.index(entry[0]))
-            return [(path, read_split_list(path, split, root)) for split, path in named]
-    return []
-
-
-def _below(root: Path, name: str) -> Path | None:
-    """Return the folder of a path under `root`, whose parts may be written in any case."""
-    folder: Path | None = root
-    for part in PurePosixPath(name).parts:
-        folder = None if folder is None else child(folder, (part,))
-    return folder
 
 
 def splits_from_lists(
@@ -347,6 +232,21 @@ def splits_from_lists(
         ]
         return filled, f"{origin}; the others train"
     return listed, origin
+
+
+def unused_lists(root: Path, places: Sequence[str]) -> list[str]:
+    """Return the texts that are called after a split among other words, and name images of the set.
+
+    Only `train.txt` and the like are known to be lists; of `train_list.txt` one has to be told.
+    """
+    names = _Names(places)
+    found = []
+    for path in other_lists(root):
+        entries = read_split_list(path, "train", root)[:_LOOKED_AT]
+        hits = sum(any(names.similar(name) for name in entry.names) for entry in entries)
+        if hits and 2 * hits >= len(entries):
+            found.append(within(path, root))
+    return found
 
 
 def check_missing(

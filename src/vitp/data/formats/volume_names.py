@@ -156,7 +156,10 @@ def volume_stem(path: Path | str) -> str:
 
 @lru_cache(maxsize=65536)
 def is_series(folder: Path) -> bool:
-    """Return whether a folder holds the DICOM files of a series: several, and nothing but files."""
+    """Return whether a folder holds the DICOM files of a series: several, and nothing but files.
+
+    Slices of several studies are single images, as of a class.
+    """
     names: list[str] = []
     try:
         with os.scandir(folder) as entries:
@@ -171,9 +174,29 @@ def is_series(folder: Path) -> bool:
     except OSError:
         return False
     # One damaged file doesn't make single images of all the others.
-    looked = [folder / name for name in sorted(names)[:_LOOKED_AT]]
+    files = [folder / name for name in sorted(names)]
+    looked, further = files[:_LOOKED_AT], files[_LOOKED_AT:]
     found = [path for path in looked if is_dicom_file(path)]
-    return len(names) > 1 and 2 * len(found) > len(looked) and _one_series(found)
+    if len(names) < 2 or 2 * len(found) <= len(looked) or not _one_series(found):
+        return False
+    spread = further[:: max(1, len(further) // _LOOKED_AT)]
+    return _of_one_study([*found, *(path for path in spread if is_dicom_file(path))])
+
+
+def _of_one_study(files: Sequence[Path]) -> bool:
+    """Return whether slices of a folder belong to one study, or at least to one series."""
+    roles = [role for path in files if (role := _role(path)) is not None]
+    told = [{role.series for role in roles}, {role.study for role in roles if role.study}]
+    return min(map(len, told)) < 2
+
+
+def _role(path: Path) -> DicomRole | None:
+    """Return what a DICOM file is; None: it can't be read, or is cut off and tells nothing."""
+    try:
+        role = dicom_role(path)
+    except DataError:
+        return None
+    return role if role.modality else None
 
 
 def _numbered(name: str) -> bool:

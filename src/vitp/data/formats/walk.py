@@ -315,7 +315,7 @@ def role_of(name: str) -> str:
     words = set(words_of(_WITHOUT.sub("", _DEPTH.sub("", name))))
     if words & INSTANCE_WORDS or {"segmentation", "object"} <= words:
         return "instance"
-    if words & MASK_WORDS:
+    if words & MASK_WORDS or words >= {"labeled", "approved"}:  # as CamVid calls them
         return "mask"
     return "image" if words & IMAGE_WORDS else ""
 

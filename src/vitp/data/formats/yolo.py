@@ -27,7 +27,8 @@ from vitp.data.formats.label_files import (
     label_places,
     label_rows,
 )
-from vitp.data.formats.splits import SplitEntry, check_missing, match_entries, read_split_list
+from vitp.data.formats.split_lists import SplitEntry, read_split_list
+from vitp.data.formats.splits import check_missing, match_entries
 from vitp.data.formats.walk import child, comma_list, named_file, read_label_text, suffixed, within
 from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
@@ -38,7 +39,7 @@ _DOUBLE = 'classes: several numbers are called "{}" and count as one class'
 
 
 def is_yolo(root: Path) -> bool:
-    """Return whether the first row of a folder's label files is one of YOLO."""
+    """Return whether a label file's first row is one of YOLO."""
     rows = first_rows(
         [*_yaml_places(root, find_data_yaml(root)), *label_places(root, ("labels",))], _NOT_LABELS
     )

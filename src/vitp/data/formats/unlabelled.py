@@ -1,0 +1,197 @@
+"""Folders whose labels no format fits: what is wrong with them, said of the first thing that is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+from vitp.core.errors import DataError
+from vitp.core.reading import parse_json, parse_xml, read_text
+from vitp.data.formats.captions import TEXT_KEYS, caption_tables
+from vitp.data.formats.class_columns import (
+    CLASS_KEYS,
+    class_tables,
+    is_box_table,
+)
+from vitp.data.formats.coco_files import (
+    annotation_files,
+    refuse_results,
+)
+from vitp.data.formats.folders import check_classes, find_class_folders
+from vitp.data.formats.label_files import TEXTS_BESIDE_LABELS, first_rows, label_places
+from vitp.data.formats.label_studio_files import refuse_unannotated
+from vitp.data.formats.mask_names import BETWEEN
+from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.tables import (
+    IMAGE_KEYS,
+    find_key,
+    first_table_rows,
+    raw_rows,
+    table_files,
+    table_weight,
+)
+from vitp.data.formats.volume_names import is_series
+from vitp.data.formats.walk import (
+    files_below,
+    image_folders,
+    images_below,
+    list_images,
+    role_of,
+    within,
+)
+
+
+def refuse_unlabelled(root: Path) -> None:
+    """Raise for folders of images whose labels are of a kind that no reader knows."""
+    boxes = [path.name for path in table_files(root) if is_box_table(path)]
+    if boxes:
+        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
+        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+    _refuse_strange_rows(root)
+    _refuse_matlab(root)
+    classes = are_class_folders(root)
+    for path in table_files(root):
+        labels = _has_head(path, IMAGE_KEYS, (*CLASS_KEYS, *TEXT_KEYS))
+        if path.suffix.lower() not in (".csv", ".tsv") or (classes and not labels):
+            continue
+        if (problem := problem_of(path)) is not None:
+            fix = "save it as UTF-8, or move it away; --format reads the folder without it"
+            raise DataError(f"may be a table of labels, but {problem}", where=str(path), fix=fix)
+        # What names images, but has rows that can't be read, is what is wrong where nothing else labels them.
+        if (labels or _has_head(path, IMAGE_KEYS)) and not first_table_rows(path):
+            list(raw_rows(path))
+    if classes:
+        return
+    refuse_unannotated(root)
+    refuse_results(annotation_files(root))
+    _refuse_strange_tables(root)
+    _refuse_several_names(root)
+    _refuse_bare_series(root)
+    dates = next((place for place in two_dates(find_pair_places(root)) if not place.has_mask), None)
+    if dates is not None:
+        before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
+        raise DataError(
+            f"{before} and {after} are two dates, but there is no folder of masks of what changed",
+            where=str(root),
+            fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
+        )
+
+
+def _has_head(path: Path, *kinds: Sequence[str]) -> bool:
+    """Return whether the head of a table has a column of each kind of keys, whatever its encoding."""
+    try:
+        head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
+    except OSError:
+        return True
+    row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (head.splitlines() or [""])[0])}
+    return all(find_key(row, keys) is not None for keys in kinds)
+
+
+def _refuse_strange_rows(root: Path) -> None:
+    """Raise for text files of images in labels/ or labelTxt/ whose rows are of no format."""
+    for place in label_places(root, ("labels", "labelTxt", "annfiles", "label_2"), ("images", "image_2")):
+        rows = [] if place.images == place.labels else first_rows([place], TEXTS_BESIDE_LABELS)
+        if rows:
+            text = " ".join(rows[0])
+            raise DataError(
+                f'the first row of the text files is "{text[:60]}", which is of none of YOLO, DOTA and KITTI',
+                where=str(place.labels),
+                fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
+                "parted by blanks",
+            )
+
+
+def _refuse_matlab(root: Path) -> None:
+    """Raise for folders of labels in MATLAB's files beside images, as CrackForest and BSDS have them."""
+    found = [
+        path
+        for path in files_below(root, ".mat")
+        if any(role_of(part) == "mask" for part in path.relative_to(root).parts[:-1])
+    ]
+    stems = {image.stem for image in images_below(root)} if found else set()
+    if fitting := [path for path in found if path.stem in stems]:
+        raise DataError(
+            f"{within(fitting[0].parent, root)} holds labels in {len(fitting)} files of MATLAB, which no reader knows",
+            where=str(root),
+            fix="write their segmentations as PNG of the images' names into masks/ (SciPy's loadmat, Pillow)",
+        )
+
+
+def _refuse_strange_tables(root: Path) -> None:
+    """Raise for tables of captions or classes that are about other images."""
+    for path in dict.fromkeys((*caption_tables(root), *class_tables(root))):
+        column = find_key(first_table_rows(path, 1)[0], IMAGE_KEYS)
+        if column is not None and table_weight(root, path, IMAGE_KEYS) == "none":
+            first = str(first_table_rows(path, 1)[0][column])
+            raise DataError(
+                f"{path.name} names images, but most of them aren't there (the first: {first})",
+                where=str(root),
+                fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
+                "it is about other things",
+            )
+
+
+def _refuse_bare_series(root: Path) -> None:
+    """Raise for folders that are a series each: whether these are classes isn't known."""
+    series = [path for path in list_images(root) if path.is_dir() and is_series(path)]
+    if len(series) > 1:
+        names = ", ".join(path.name for path in series[:3])
+        raise DataError(
+            f"{names} are one series of DICOM each, so {len(series)} volumes, and nothing says what is in them",
+            where=str(root),
+            fix=f"where they are classes, put each series into a folder of its own in them ({series[0].name}/1/*.dcm); or "
+            "add a table of image and class, masks, or --format images for volumes without labels",
+        )
+
+
+def _refuse_several_names(root: Path) -> None:
+    """Raise for a folder in which each image has several files of its name and a word: masks of several people, perhaps."""
+    for folder in image_folders(root):
+        stems, named = folder.stems, dict[str, set[str]]()
+        for stem in stems:
+            cuts = (match.start() for match in BETWEEN.finditer(stem))
+            if name := next((stem[:cut] for cut in cuts if stem[:cut] in stems), None):
+                named.setdefault(name, set()).add(stem.removeprefix(name))
+        common = set.intersection(*named.values()) if named else set()
+        if len(named) > 1 and len(common) > 1 and 2 * len(named) * (1 + len(common)) > len(folder.files):
+            first = min(named)
+            files = ", ".join(f"{first}{word}" for word in sorted(common)[:3])
+            raise DataError(
+                f"{files} lie beside {first}, and so for each of {len(named)} images: masks that several people drew, or "
+                "parts or channels of one image",
+                where=str(folder.path),
+                fix="put the images into images/ and the masks of one person into masks/, under the images' names",
+            )
+
+
+def problem_of(path: Path) -> str | None:
+    """Return why a JSON, XML or text file can't be read, or None."""
+    try:
+        text = read_text(path)
+        if path.suffix.lower() == ".json":
+            parse_json(text)
+        elif path.suffix.lower() == ".xml":
+            parse_xml(text)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"
+    except UnicodeDecodeError:
+        return "is not UTF-8 text"
+    except json.JSONDecodeError as error:
+        return f"is not JSON (line {error.lineno}: {error.msg})"
+    except ElementTree.ParseError as error:
+        return f"is not XML ({error})"
+    return None
+
+
+def are_class_folders(root: Path) -> bool:
+    """Return whether the folders of images are classes, without doubt."""
+    found = find_class_folders(root)
+    try:
+        if found:
+            check_classes(root, found)
+    except DataError:
+        return False
+    return bool(found)
