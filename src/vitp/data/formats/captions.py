@@ -29,6 +29,7 @@ from vitp.data.formats.volume_names import volume_suffix
 from vitp.data.formats.walk import (
     image_folders,
     list_images,
+    read_label_lines,
     read_label_text,
     split_folders,
     split_of,
@@ -232,7 +233,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
             if path is None or not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
-            captions = seen.used(read_label_text(path).splitlines(), builder.place(path))
+            captions = seen.used(read_label_lines(path), builder.place(path))
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             else:

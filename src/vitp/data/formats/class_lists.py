@@ -13,7 +13,15 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import numbered
 from vitp.data.formats.folders import find_class_folders
 from vitp.data.formats.tables import TableImages
-from vitp.data.formats.walk import child, comma_list, named_file, read_label_text, split_of, suffixed, within
+from vitp.data.formats.walk import (
+    child,
+    comma_list,
+    named_file,
+    read_label_lines,
+    split_of,
+    suffixed,
+    within,
+)
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.labels import LabelledSet
 
@@ -38,7 +46,7 @@ class ListRow:
 
 def _rows(path: Path) -> Iterator[ListRow | None]:
     """Yield the lines of a list, None for one that isn't of an image and something behind it."""
-    for number, line in enumerate(read_label_text(path).splitlines(), 1):
+    for number, line in enumerate(read_label_lines(path), 1):
         text = line.strip()
         if text and not text.startswith("#"):
             row = _ROW.match(text)
@@ -73,7 +81,7 @@ def _plain_lists(root: Path) -> list[Path]:
     found = []
     for folder in (root, *(child(root, (name,)) for name in _FOLDERS)):
         for path in [] if folder is None else suffixed(folder, ".txt"):
-            lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+            lines = [line.strip() for line in read_label_lines(path) if line.strip()]
             if (
                 lines
                 and split_of(path.stem)
@@ -246,7 +254,7 @@ def _name_file(root: Path, paths: Sequence[Path]) -> tuple[tuple[str, ...] | Non
         )
         if path is None:
             continue
-        lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_label_lines(path) if line.strip()]
         pairs = numbered(lines)
         if pairs is not None and [number for number, _ in pairs] != [*range(len(pairs))]:
             what = f"numbers the classes from {pairs[0][0]} on, so which of them are those of the list isn't known"

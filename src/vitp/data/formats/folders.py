@@ -22,7 +22,7 @@ from vitp.data.formats.walk import (
     image_folders,
     list_images,
     named_file,
-    read_label_text,
+    read_label_lines,
     role_of,
     shared,
     split_folders,
@@ -155,7 +155,7 @@ def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Pat
     """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding."""
     path = named_file(base, (f"{base.name}_annotations.txt",))
     left = set(list_images(images))
-    for row, line in enumerate(read_label_text(path).splitlines() if path else (), 1):
+    for row, line in enumerate(read_label_lines(path) if path else (), 1):
         name, _, rest = line.strip().partition("\t")
         image, label = images / name, rest.split("\t")[0].strip()
         if not name or path is None:
@@ -177,7 +177,7 @@ def _words(builder: SetBuilder, names: set[str]) -> dict[str, str]:
     path = named_file(builder.root, _WORDS)
     if path is None:
         return {}
-    pairs = (line.strip().split(maxsplit=1) for line in read_label_text(path).splitlines())
+    pairs = (line.strip().split(maxsplit=1) for line in read_label_lines(path))
     told = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in names}
     if not told:
         return {}

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.core.reading import lines_of
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.walk import (
@@ -16,7 +17,7 @@ from vitp.data.formats.walk import (
     child,
     files_below,
     images_below,
-    read_label_text,
+    read_label_lines,
     split_in,
 )
 
@@ -79,7 +80,7 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
     """
 
     def rows(path: Path) -> Iterator[list[str]]:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines = lines_of(path.read_text(encoding="utf-8-sig", errors="replace"))
         return islice((line.split() for line in lines if line.strip() and ":" not in line), 1)
 
     found: list[list[str]] = []
@@ -108,7 +109,7 @@ def label_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     Raises:
         DataError: The file can't be read.
     """
-    for row, line in enumerate(read_label_text(path).splitlines(), 1):
+    for row, line in enumerate(read_label_lines(path), 1):
         if words := line.split():
             yield row, words
 

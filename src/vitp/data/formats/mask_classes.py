@@ -16,9 +16,9 @@ from typing import Any
 from PIL import ImageColor
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json
+from vitp.core.reading import lines_of, parse_json
 from vitp.data.formats.class_names import is_ignored_name, numbered
-from vitp.data.formats.walk import read_label_text
+from vitp.data.formats.walk import read_label_lines, read_label_text
 from vitp.records.labels import BACKGROUND, IGNORE
 
 MOST_FOUND_CLASSES = 64
@@ -120,7 +120,7 @@ def from_file(path: Path, *, colour: bool, occurring: Collection[int] = ()) -> M
     Raises:
         DataError: The file can't be read or names colours no class.
     """
-    lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_label_lines(path) if line.strip()]
     if lines and all("=" in line for line in lines):
         return from_option(lines, colour=colour)
     if (table := read_colour_table(path)) is not None:
@@ -372,7 +372,7 @@ def _text_rows(path: Path) -> list[_Row] | None:
         return None
     lines = [
         (number, line.strip())
-        for number, line in enumerate(text.splitlines(), 1)
+        for number, line in enumerate(lines_of(text), 1)
         if line.strip() and not line.lstrip().startswith(("#", "//"))
     ]
     headed = _headed_rows(path, lines) if lines else None

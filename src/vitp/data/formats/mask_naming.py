@@ -30,7 +30,7 @@ from vitp.data.formats.mask_kinds import (
     totals,
 )
 from vitp.data.formats.mask_nodata import check_left
-from vitp.data.formats.walk import named_file, read_label_text
+from vitp.data.formats.walk import named_file, read_label_lines
 from vitp.records.labels import BACKGROUND, IGNORE
 
 _CLASSES, _CODES, _OBJECT_INFO = "classes.txt", "codes.txt", "objectInfo150.txt"
@@ -103,7 +103,7 @@ def _from_names(path: Path | None, values: Collection[int], *, colour: bool) -> 
     """Return the classes that a file names, or None where it is about other things than the values that occur."""
     if path is None or path.name.lower() == _CLASSES:
         return None if path is None else from_file(path, colour=colour, occurring=values)
-    lines = [line.strip() for line in read_label_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_label_lines(path) if line.strip()]
     if colour or (path.name.lower() == _CODES and max({*values} - {IGNORE}, default=0) >= len(lines)):
         return None
     if path.name.lower() == _CODES:

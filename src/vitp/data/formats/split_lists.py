@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json
+from vitp.core.reading import lines_of, parse_json
 from vitp.data.formats.walk import (
     child,
     named_file,
     parse_label_json,
+    read_label_lines,
     read_label_text,
     split_of,
     suffixed,
@@ -64,7 +65,7 @@ def read_split_file(path: Path) -> list[SplitEntry]:
                 raise DataError(f'"{word}" is not a split with a list of names', where=str(path), fix=fix)
             found += [SplitEntry((str(name),), split, f"{path.name}: {word}") for name in names]
         return found
-    for row, line in enumerate(text.splitlines(), 1):
+    for row, line in enumerate(lines_of(text), 1):
         if not line.strip() or line.startswith("#"):
             continue
         name, _, word = re.sub(r"[,;\t]", " ", line).strip().rpartition(" ")
@@ -89,7 +90,7 @@ def read_split_list(path: Path, split: str, root: Path) -> list[SplitEntry]:
     entries: dict[str, SplitEntry] = {}
     folder = within(path.parent, root)
     content = _json_names(path)
-    lines = read_label_text(path).splitlines() if content is None else content
+    lines = read_label_lines(path) if content is None else content
     for row, line in enumerate(lines, 1):
         text = line.strip()
         if not text or text.startswith("#"):
@@ -187,7 +188,7 @@ def _flagged_list(root: Path) -> list[tuple[Path, list[SplitEntry]]]:
 
 def _pairs(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield the number of each row of a list, and what stands before and behind its first blank."""
-    for row, line in enumerate(read_label_text(path).splitlines(), 1):
+    for row, line in enumerate(read_label_lines(path), 1):
         number, _, rest = line.strip().partition(" ")
         if number:
             yield row, number, rest.strip()

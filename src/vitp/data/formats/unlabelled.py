@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, parse_xml, read_text
+from vitp.core.reading import lines_of, parse_json, parse_xml, read_text
 from vitp.data.formats.captions import TEXT_KEYS, caption_tables
 from vitp.data.formats.class_columns import (
     CLASS_KEYS,
@@ -86,7 +86,7 @@ def _has_head(path: Path, *kinds: Sequence[str]) -> bool:
         head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
     except OSError:
         return True
-    row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (head.splitlines() or [""])[0])}
+    row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (lines_of(head) or [""])[0])}
     return all(find_key(row, keys) is not None for keys in kinds)
 
 

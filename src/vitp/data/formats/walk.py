@@ -18,7 +18,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import check_file, parse_json, parse_xml, read_text
+from vitp.core.reading import check_file, lines_of, parse_json, parse_xml, read_text
 from vitp.data.formats.volume_names import is_series, is_volume_name, volume_suffix
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
@@ -76,6 +76,15 @@ def read_label_text(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         what = f"can't be read ({error})"
         raise DataError(what, where=str(path), fix="check the file; text must be UTF-8") from error
+
+
+def read_label_lines(path: Path) -> list[str]:
+    """Return a label file's lines, without their ends.
+
+    Raises:
+        DataError: It can't be read or isn't UTF-8.
+    """
+    return lines_of(read_label_text(path))
 
 
 def parse_label_json(text: str, path: Path, fix: str = "mend the file", row: int = 1) -> Any:

@@ -20,6 +20,7 @@ from vitp.data.formats.walk import (
     files_below,
     name_index,
     parse_label_json,
+    read_label_lines,
     read_label_text,
     split_in,
 )
@@ -125,5 +126,5 @@ def _names(root: Path) -> dict[str, str]:
     path = next(iter(sorted(root.rglob("xview_class_labels.txt"))), None)
     if path is None:
         return {}
-    rows = (line.partition(":") for line in read_label_text(path).splitlines() if line.strip())
+    rows = (line.partition(":") for line in read_label_lines(path) if line.strip())
     return {number.strip(): name.strip() for number, _, name in rows if name.strip()}

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_yaml
+from vitp.core.reading import lines_of, parse_yaml
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import doubles, numbered
 from vitp.data.formats.dota import are_numbers
@@ -144,7 +144,7 @@ def _names(root: Path, told: DataYaml | None) -> tuple[tuple[str, ...], str]:
     if path is None:
         fix = "add one of them, or name the classes in order with the option classes"
         raise DataError("no class names found (data.yaml, classes.txt or *.names)", where=str(root), fix=fix)
-    lines = [line.strip() for line in read_label_text(path).rstrip().splitlines()]
+    lines = [line.strip() for line in lines_of(read_label_text(path).rstrip())]
     empty = next((row for row, line in enumerate(lines, 1) if not line), None)
     if empty is not None or not lines:
         what = "a class has no name: the row is the class's number"
