@@ -245,3 +245,20 @@ def test_each_task_writes_its_files(tmp_path: Path) -> None:
         write_summary(tmp_path / task, task, [named], CLASSES)
         written = {str(p.relative_to(tmp_path / task)) for p in (tmp_path / task).rglob("*") if p.is_file()}
         assert written == files, task
+
+
+@pytest.mark.parametrize(
+    ("image", "classes"), [("a b", ("ship", "plane")), ("a", ("storage tank", "plane")), ("a", ("ship", "plane"))]
+)
+def test_names_that_no_submission_can_hold_cost_the_submission_alone(
+    tmp_path: Path, image: str, classes: tuple[str, ...]
+) -> None:
+    quads = torch.tensor([[10.0, 5, 30, 8, 28, 20, 8, 17]])
+    found = Prediction(quads_N8=quads, scores_N=torch.tensor([0.5]), labels_N=torch.tensor([0]))
+    line = write_summary(tmp_path, "oriented", [Named(image, f"{image}.png", (40, 40), found)], classes)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["categories"][0]["name"] == classes[0]
+    assert content["annotations"][0]["bbox"] == [8.0, 5.0, 22.0, 15.0]
+    spaced = " " in image or " " in classes[0]
+    assert (tmp_path / "Task1.zip").exists() is not spaced
+    assert (line is not None and "no Task1.zip" in line) is spaced
