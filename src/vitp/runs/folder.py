@@ -1,4 +1,4 @@
-"""Run folders: a new run replaces nothing, a resumed run goes on in its own, one that never began leaves none behind."""
+"""Run folders: a new run replaces nothing, a resumed one goes on, and one that never began leaves none behind."""
 
 from __future__ import annotations
 
