@@ -57,3 +57,17 @@ def test_a_run_with_a_checkpoint_keeps_it(tmp_path: Path, monkeypatch: pytest.Mo
         claimed(folder, CONFIG, "cpu", resume=False),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["mixture.json", "model", "scores.json"])
+def test_a_run_replaces_nothing_that_is_of_no_run(tmp_path: Path, name: str) -> None:
+    theirs = tmp_path / name / "weights" if name == "model" else tmp_path / name
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("mine")
+    with (
+        pytest.raises(ConfigError, match=f"holds {name}, which is of no run"),
+        claimed(tmp_path, CONFIG, "cpu", resume=False),
+    ):
+        raise AssertionError("a run began here")
+    assert theirs.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -19,7 +19,7 @@ from shapely.geometry import shape
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.inference.inputs import unique_names
+from vitp.inference.inputs import image_files, unique_names
 from vitp.inference.outputs import (
     Named,
     picture,
@@ -245,3 +245,34 @@ def test_each_task_writes_its_files(tmp_path: Path) -> None:
         write_summary(tmp_path / task, task, [named], CLASSES)
         written = {str(p.relative_to(tmp_path / task)) for p in (tmp_path / task).rglob("*") if p.is_file()}
         assert written == files, task
+
+
+@pytest.mark.parametrize(
+    ("image", "classes"),
+    [("a b", ("ship", "plane")), ("a", ("storage tank", "plane")), ("a", ("ship", "plane"))],
+)
+def test_names_that_no_submission_can_hold_cost_the_submission_alone(
+    tmp_path: Path, image: str, classes: tuple[str, ...]
+) -> None:
+    quads = torch.tensor([[10.0, 5, 30, 8, 28, 20, 8, 17]])
+    found = Prediction(quads_N8=quads, scores_N=torch.tensor([0.5]), labels_N=torch.tensor([0]))
+    line = write_summary(tmp_path, "oriented", [Named(image, f"{image}.png", (40, 40), found)], classes)
+    content = json.loads((tmp_path / "predictions.json").read_text())
+    assert content["categories"][0]["name"] == classes[0]
+    assert content["annotations"][0]["bbox"] == [8.0, 5.0, 22.0, 15.0]
+    spaced = " " in image or " " in classes[0]
+    assert (tmp_path / "Task1.zip").exists() is not spaced
+    assert (line is not None and "no Task1.zip" in line) is spaced
+
+
+def test_a_folder_whose_folders_hold_the_images_names_one_of_them(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as caught:
+        image_files([tmp_path])
+    assert caught.value.fix == "name a folder of images or volumes"
+    (tmp_path / "ships").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "ships" / "a.png")
+    with pytest.raises(DataError) as caught:
+        image_files([tmp_path])
+    assert caught.value.fix == f"name its folders, as in {tmp_path / 'ships'}"
+    assert image_files([tmp_path / "ships"]) == [str(tmp_path / "ships" / "a.png")]

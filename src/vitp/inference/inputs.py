@@ -113,7 +113,9 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         pictures = [str(path) for path in list_images(base) if volume_kind(path) is None]
         inside = sorted({*pictures, *volumes_in(base)})
         if not inside:
-            raise DataError("holds no images", where=str(path), fix="name a folder of images or volumes")
+            below = [one for one in sorted(base.iterdir()) if one.is_dir() and list_images(one)]
+            fix = f"name its folders, as in {below[0]}" if below else "name a folder of images or volumes"
+            raise DataError("holds no images", where=str(path), fix=fix)
         files += inside
     return files
 

@@ -36,7 +36,7 @@ from vitp.core.tensors import present
 from vitp.inference.plates import LabelPlates
 from vitp.io.colours import CLASS_COLOURS
 from vitp.io.pixels import row_bands
-from vitp.metrics.oriented_files import write_dota_submission
+from vitp.metrics.oriented_files import submission_problem, write_dota_submission
 from vitp.metrics.results import Prediction
 from vitp.records.geometry import area
 from vitp.records.labels import BACKGROUND, IGNORE
@@ -361,17 +361,25 @@ def write_image(
         write_dota(out / "labelTxt" / f"{named.name}.txt", named, classes)
 
 
-def write_summary(out: Path, task: str, found: Sequence[Named], classes: Sequence[str]) -> None:
-    """Write the file about all images of a task that has one; see the head of this file."""
+def write_summary(out: Path, task: str, found: Sequence[Named], classes: Sequence[str]) -> str | None:
+    """Write the files about all images of a task that has them, and return what is to be said of them, if anything is.
+
+    The head of this file names them. A submission is for DOTA's server, whose rows end a name at a space: of other
+    names none is written.
+    """
     if task == "classification":
         write_probabilities(out / "predictions.csv", found, classes)
     elif task == "segmentation":
         write_text(out / "classes.txt", "".join(f"{name}\n" for name in classes))
     elif task != "change":
         write_coco(out / "predictions.json", found, classes)
-    if task == "oriented":
-        objects = {named.name: named.prediction for named in found}
-        write_dota_submission(objects, classes, out / "Task1.zip")
+    if task != "oriented":
+        return None
+    objects = {named.name: named.prediction for named in found}
+    if (problem := submission_problem((*classes, *objects))) is not None:
+        return f"no Task1.zip is written: {problem}"
+    write_dota_submission(objects, classes, out / "Task1.zip")
+    return None
 
 
 def to_supervision(prediction: Prediction, classes: Sequence[str], *, threshold: float = 0.0) -> Any:

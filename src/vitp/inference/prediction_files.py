@@ -390,7 +390,9 @@ def _finish(job: _Job, done: Sequence[InputFile], left_out: Sequence[Unusable], 
     if isinstance(model, QueryPanoptic):
         write_panoptic(out, pictures, model.classes, model.things)
     elif pictures or (volumes and model.name == "segmentation"):
-        write_summary(out, model.name, pictures, model.classes)
+        line = write_summary(out, model.name, pictures, model.classes)
+        if line is not None:
+            job.say(line)
     description = {
         "format": _FORMAT,
         "vitp_version": __version__,

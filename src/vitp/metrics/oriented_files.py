@@ -6,7 +6,7 @@ Shapes: N objects; 8: corners x1, y1, …, x4, y4.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from vitp.core import files
@@ -15,6 +15,14 @@ from vitp.metrics.results import Prediction
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The same detections are the same file, whenever it is written."""
+
+
+def submission_problem(names: Iterable[str]) -> str | None:
+    """Return what keeps names of classes and images from standing in a submission; None: they can."""
+    for name in names:
+        if not name or "/" in name or "\\" in name or any(letter.isspace() for letter in name):
+            return f'"{name}" can\'t be the name of a class or an image in a DOTA submission'
+    return None
 
 
 def write_dota_submission(
@@ -32,13 +40,8 @@ def write_dota_submission(
     Raises:
         ConfigError: A name can't stand in such a file.
     """
-    for name in (*classes, *predictions):
-        if not name or "/" in name or "\\" in name or any(letter.isspace() for letter in name):
-            raise ConfigError(
-                f'"{name}" can\'t be the name of a class or an image in a DOTA submission',
-                where=str(path),
-                fix="use names without spaces and slashes",
-            )
+    if (problem := submission_problem((*classes, *predictions))) is not None:
+        raise ConfigError(problem, where=str(path), fix="use names without spaces and slashes")
     lines: list[list[str]] = [[] for _ in classes]
     for image, prediction in predictions.items():
         if prediction.quads_N8 is None or prediction.scores_N is None or prediction.labels_N is None:

@@ -1,4 +1,4 @@
-"""Run folders: a new run takes an empty one, a resumed run its own, and a run that never began leaves none behind."""
+"""Run folders: a new run replaces nothing, a resumed one goes on, and one that never began leaves none behind."""
 
 from __future__ import annotations
 
@@ -21,6 +21,12 @@ from vitp.engine import checkpoint
 
 _log = logging.getLogger("vitp")
 LOCK_FILE = "lock"
+_LOG_FILE = "metrics.jsonl"
+_REPLACED = (
+    *("model", "best", "mixture.json", "scores.json", "validation.json", "evidence.json"),
+    *("probes.jsonl", "trackers.json", "cases.csv", "cases.html", "start_vision.safetensors"),
+)
+"""What a run writes over where it is there: a compiled set has a `mixture.json` of its own, too."""
 HARMLESS = (
     *("train.num_workers", "train.log_every", "train.save_every", "train.keep_last", "train.device"),
     *("train.micro_batches", "train.parallel", "train.shard_size", "train.async_save"),
@@ -185,7 +191,7 @@ def claimed(
 
 def _clear(run_dir: Path, found: set[str]) -> None:
     """Remove what a run wrote that trained nothing, but for its log where that has rows."""
-    log = run_dir / "metrics.jsonl"
+    log = run_dir / _LOG_FILE
     logged = log.is_file() and log.stat().st_size > 0
     for path in run_dir.iterdir() if run_dir.is_dir() else ():
         if path.name in found or (logged and path.name != "checkpoints"):
@@ -265,6 +271,14 @@ def _claim(run_dir: Path, config: SettingsModel, resume: bool) -> None:
                 "holds a run already",
                 where=str(run_dir),
                 fix="continue it with --resume, or choose another folder",
+            )
+        # A run that failed early may have left its log and more. Others' files have no such log beside them.
+        theirs = [name for name in _REPLACED if (run_dir / name).exists()]
+        if theirs and not (run_dir / _LOG_FILE).exists():
+            raise ConfigError(
+                f"holds {theirs[0]}, which is of no run and would be replaced",
+                where=str(run_dir),
+                fix="choose another folder",
             )
         run_dir.mkdir(parents=True, exist_ok=True)
         return
