@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from vitp.cli.output import make_console, print_findings, print_lines, print_table, shown_path
+from vitp.core.errors import VitpError
 
 if TYPE_CHECKING:
     from vitp.data.compile_summary import CompileSummary
 
 
-def as_understood(fmt: str, lines: Sequence[str]) -> list[str]:
-    """Return lines for the console about how files were understood."""
+def compile_and_print(source: str, fmt: str, out: Path, **settings: Any) -> None:
+    """Compile labels and print what came of it; of a set that is refused, how it was understood."""
+    from vitp.data.compile import compile_labels
+
+    understood: list[str] = []
+
+    def told(fmt: str, lines: Sequence[str]) -> None:
+        understood.extend(_as_understood(fmt, lines))
+
+    try:
+        summary = compile_labels(source, fmt, out, told=told, **settings)
+    except VitpError:
+        # Whoever is told that a set can't be compiled wants to know what it was taken for.
+        print_lines(understood)
+        raise
+    print_summary(summary)
+
+
+def _as_understood(fmt: str, lines: Sequence[str]) -> list[str]:
     title = "merged:" if fmt == "merged" else f"understood as {fmt}:"
     return [title, *(f"  {line}" for line in lines)]
 
@@ -20,7 +39,7 @@ def as_understood(fmt: str, lines: Sequence[str]) -> list[str]:
 def print_summary(summary: CompileSummary) -> None:
     """Print how a set was understood, what it holds, what is asked about it and what isn't."""
     console = make_console()
-    print_lines(as_understood(summary.fmt, summary.understood))
+    print_lines(_as_understood(summary.fmt, summary.understood))
     rows = [
         (name, *(f"{n:,}" for n in (one.images, one.records, one.turns, sum(one.objects.values()))))
         for name, one in summary.splits.items()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vitp.cli.compiled import as_understood, print_summary
+from vitp.cli.compiled import compile_and_print, print_summary
 from vitp.cli.options import (
     LAYOUT_WORDS,
     FormatOption,
@@ -24,12 +24,11 @@ from vitp.cli.output import (
     make_console,
     print_findings,
     print_json,
-    print_lines,
     print_table,
     progress_bars,
     shown_path,
 )
-from vitp.core.errors import ConfigError, VitpError, did_you_mean
+from vitp.core.errors import ConfigError, did_you_mean
 
 if TYPE_CHECKING:
     from vitp.data.benchmarks.prepare import PrepareSettings
@@ -80,7 +79,6 @@ def compile_command(
     force: Annotated[bool, typer.Option("--force", help="Replace an earlier compilation.")] = False,
 ) -> None:
     """Turn labels into visual instructions."""
-    from vitp.data.compile import compile_labels
     from vitp.data.synthesis.build import SynthesisConfig
 
     weights = _task_weights(tasks)
@@ -94,20 +92,7 @@ def compile_command(
         neighbours=neighbours,
         wordings=wordings,
     )
-    understood: list[str] = []
-
-    def told(fmt: str, lines: Sequence[str]) -> None:
-        understood.extend(as_understood(fmt, lines))
-
-    try:
-        summary = compile_labels(
-            source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, told=told, **options
-        )
-    except VitpError:
-        # Whoever is told that a set can't be compiled wants to know what it was taken for.
-        print_lines(understood)
-        raise
-    print_summary(summary)
+    compile_and_print(source, fmt, out, synthesis=asked, max_tiles=max_tiles, force=force, **options)
 
 
 def _task_weights(words: list[str] | None) -> dict[str, float]:

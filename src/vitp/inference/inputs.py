@@ -110,9 +110,8 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
         if not base.is_dir() or is_slide_folder(base) or (bands and is_band_folder(base)):
             files.append(str(path))
             continue
-        pictures = [str(path) for path in list_images(base) if volume_kind(path) is None]
-        inside = sorted({*pictures, *volumes_in(base)})
-        if not inside:
+        pictures = {str(path) for path in list_images(base) if volume_kind(path) is None}
+        if not (inside := sorted(pictures.union(volumes_in(base)))):
             below = [one for one in sorted(base.iterdir()) if one.is_dir() and list_images(one)]
             fix = f"name its folders, as in {below[0]}" if below else "name a folder of images or volumes"
             raise DataError("holds no images", where=str(path), fix=fix)

@@ -217,7 +217,7 @@ def find_class_folders(root: Path) -> list[Folder]:
 
 
 def _sources(root: Path) -> set[Path]:
-    """Return the files that VRTs of classes show; a mosaic of many, or one in the set's own folder, is another thing."""
+    """Return the files that VRTs of classes show; a mosaic of many, or one in the set's own folder, is no such VRT."""
     folders = (folder for folder in image_folders(root) if folder.path != root)
     vrts = (path for folder in folders for path in folder.files if path.suffix.lower() == ".vrt")
     told = map(vrt_sources, vrts)

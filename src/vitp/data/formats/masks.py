@@ -96,9 +96,8 @@ def read_masks(
     Args:
         root: The set's folder.
         options: Name, licence, splits.
-        classes: "name=value,…" with indices or colours (see `mask_classes.from_option`); by default from
-            classes.txt or a table of colours, else from the values that occur. For masks of instances the name of
-            their class.
+        classes: "name=value,…" with indices or colours (see `mask_classes.from_option`); by default from classes.txt or
+            a table of colours, else the values that occur. Of masks of instances the name of their class.
         instances: Derive objects from the connected regions of every class but "background".
         fold: Fold of nnU-Net's splits_final.json, whose val cases are the split val.
         min_area: Regions of fewer pixels are no objects.
@@ -106,8 +105,8 @@ def read_masks(
         mask_type: "semantic": a value is a class; "instances": a value is an object. Where the values can be both,
             it must be given.
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
-        nodata: What the value is that the masks' own tags name as nodata: "ignore", "background". By default it is
-            ignored; of 0 beside several classes it must be said.
+        nodata: What the value that the masks' own tags name as nodata is: "ignore" (by default) or "background". Of 0
+            beside several classes it must be said.
         annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
         orientation: "shown": masks lie on images that EXIF turns as viewers show these, where sizes don't tell it.
 
@@ -124,20 +123,26 @@ def read_masks(
     if layout.per_object:
         return _add_files(builder, layout.entries, _class_name(classes), orientation)
     named = layout.label_ids or name_file(root) is not None or find_colour_table(root) is not None
-    entries = _entries(builder, layout.entries, regions=not (classes or mask_type or named))
-    if not entries:
+    if not (entries := _entries(builder, layout.entries, regions=not (classes or mask_type or named))):
         return builder.build()
-    plain = [found for found in entries if found.onto is None]
-    check_turned(
-        builder, [(found.entry.image, found.entry.masks[0], found.size) for found in plain], orientation
-    )
-    if not (mask_type or named) and (not classes or (isinstance(classes, str) and "=" not in classes)):
-        _refuse_instances(root, entries)
+    plain = [(one.entry.image, one.entry.masks[0], one.size) for one in entries if one.onto is None]
+    check_turned(builder, plain, orientation)
+    if not named:
+        _refuse_two_readings(root, entries, classes, mask_type)
     if mask_type == "instances":
         return _add_numbers(builder, entries, _class_name(classes))
-    if not classes and not named and by_colours([one.facts for one in entries]) is None:
-        refuse_odd_looks([one.facts for one in entries], [one.entry.masks[0] for one in entries])
     return _read_classes(builder, entries, classes, strays, nodata, min_area if instances else None)
+
+
+def _refuse_two_readings(
+    root: Path, entries: Sequence[_Read], classes: str | Mapping[str, str | int] | None, mask_type: str
+) -> None:
+    """Raise where values may be classes or objects, or are of nothing known, and neither options nor files tell."""
+    if not mask_type and (not classes or (isinstance(classes, str) and "=" not in classes)):
+        _refuse_instances(root, entries)
+    facts = [one.facts for one in entries]
+    if mask_type != "instances" and not classes and by_colours(facts) is None:
+        refuse_odd_looks(facts, [one.entry.masks[0] for one in entries])
 
 
 def _no_masks(root: Path) -> NoReturn:

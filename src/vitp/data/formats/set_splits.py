@@ -100,13 +100,7 @@ class SetSplits:
         free = [number for number, entry in enumerate(self.added) if not entry.apart]
         drawn = not any(given[number] for number in free)
         if drawn and free:
-            if self.options.splits != "drawn" and (
-                lists := unused_lists(self.root, [e.known_as for e in self.added])
-            ):
-                self.understand(
-                    f"not used: {', '.join(lists)}, which name images; lists of the splits are called train.txt, val.txt "
-                    "and test.txt"
-                )
+            self._say_unused_lists()
             own, origin = self._draw([known.items[n] for n in free], [places[n] for n in free])
             for number, split in zip(free, own, strict=True):
                 given[number] = split
@@ -134,6 +128,14 @@ class SetSplits:
         if not known.by_pixels:
             self.understand("equal images: only files of equal bytes were looked for, the set is too large")
         return items
+
+    def _say_unused_lists(self) -> None:
+        lists = unused_lists(self.root, [entry.known_as for entry in self.added])
+        if lists and self.options.splits != "drawn":
+            self.understand(
+                f"not used: {', '.join(lists)}, which name images; lists of the splits are called train.txt, val.txt "
+                "and test.txt"
+            )
 
     def _draw(
         self, items: Sequence[LabelledImage], places: Sequence[GroundPlace | None]

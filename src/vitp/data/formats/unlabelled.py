@@ -148,7 +148,7 @@ def _refuse_bare_series(root: Path) -> None:
 
 
 def _refuse_several_names(root: Path) -> None:
-    """Raise for a folder in which each image has several files of its name and a word: masks of several people, perhaps."""
+    """Raise for a folder in which each image has several files of its name and a word: of several people, perhaps."""
     for folder in image_folders(root):
         stems, named = folder.stems, dict[str, set[str]]()
         for stem in stems:
