@@ -187,7 +187,7 @@ class _Job:
     max_tiles: int | None
     settings: dict[str, Any]
     also_there: tuple[str, ...]
-    told: Told
+    told: Told = lambda fmt, lines: None
     inside: Path | None = None
     """Folder of the images that were inside of a table."""
 
