@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -180,6 +181,18 @@ def test_charts_survive_odd_data(chart: Chart, tmp_path):
     assert chart.svg == chart.svg
     chart.write_png(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").size[0] == (1791 if chart.wide else 1000)
+
+
+def test_long_names_and_titles_are_broken_not_cut(tmp_path: Path):
+    name, title = "ViTP, all instructions (ceiling)", " ".join(["words"] * 30)
+    chart = BarChart(title=title, bars=[Bar(name, 1.0), Bar("x" * 99, 2.0)])
+    drawn = re.sub(r"<[^>]*>|\s", " ", str(chart.svg))
+    assert "ViTP, all instructions" in drawn and "(ceiling)" in drawn and "…" in drawn
+    short = replace(chart, title="words")
+    for one, path in ((chart, tmp_path / "a.png"), (short, tmp_path / "b.png")):
+        one.write_png(path)
+    tall, low = (Image.open(tmp_path / f"{path}.png").size[1] for path in "ab")
+    assert tall - low == pytest.approx(2 * 0.2 * 150, abs=2)  # three lines of 66 letters instead of one
 
 
 def test_charts_follow_the_theme_and_the_font_of_the_page():

@@ -214,6 +214,15 @@ def test_curves_have_means_and_spreads(tmp_path: Path) -> None:
     assert sorted(value for x, value in line.runs if x == 0) == pytest.approx([45.0] * 3 + [46.0] * 3)
 
 
+def test_what_a_group_was_not_measured_in_has_no_plot(tmp_path: Path) -> None:
+    study, store = filled(tmp_path)
+    rows = rows_of(study, store, "micro")
+    elsewhere = [replace(row, group="frozen") for row in rows if row.measure != MIOU]
+    here = [row for row in rows if row.measure == MIOU]
+    written = [path.stem for path in write_plots(study, [*here, *elsewhere], tmp_path / "plots")]
+    assert len(written) == 2 and [name.startswith("frozen-") for name in written].count(True) == 1
+
+
 def test_bars_have_means_spreads_and_runs(tmp_path: Path) -> None:
     study, store = filled(tmp_path)
     found = {bar.label: bar for bar in bars(rows_of(study, store, "micro"), GROUP, MIOU, "ViTP").bars}

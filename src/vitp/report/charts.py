@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, ClassVar
 
 import matplotlib as mpl
@@ -119,7 +120,10 @@ class Chart(ABC):
         """Write the drawing with its title and its legend as a picture of its own."""
         with self._figure() as figure, atomic_path(path) as temporary:
             (axes,) = figure.axes
-            axes.set_title(printable(self.title), fontsize=11, loc="left")
+            # Over the whole picture: above the axes alone a long title would be cut off behind long names.
+            lines = wrap(printable(self.title), 120 if self.wide else 66)
+            figure.set_figheight(figure.get_figheight() + 0.2 * len(lines))
+            figure.suptitle("\n".join(lines), x=0.01, ha="left", fontsize=11)
             if self.legend:
                 axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
             figure.savefig(temporary, dpi=150, format="png", facecolor="white")
@@ -329,9 +333,9 @@ class BarChart(Chart):
             end = max([value + error, 0.0, *(point for point in bar.points if math.isfinite(point))])
             shown = printable(self.shown(bar))
             axes.annotate(shown, (end, place), (6, 0), textcoords="offset points", va="center")
-        names = (printable(bar.label) for bar in self.bars)
-        short = [name if len(name) <= longest else name[: longest - 1] + "…" for name in names]
-        _name_axis(axes, short)
+        lines = 2 if len(self.bars) <= 10 else 1
+        names = (wrap(printable(bar.label), longest, max_lines=lines, placeholder="…") for bar in self.bars)
+        _name_axis(axes, ["\n".join(name) for name in names])
         axes.axvline(0, color=_FAINT, linewidth=1)
         axes.grid(axis="x")
         if not any(bar.value and math.isfinite(bar.value) for bar in self.bars):

@@ -15,12 +15,12 @@ from vitp.studies.results import Measure, Row, groups_of, label, measures_of, me
 def write_plots(study: Study, rows: Sequence[Row], folder: Path) -> list[Path]:
     """Write one PNG for each main measure (and group, where arms are names); return their paths."""
     charts: dict[str, Chart] = {}
-    for measure in measures_of(rows):
-        if study.x_label:
-            charts["-".join(("", *measure))] = curves(study, rows, measure)
-            continue
-        for group in groups_of(rows):
-            of_group = [row for row in rows if row.group == group]
+    if study.x_label:
+        charts = {"-".join(("", *measure)): curves(study, rows, measure) for measure in measures_of(rows)}
+    for group in () if study.x_label else groups_of(rows):
+        of_group = [row for row in rows if row.group == group]
+        # Not each measure was taken in each group: frozen features are probed, and others finetuned.
+        for measure in measures_of(of_group):
             charts["-".join((group, *measure))] = bars(of_group, group, measure, study.ours, f", {group}")
     written = []
     for name, chart in charts.items():
