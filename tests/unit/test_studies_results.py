@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +204,19 @@ def test_page_and_plots(tmp_path: Path, x: bool) -> None:
     assert len(plots) == 2 and all(path.stat().st_size > 5000 for path in plots)
     quick = Report(study, store, as_quick(SCALES["micro"]()), rows, "vitp study toy")
     assert "proves nothing" in page_of(quick).html()
+
+
+def test_rows_of_other_machines_and_days_are_said(tmp_path: Path) -> None:
+    study, store = filled(tmp_path)
+    cell = study.cells[0]
+    row = {**store.at_hand(cell), "when": 1.7e9}  # 2023-11-14
+    row["machine"] = {**row["machine"], "processor": "1 × abacus"}
+    store = replace(store, rows={store.keys[cell.name]: row})
+    report = Report(study, store, SCALES["micro"](), rows_of(study, store, "micro"), "vitp study toy")
+    text = page_of(report).markdown()
+    assert f"made: 2023-11-14 to {time.strftime('%Y-%m-%d')}" in text
+    line = next(line for line in text.splitlines() if line.startswith("- processor: "))
+    assert line.endswith(", 1 × abacus (1 cell)"), line
 
 
 def test_curves_have_means_and_spreads(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -94,7 +95,7 @@ def page_of(report: Report) -> HtmlPage:
         ("scale", scale.name),
         ("pretraining seeds", str(scale.seeds)),
         ("finetunings of each", str(max(finetunings, default=0))),
-        ("made", time.strftime("%Y-%m-%d")),
+        ("made", _days(report)),
     ]
     return HtmlPage(title, sections, study.question, facts)
 
@@ -331,12 +332,36 @@ def _failed(report: Report) -> list[Section]:
     return _section("Failed cells", ["cell", "how", "why"], rows, lead)
 
 
+def _results(report: Report) -> list[Mapping[str, Any]]:
+    return [found for cell in report.study.cells if (found := report.store.known(cell)) is not None]
+
+
+def _days(report: Report) -> str:
+    """Return the day on which the cells were finished, or the first and the last one: rows may be of other days."""
+    times = [found["when"] for found in _results(report)] or [time.time()]
+    first, last = (time.strftime("%Y-%m-%d", time.localtime(when)) for when in (min(times), max(times)))
+    return first if first == last else f"{first} to {last}"
+
+
+def _machines(report: Report) -> dict[str, str]:
+    """Return what the cells were made with, each with its number of cells where there are several."""
+    machines = [found["machine"] for found in _results(report)] or [machine()]
+    found = {}
+    for name in (key for key in machines[0] if key != "host"):
+        counts = Counter(str(one.get(name, "")) for one in machines).most_common()
+        several = len(counts) > 1
+        found[name] = ", ".join(
+            f"{value} ({count} cell{'s' * (count > 1)})" if several else value for value, count in counts
+        )
+    return found
+
+
 def _how(report: Report) -> Section:
     notes = "\n".join(f"- {note}" for note in report.study.notes)
     blocks: list[Block] = [Text(notes)] if notes else []
     blocks += [
         Code(report.command),
-        KeyValue({name: value for name, value in machine().items() if name != "host"}),
+        KeyValue(_machines(report)),
         KeyValue(report.scale.model_dump(mode="json"), title="All sizes"),
     ]
     return Section("How it was done", blocks)
