@@ -350,9 +350,8 @@ def _machines(report: Report) -> dict[str, str]:
     for name in (key for key in machines[0] if key != "host"):
         counts = Counter(str(one.get(name, "")) for one in machines).most_common()
         several = len(counts) > 1
-        found[name] = ", ".join(
-            f"{value} ({count} cell{'s' * (count > 1)})" if several else value for value, count in counts
-        )
+        said = [f"{value} ({count} cell{'s' * (count > 1)})" if several else value for value, count in counts]
+        found[name] = ", ".join(said)
     return found
 
 
