@@ -56,6 +56,10 @@ Told = Callable[[str, tuple[str, ...]], None]
 """Takes a format, and lines about how files were understood."""
 
 
+def _tell_nobody(fmt: str, lines: tuple[str, ...]) -> None:
+    pass
+
+
 def compile_labels(
     src: str | Path,
     fmt: str,
@@ -69,7 +73,7 @@ def compile_labels(
     synthesis: SynthesisConfig | None = None,
     max_tiles: int | None = None,
     force: bool = False,
-    told: Told = lambda fmt, lines: None,
+    told: Told = _tell_nobody,
     **options: Any,
 ) -> CompileSummary:
     """Read labels, ask questions about them, and write records, mixture, labels and summary.
@@ -187,7 +191,7 @@ class _Job:
     max_tiles: int | None
     settings: dict[str, Any]
     also_there: tuple[str, ...]
-    told: Told = lambda fmt, lines: None
+    told: Told = _tell_nobody
     inside: Path | None = None
     """Folder of the images that were inside of a table."""
 
