@@ -17,7 +17,7 @@ from vitp.recipes.paradigms import PARADIGMS
 from vitp.scenes.export import write_scenes
 from vitp.studies.cells import VERSIONS
 from vitp.studies.cheap import CHEAP_QUESTIONS
-from vitp.studies.cheap_study import CEILING_VITP, CHEAP_VITP
+from vitp.studies.cheap_study import CEILING_VITP, CHEAP_VITP, REHEARSED_VITP
 from vitp.studies.definitions import STUDIES, make_study
 from vitp.studies.grid import Study, StudyCell, cell_keys
 from vitp.studies.main import StudyOrder
@@ -200,6 +200,31 @@ def test_the_study_of_cheap_labels() -> None:
     assert rivals == {(arm, group) for group in groups for arm in arms - {CHEAP_VITP, CEILING_VITP}}
     with pytest.raises(ConfigError, match="no expensive labels"):
         opened("cheap-labels", "downstream=[instance]")
+
+
+def test_an_arm_that_rehearses_the_scenes_of_the_start() -> None:
+    """It sees as many images; 30 % of them are general scenes with all questions, and no other arm's cell moves."""
+    words = "downstream=[segmentation]"
+    plain, study = (opened("cheap-labels", words, *more) for more in ((), ("rehearsal=0.3",)))
+    before, after = (cell_keys(one, VERSIONS) for one in (plain, study))
+    assert before.items() <= after.items()
+    new = {
+        str(study[name].facts["arm"]) for name in after.keys() - before.keys() if name.startswith("pretrain/")
+    }
+    assert new == {REHEARSED_VITP}
+    runs = {
+        arm: next(c for c in study.cells if c.name.startswith("pretrain/") and c.facts["arm"] == arm)
+        for arm in (CHEAP_VITP, REHEARSED_VITP)
+    }
+    data = [runs[REHEARSED_VITP].needs[role] for role in ("data00", "data01")]
+    assert data == ["data/port/cheap", "data/general"]
+    rates = runs[REHEARSED_VITP].settings["rates"]
+    assert rates[1] / sum(rates) == pytest.approx(0.3)
+    assert runs[REHEARSED_VITP].settings["images"] == runs[CHEAP_VITP].settings["images"]
+    claimed = {(claim.ours, claim.theirs) for claim in study.claims}
+    assert {theirs for ours, theirs in claimed if ours == REHEARSED_VITP} == {
+        theirs for ours, theirs in claimed if ours == CHEAP_VITP
+    }
 
 
 def test_large_images_are_cut_unless_a_study_sees_them_whole(tmp_path: Path) -> None:

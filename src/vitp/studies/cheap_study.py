@@ -11,9 +11,15 @@ from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import EXPENSIVE_TASKS
-from vitp.studies.sources import StudySource, questions, whole_side
+from vitp.studies.sources import StudySource, extra_scenes, questions, whole_side
 
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
+REHEARSED_VITP = "ViTP, cheap instructions and general scenes"
+_WORDS = {
+    CHEAP_VITP: "ViTP on cheap instructions",
+    REHEARSED_VITP: "ViTP on cheap instructions and general scenes",
+}
+"""Arm → what claims call it."""
 _FEW = 0.1
 """Up to this share of the labels, draws differ and arms are compared at equal operations, too."""
 
@@ -42,9 +48,11 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
                     labels = None if share == 1 else share
                     plan.finetuned(run, facts, tasks=EXPENSIVE_TASKS, labels=labels, tune=tune, draws=draws)
             claims += [
-                Claim(f"ViTP on cheap instructions beats {other} ({group}).", CHEAP_VITP, other, group)
-                for other in (untrained.name, *(name for name in arms if name != CHEAP_VITP))
-                if other != CEILING_VITP
+                Claim(f"{words_of} beats {other} ({group}).", tested, other, group)
+                for tested, words_of in _WORDS.items()
+                if tested in arms
+                for other in (untrained.name, *arms)
+                if other not in (*_WORDS, CEILING_VITP)
             ]
     return Study(
         "cheap-labels",
@@ -57,6 +65,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
         information=_told(plan, arms),
         notes=(
             *said,
+            *_of_rehearsal(scale.rehearsal),
             "Cheap labels are made of the expensive ones: class, tags and captions of the image, and which objects "
             "there are, how many. Where they are is taken away before anything learns from them.",
             f"Questions of the cheap instructions: {', '.join(CHEAP_QUESTIONS)}. The ceiling also knows every box and "
@@ -106,14 +115,32 @@ def _compared(plan: StudyPlanner) -> dict[str, Arm]:
     for paradigm, arm in arms_of(plan.scale, "start").items():
         if paradigm != "vitp":
             found.append(replace(arm, sources=cheap) if paradigm in ("supervised", "clip") else arm)
+    if plan.scale.rehearsal:
+        general = extra_scenes(plan.scale, "general", plan.scale.rehearsal)
+        found.append(replace(vitp, name=REHEARSED_VITP, sources=(*cheap, general)))
     found.append(replace(vitp, name=CEILING_VITP))
     return {arm.name: arm for arm in found}
 
 
+def _of_rehearsal(share: float) -> tuple[str, ...]:
+    if not share:
+        return ()
+    return (
+        f"General scenes: {100 * share:g} % of the images of that arm are generated scenes of the general domain, on "
+        "which the starter was trained, with all their questions; it sees as many images as the others, and so fewer "
+        "of the set.",
+    )
+
+
 def _told(plan: StudyPlanner, arms: dict[str, Arm]) -> dict[str, str]:
-    known = information_of(plan.scale)
+    known, cheap = (
+        information_of(plan.scale),
+        "class of the image, one caption, which objects are there, how many",
+    )
+    rehearsed = f"{cheap}; of general scenes all labels"
     return {
-        CHEAP_VITP: "class of the image, one caption, which objects are there, how many",
+        CHEAP_VITP: cheap,
+        **({REHEARSED_VITP: rehearsed} if REHEARSED_VITP in arms else {}),
         **{name: known[name] for name in arms if name in known},
         CEILING_VITP: known["ViTP"],
         untrained_arm("start").name: known[untrained_arm("start").name],

