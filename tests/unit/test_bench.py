@@ -12,7 +12,7 @@ import torch
 from tests.conftest import tiny_chat
 from vitp.cli import run
 from vitp.core.errors import ConfigError
-from vitp.objectives.vitp import vlm_step_flops
+from vitp.objectives.vlm_flops import vlm_step_flops
 from vitp.planning.bench import measure
 from vitp.planning.bench.benchmark import BenchConfig, bench_config, changes, last_result, synthetic_subject
 from vitp.planning.bench.measure import StepSettings, data_sheet, measure_steps, measured_peak, peak_memory

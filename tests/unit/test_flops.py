@@ -23,7 +23,7 @@ from vitp.models.flops import (
 )
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel
-from vitp.objectives.vitp import vlm_forward_flops, vlm_step_flops
+from vitp.objectives.vlm_flops import vlm_forward_flops, vlm_step_flops
 
 CHAT = tiny_chat()
 

@@ -21,7 +21,8 @@ from vitp.models.vision import VisionSettings, VisionTower
 from vitp.models.vlm import VisionLanguageModel, VLMSettings
 from vitp.models.vrl import VRLSettings
 from vitp.objectives.settings import ModelSettings
-from vitp.objectives.vitp import ViTPObjective, vlm_forward_flops
+from vitp.objectives.vitp import ViTPObjective
+from vitp.objectives.vlm_flops import vlm_forward_flops
 from vitp.planning.devices import DEVICES, machine_of
 from vitp.planning.finetune import plan_finetune
 from vitp.planning.memory import BatchLoad, step_memory

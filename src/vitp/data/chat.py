@@ -72,6 +72,7 @@ class EncodedRecord:
         tiles: Number of tiles of all images.
         turns: Number of questions that it holds with their answers.
         name: Name of the record, for messages.
+        inside_QI: Which of the record's image tokens lie in the place that a question asks about; None: nobody asked.
     """
 
     ids_N: np.ndarray
@@ -83,6 +84,7 @@ class EncodedRecord:
     turns: int
     name: str
     hidden_N: np.ndarray | None = None
+    inside_QI: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids_N)
@@ -91,7 +93,8 @@ class EncodedRecord:
         """Return the record with the tokens that the boolean array keeps; positions stay what they were."""
         arrays = ("ids_N", "positions_N", "branches_N", "image_N", "supervised_N", "hidden_N")
         given = {name: array for name in arrays if (array := getattr(self, name)) is not None}
-        return replace(self, **{name: array[keep_N] for name, array in given.items()})
+        inside_QI = None if self.inside_QI is None else self.inside_QI[:, keep_N[self.image_N]]
+        return replace(self, **{name: array[keep_N] for name, array in given.items()}, inside_QI=inside_QI)
 
     def in_parallel(self, share: float, rng: np.random.Generator) -> EncodedRecord:
         """Return the record with the answers of some questions unread, so that their tokens can't tell each other.

@@ -1,6 +1,6 @@
 """Several records in one row, with no attention between them.
 
-Shapes: B rows, L tokens a row, T tiles, K surviving image tokens, S supervised tokens.
+Shapes: B rows, L tokens a row, T tiles, K surviving image tokens, S supervised tokens, P questions about a place.
 """
 
 from __future__ import annotations
@@ -20,6 +20,21 @@ PADDING_SEGMENT = -1
 
 
 @dataclass(frozen=True)
+class AskedPlaces(TensorFields):
+    """The questions of a batch that ask about a place of which some image token survives.
+
+    Attributes:
+        query_P: Which of the S supervised tokens is the first one of the answer.
+        inside_PK: True at image tokens inside the place.
+        own_PK: True at image tokens of the question's record.
+    """
+
+    query_P: Tensor
+    inside_PK: Tensor
+    own_PK: Tensor
+
+
+@dataclass(frozen=True)
 class PackedBatch(TensorFields):
     """What the vision-language model computes in one forward pass.
 
@@ -36,6 +51,7 @@ class PackedBatch(TensorFields):
         turns: Questions and answers in the batch.
         layout: What the model needs to know of the rows, where the objective has made it on the host
             (`vitp.models.packed_layout`); None: the model finds it out.
+        places: What the questions ask about, where the objective wants to know; None: it doesn't.
     """
 
     tiles_TCHW: Tensor
@@ -50,6 +66,7 @@ class PackedBatch(TensorFields):
     record_names: tuple[str, ...]
     turns: int
     layout: TensorFields | None = None
+    places: AskedPlaces | None = None
 
     @property
     def tokens(self) -> int:
@@ -183,4 +200,37 @@ def _lay_out(
         target_ids_S=torch.from_numpy(np.concatenate(target_ids)),
         record_names=tuple(record.name for record in records),
         turns=sum(record.turns for record in records),
+        places=_asked_places(records, rows),
+    )
+
+
+def _asked_places(records: list[EncodedRecord], rows: list[list[int]]) -> AskedPlaces | None:
+    """Return the places among the batch's tokens: supervised ones lie row by row, image tokens record by record."""
+    if all(record.inside_QI is None for record in records):
+        return None
+    first_image = np.cumsum([0, *(record.image_N.sum() for record in records)])
+    queries: list[int] = []
+    inside: list[np.ndarray] = []
+    own: list[np.ndarray] = []
+    first_target = 0
+    for number in (number for row in rows for number in row):
+        record = records[number]
+        targets_N = first_target + np.cumsum(record.supervised_N) - 1
+        first_target += int(record.supervised_N.sum())
+        if record.inside_QI is None:
+            continue
+        # An answer begins where a supervised token follows one that isn't.
+        answers_Q = np.flatnonzero(np.diff(record.supervised_N.astype(np.int8), prepend=0) == 1)
+        images = slice(first_image[number], first_image[number + 1])
+        for begin, inside_I in zip(answers_Q, record.inside_QI, strict=True):
+            if inside_I.any():
+                queries.append(int(targets_N[begin]))
+                for parts, values in ((inside, inside_I), (own, np.True_)):
+                    parts.append(np.zeros(first_image[-1], np.bool_))
+                    parts[-1][images] = values
+    shape = (len(queries), int(first_image[-1]))
+    return AskedPlaces(
+        query_P=torch.tensor(queries, dtype=torch.long),
+        inside_PK=torch.from_numpy(np.reshape(np.asarray(inside, np.bool_), shape)),
+        own_PK=torch.from_numpy(np.reshape(np.asarray(own, np.bool_), shape)),
     )

@@ -84,8 +84,16 @@ def shard(
         dtype: In which autocast computes; None: in that of the weights.
 
     Raises:
-        ConfigError: The processes can't be cut into groups of the wanted size.
+        ConfigError: The processes can't be cut into groups of the wanted size, or a part of the objective reads
+            weights of layers outside of them.
     """
+    for module in objective.modules():
+        if reader := getattr(module, "reads_weights", ""):
+            raise ConfigError(
+                f"{reader} reads weights that a sharded model doesn't hold at that moment",
+                where="train.parallel",
+                fix=f"choose ddp, or do without {reader}",
+            )
     mesh = make_mesh(config, device)
     distributed.broadcast_state(objective.cpu())
     twin = copy.deepcopy(objective)

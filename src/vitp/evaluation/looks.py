@@ -15,7 +15,6 @@ Shapes: S supervised tokens, L layers.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ import torch
 from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.asked_places import Spot, asked_place
 from vitp.data.chat import ChatTokenizer
 from vitp.data.packing import pack
 from vitp.data.seen import PICTURES, SeenBands
@@ -33,22 +33,17 @@ from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.data.tiling import cut_tiles
 from vitp.inference.ask import Assistant
 from vitp.models.vlm import VisionLanguageModel
-from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord
+from vitp.records.instructions import InstructionRecord
 from vitp.records.labels import LabelledSet
 
 LOOKS_TASKS = ("cell", "point", "region_class", "box")
 """Tasks that ask about a place, or for one."""
 
-_CELL = re.compile(r"row (\d+), column (\d+)", re.I)
-_NUMBERS = re.compile(r"\d+")
 _BATCH = 8
 _GREY = 110
 """Value of pixels that are hidden: neither dark nor bright."""
 _ATTENDED = 50
 """Questions whose attention is read, one forward pass for each."""
-
-Spot = tuple[float, float, float, float]
-"""x1, y1, x2, y2 of the place asked about, 0..1 of the image."""
 
 
 @dataclass(frozen=True)
@@ -258,19 +253,7 @@ def place_questions(
             alone = record.with_turns((type(turn)(marks + turn.question, turn.answer),))
             text = turn.question.removeprefix(record.prefix)
             label = turn.answer.partition("</ref>")[0].removeprefix("<ref>")
-            yield PlaceQuestion(index, alone, task, label, _place(task, text, grid))
-
-
-def _place(task: str, question: str, grid: int) -> Spot | None:
-    if task == "cell" and (found := _CELL.search(question)):
-        row, column = int(found[1]) - 1, int(found[2]) - 1
-        return column / grid, row / grid, (column + 1) / grid, (row + 1) / grid
-    numbers = [int(value) / COORDINATE_RANGE for value in _NUMBERS.findall(question)]
-    if task == "point":
-        (x, y), half = numbers[-2:], 0.5 / grid
-        x, y = (min(max(value, half), 1 - half) for value in (x, y))
-        return x - half, y - half, x + half, y + half
-    return (numbers[0], numbers[1], numbers[2], numbers[3]) if task == "region_class" else None
+            yield PlaceQuestion(index, alone, task, label, asked_place(text))
 
 
 def measure_looks(reader: PlaceReader, labelled: LabelledSet, count: int = 200) -> list[PlaceScore]:

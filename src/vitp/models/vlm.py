@@ -7,6 +7,7 @@ tokens, H width of the language model, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ from vitp.models.packed_layout import PackedLayout
 from vitp.models.projector import Projector, pixel_shuffle
 from vitp.models.reducing import reduce_tokens
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.models.watching import LayerWatch
 
 __all__ = ["PARTS", "VLMSettings", "VisionLanguageModel", "packed_attention_mask"]
 
@@ -173,6 +175,7 @@ class VisionLanguageModel(nn.Module):
         target_index_S: Tensor,
         names: Sequence[str] = (),
         layout: PackedLayout | None = None,
+        watch: LayerWatch | None = None,
     ) -> Tensor:
         """Return the last hidden states (S, H) at the tokens that predict supervised ones.
 
@@ -183,6 +186,7 @@ class VisionLanguageModel(nn.Module):
             tiles_TCHW, keep_K, image_index_K, ids_BL, positions_BL, segments_BL, branches_BL, target_index_S, names:
                 Of the batch.
             layout: Made with the batch on the host; without it, it is made here, for which the device is waited for.
+            watch: To be filled with what one layer of the language model reads.
         """
         how = self._attention_settings(segments_BL.device)
         attend = None if layout is None else attention_of(layout, segments_BL.device, **how)
@@ -200,12 +204,15 @@ class VisionLanguageModel(nn.Module):
                 image_index_K, target_index_S = place[image_index_K], place[target_index_S]
                 ids_BL, positions_BL = (x.flatten()[made.members_N][None] for x in (ids_BL, positions_BL))
         inputs_BLH = self.embed(tiles_TCHW, keep_K, image_index_K, ids_BL, names)
-        hidden_BLH = self.language.get_decoder()(
-            inputs_embeds=inputs_BLH,
-            position_ids=positions_BL,
-            use_cache=False,
-            **self._attention_arguments(attend, ids_BL.device),
-        ).last_hidden_state
+        with nullcontext() if watch is None else watch.on():
+            hidden_BLH = self.language.get_decoder()(
+                inputs_embeds=inputs_BLH,
+                position_ids=positions_BL,
+                use_cache=False,
+                **self._attention_arguments(attend, ids_BL.device),
+            ).last_hidden_state
+        if watch is not None:
+            watch.image_index_K, watch.target_index_S = image_index_K, target_index_S
         # Before the output layer: logits of 4,096 tokens and 151,936 words would take 2.5 GB.
         kept_SH: Tensor = hidden_BLH.flatten(0, 1).index_select(0, target_index_S)
         return kept_SH

@@ -36,10 +36,13 @@ class Objective(nn.Module, ABC):
     Attributes:
         loss_weights: Name → weight in the total loss. A missing name counts 1.
         scheduled: What of the objective follows a schedule over all steps of the run, in words.
+        reads_weights: The setting by which weights are read outside of their layer's own call, which a sharded model
+            can't offer; empty: none.
     """
 
     loss_weights: Mapping[str, float] = {}
     scheduled: tuple[str, ...] = ()
+    reads_weights: str = ""
 
     @abstractmethod
     def forward(self, batch: Any) -> dict[str, Tensor]:

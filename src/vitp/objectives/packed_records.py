@@ -11,6 +11,7 @@ from pydantic import Field
 
 from vitp.core.config import SettingsModel
 from vitp.core.errors import DataError
+from vitp.data.asked_places import tokens_inside
 from vitp.data.augment import jitter_tiles
 from vitp.data.batches import Collate
 from vitp.data.chat import ChatTokenizer, EncodedRecord
@@ -72,6 +73,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         load_tiles: Reads and tiles an image; None: plainly, with nothing kept in between.
         seen: How images are read.
         compute: What of the model's settings decides the layout of a batch, none of which changes a result.
+        places: Say which image tokens lie in the places that questions ask about.
     """
 
     chat: ChatTokenizer
@@ -81,6 +83,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
     load_tiles: LoadTiles | None = None
     seen: SeenBands = PICTURES
     compute: ComputeSettings = field(default_factory=ComputeSettings)
+    places: bool = False
 
     def encode(self, sample: Sample[InstructionRecord]) -> tuple[EncodedRecord, np.ndarray]:
         """Return the record's tokens and tiles.
@@ -98,6 +101,11 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         seen = self.seen.at(sample.seed, sample.position)
         tiles = [self._tiles(path, budget, record, seen) for path in record.images]
         encoded = self.chat.encode(record, [len(t) for t in tiles])
+        if self.places and len(tiles) == 1:
+            # Of several images a question doesn't say which one it means.
+            asked = [turn.question for turn in record.turns]
+            inside_QI = tokens_inside(asked, len(tiles[0]), self.chat.tokens_per_tile)
+            encoded = replace(encoded, inside_QI=inside_QI)
         if not tiles:
             channels = 3 if self.seen.channels is None else len(self.seen.channels)
             return encoded, np.empty((0, channels, self.tile, self.tile), dtype=np.uint8)
@@ -155,6 +163,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             isinstance(load, TileLoader) and load.draft,
             [labels_digest(labelled) for labelled in made if labelled is not None],
             *self.seen.facts(),
+            *(["places"] if self.places else []),
         ]
 
     def _tiles(self, path: str, budget: int, record: InstructionRecord, seen: SeenBands) -> np.ndarray:

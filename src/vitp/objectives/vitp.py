@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from vitp.checkpoints.loading import LoadedVLM, grow_embeddings, load_vlm, read_tokenizer
@@ -33,15 +33,16 @@ from vitp.models.compute import configure
 from vitp.models.flops import forward_flops, language_shape, vision_flops
 from vitp.models.lora import plain_layers
 from vitp.models.packed_layout import PackedLayout
-from vitp.models.token_runs import token_runs
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.base import Objective, ParameterGroup
+from vitp.objectives.guiding import GUIDE_LOSS, AttentionGuide, GuideSettings, asked
 from vitp.objectives.lexicon import LexiconSettings, LexiconWeights
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
 from vitp.objectives.settings import DataSettings, ObjectiveParts, ObjectiveSettings, Phase, Run, RunSettings
+from vitp.objectives.vlm_flops import vlm_step_flops
 
 GROUP_NAMES = {"vision": "vision tower", "projector": "projector", "language": "language model"}
 
@@ -75,6 +76,8 @@ class ViTPSettings(ObjectiveSettings):
     """Weights of the answers' tokens."""
     lexicon: LexiconSettings = Field(default_factory=LexiconSettings)
     """Words of the answers that weigh more."""
+    guide: GuideSettings = Field(default_factory=GuideSettings)
+    """Attention to the place that a question asks about."""
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over the instruction records of the mixture."""
@@ -100,6 +103,7 @@ class ViTPSettings(ObjectiveSettings):
             lr_scale=run.model.lr_scale,
             prior=_prior_weights(self.prior),
             lexicon=LexiconWeights(loaded.chat, self.lexicon) if self.lexicon.words else None,
+            guide=self.guide,
         )
         tile = loaded.vlm.vision.image_size[0]
         channels, data = loaded.vlm.vision.in_channels, run.data
@@ -113,6 +117,7 @@ class ViTPSettings(ObjectiveSettings):
             load_tiles=run.data.input.loader(tile, seen),
             seen=seen,
             compute=compute,
+            places=self.guide.weight > 0,
         )
         source = SampledBatches(
             mixture,
@@ -284,6 +289,7 @@ class ViTPObjective(Objective):
         logit_chunk: Supervised tokens whose logits are in memory at once; None: as many as make 2^26 logits.
         prior: Weights of the supervised tokens; None: all alike.
         lexicon: The same, by the words that they are part of.
+        guide: A weight above 0: batches must hold the places that questions ask about.
     """
 
     def __init__(
@@ -296,11 +302,15 @@ class ViTPObjective(Objective):
         logit_chunk: int | None = None,
         prior: PriorWeights | None = None,
         lexicon: LexiconWeights | None = None,
+        guide: GuideSettings | None = None,
     ) -> None:
         super().__init__()
         self.vlm, self.chat = vlm, chat
         self.logit_chunk = logit_chunk or max(1, MOST_LOGITS // int(vlm.language.config.vocab_size))
         self.prior, self.lexicon = prior, lexicon
+        self.guide = AttentionGuide(vlm, guide) if guide is not None and guide.weight > 0 else None
+        if guide is not None and guide.weight > 0:
+            self.loss_weights, self.reads_weights = {GUIDE_LOSS: guide.weight}, "objective.guide"
         self.lr_scale = dict(lr_scale or {})
         for part in self.lr_scale:
             if part not in PARTS:
@@ -315,10 +325,11 @@ class ViTPObjective(Objective):
         return self.vlm.vision
 
     def forward(self, batch: PackedBatch) -> dict[str, Tensor]:
-        """Return {"language": (weighted) sum of the negative log-likelihoods of the supervised tokens}."""
+        """Return {"language": (weighted) sum of the supervised tokens' negative log-likelihoods}, and the guide's."""
         weights_S = None if self.prior is None else self.prior(batch)
         if self.lexicon is not None:
             weights_S = self.lexicon(batch) * (1.0 if weights_S is None else weights_S)
+        watch = None if self.guide is None else self.guide.watch()
         hidden_SH = self.vlm(
             tiles_TCHW=batch.tiles_TCHW,
             keep_K=batch.keep_K,
@@ -330,8 +341,12 @@ class ViTPObjective(Objective):
             target_index_S=batch.target_index_S,
             names=batch.record_names,
             layout=batch.layout if isinstance(batch.layout, PackedLayout) else None,
+            watch=watch,
         )
-        return {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S, weights_S)}
+        losses = {"language": self.negative_log_likelihood(hidden_SH, batch.target_ids_S, weights_S)}
+        if self.guide is not None and watch is not None:
+            losses[GUIDE_LOSS] = self.guide.loss(watch, asked(batch))
+        return losses
 
     def negative_log_likelihood(
         self, hidden_SH: Tensor, target_ids_S: Tensor, weights_S: Tensor | None = None
@@ -355,8 +370,9 @@ class ViTPObjective(Objective):
         return (F.cross_entropy(logits_SV, target_ids_S, reduction="none") * weights_S).sum()
 
     def loss_counts(self, batch: PackedBatch) -> dict[str, float]:
-        """Return {"language": number of supervised tokens}."""
-        return {"language": float(batch.target_ids_S.numel())}
+        """Return {"language": number of supervised tokens}, and the number of places asked about."""
+        places = {} if self.guide is None else {GUIDE_LOSS: float(len(asked(batch).query_P))}
+        return {"language": float(batch.target_ids_S.numel()), **places}
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the three parts, and the frozen reference of the token weights where there is one."""
@@ -418,31 +434,3 @@ def freeze_parameters(vlm: VisionLanguageModel, patterns: Sequence[str]) -> None
             names[name].requires_grad_(False)
     if not any(p.requires_grad for p in names.values()):
         raise ConfigError("nothing is left to train", where="model.freeze", fix="freeze less")
-
-
-def vlm_forward_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> dict[str, float]:
-    """Return the forward FLOPs of the three parts of a model for a batch: vision, projector, language."""
-    runs = token_runs(batch.segments_BL.cpu().numpy(), batch.branches_BL.cpu().numpy())
-    linear = [module for module in vlm.projector.modules() if isinstance(module, nn.Linear)]
-    return {
-        "vision": vision_flops(vlm.vision, len(batch.tiles_TCHW)),
-        "projector": sum(2.0 * module.in_features * module.out_features for module in linear)
-        * len(batch.keep_K),
-        "language": forward_flops(
-            language_shape(vlm.language), batch.tokens, runs.context, logits=len(batch.target_ids_S)
-        ),
-    }
-
-
-def vlm_step_flops(vlm: VisionLanguageModel, batch: PackedBatch) -> float:
-    """Return the FLOPs of forward and backward pass of a batch.
-
-    A frozen part costs no gradients of its weights, and none at all where nothing in front of it is trained.
-    """
-    total, gradient_arrives = 0.0, False
-    for part, forward in vlm_forward_flops(vlm, batch).items():
-        trained = any(parameter.requires_grad for parameter in getattr(vlm, part).parameters())
-        # Forward; the gradient of the weights; that of the inputs, where weights in or before this part are trained.
-        total += forward * (1 + trained + (trained or gradient_arrives))
-        gradient_arrives = gradient_arrives or trained
-    return total

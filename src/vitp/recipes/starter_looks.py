@@ -3,7 +3,8 @@
 The packaged starter copies its grids from the cells before and doesn't look (`vitp probe starter DATA --looks`): a
 language model that doesn't look at a place sends the ViT no gradient about places. What makes one look was found step
 by step (`docs/log.md`): single questions about places rather than grids, in one wording with the place last, small
-batches, the ViT frozen at first. All 144 image tokens are there for it.
+batches, the ViT frozen at first, and two heads that are told where to look (`objective.guide`). All 144 image tokens
+are there for it.
 
 1. `places`: twelve questions an image about cells, points and boxes, in one wording; the ViT is frozen.
 2. `mixed`: all questions in one wording, those about places four times as often; everything is trained, and half of the
@@ -16,7 +17,7 @@ Result: `runs/looks/starter`, of the packaged starter's sizes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,6 +31,7 @@ from vitp.data.synthesis.scene_records import LabelledRecords
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.models.vrl import VisualRobustness, VRLSettings
+from vitp.objectives.guiding import GuideSettings
 from vitp.objectives.packed_records import PackedRecords, SequenceSettings
 from vitp.objectives.vitp import ViTPObjective
 from vitp.recipes.starter import IMAGE_SIZE
@@ -45,10 +47,11 @@ class LooksPlan:
     seed: int = 23
     scenes: int = 100_000
     batch: int = 8
-    place_steps: int = 3000
+    place_steps: int = 1200
     place_lr: float = 1e-3
-    mixed_steps: int = 1500
+    mixed_steps: int = 1200
     mixed_lr: float = 3e-4
+    guide: GuideSettings = field(default_factory=lambda: GuideSettings(weight=1.0))
 
     def scaled(self, factor: float) -> LooksPlan:
         """Return a plan with fewer or more steps."""
@@ -83,6 +86,7 @@ def train_looking_starter(out: Path, plan: LooksPlan | None = None) -> Path:
             tile=IMAGE_SIZE,
             config=SequenceSettings(max_length=1024),
             drop=VisualRobustness(drop, plan.seed).train(),
+            places=plan.guide.weight > 0,
         )
         source = SampledBatches(Mixture([MixtureEntry(records, max_tiles=1)], plan.seed), collate, plan.batch)
         train = TrainSettings(
@@ -90,7 +94,7 @@ def train_looking_starter(out: Path, plan: LooksPlan | None = None) -> Path:
         )
         optim = OptimSettings(lr=rate, weight_decay=0.01, warmup_ratio=0.05, min_lr_ratio=0.02)
         resume = (folder / "checkpoints").is_dir()
-        objective = ViTPObjective(loaded.vlm, chat, freeze=freeze)
+        objective = ViTPObjective(loaded.vlm, chat, freeze=freeze, guide=plan.guide)
         Trainer(objective, source, optim, train, folder, resume=resume).train()
         (folder / "done").touch()
     loaded = load_vlm(out / "mixed")
