@@ -79,7 +79,7 @@ class LayerWatch:
             part.expand(len(hidden_BLH), -1, -1).flatten(0, 1) for part in present(self._rotary)
         )
         # transformers keeps the rotation beside each kind of attention: halves here, pairs there.
-        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb  # type: ignore[attr-defined]
+        rotate = sys.modules[type(attention).__module__].apply_rotary_pos_emb
 
         def turned(project: Any, norm: Any, places: Tensor) -> Tensor:
             parts_NAd = project(read_NH[places]).unflatten(-1, (-1, attention.head_dim))

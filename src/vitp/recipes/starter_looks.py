@@ -55,8 +55,8 @@ class LooksPlan:
 
     def scaled(self, factor: float) -> LooksPlan:
         """Return a plan with fewer or more steps."""
-        steps = (max(2, round(factor * number)) for number in (self.place_steps, self.mixed_steps))
-        return replace(self, **dict(zip(("place_steps", "mixed_steps"), steps, strict=True)))
+        places, mixed = (max(2, round(factor * number)) for number in (self.place_steps, self.mixed_steps))
+        return replace(self, place_steps=places, mixed_steps=mixed)
 
 
 def train_looking_starter(out: Path, plan: LooksPlan | None = None) -> Path:
