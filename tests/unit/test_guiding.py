@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -17,6 +18,7 @@ from vitp.data.packing import PackedBatch, pack
 from vitp.engine.config import TrainSettings
 from vitp.engine.sharding import shard
 from vitp.models.attention_layouts import packed_attention_mask
+from vitp.models.compute import ComputeSettings, configure
 from vitp.models.language import LanguageSettings
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.guiding import GUIDE_LOSS, GuideSettings, asked
@@ -218,6 +220,25 @@ def test_the_loss_does_not_depend_on_how_a_batch_is_cut() -> None:
     total = sum(float(objective(part)[GUIDE_LOSS].detach()) for part in parts)
     assert float(objective(whole)[GUIDE_LOSS].detach()) == pytest.approx(total, rel=1e-5)
     assert sum(objective.loss_counts(part)[GUIDE_LOSS] for part in parts) == 8
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [ComputeSettings(compile="all"), ComputeSettings(recompute="full")],
+    ids=["compiled", "recomputed"],
+)
+def test_compiled_and_recomputed_layers_are_watched_as_well(compute: ComputeSettings) -> None:
+    batch = with_layout(packed([record(n, cell(1 + n, 2), "how many?") for n in range(3)], [ALL] * 3))
+    gradients = []
+    for chosen in (ComputeSettings(), compute):
+        model = vlm()
+        configure(model, chosen, backend="eager")
+        objective = copy.deepcopy(ViTPObjective(model, CHAT, guide=TOLD))
+        sum(objective(batch).values(), torch.zeros(())).backward()
+        gradients.append({name: p.grad for name, p in objective.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-4, msg=name)
 
 
 def test_a_batch_that_asks_for_no_place_has_no_loss() -> None:
