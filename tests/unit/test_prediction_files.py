@@ -18,6 +18,7 @@ from vitp.inference import prediction_files
 from vitp.inference.inputs import Unusable
 from vitp.inference.prediction_files import PREDICTIONS_FILE, is_predictions, predict_files
 from vitp.inference.raster_files import MapOptions
+from vitp.inference.unfinished import unfinished_folder
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -95,7 +96,7 @@ def test_where_nothing_can_be_used_nothing_is_written(model: TaskModel, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
 
 
-def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
+def test_what_fails_later_is_left_out_and_what_stops_is_gone_on_with(
     model: TaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [save(tmp_path / f"{number}.png", number) for number in range(3)]
@@ -110,9 +111,20 @@ def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
     monkeypatch.setattr(prediction_files, "predict_images", failing)
     count, unusable = predict_files(model, images, tmp_path / "out", TestSettings())
     assert count == 2 and [one.reason for one in unusable] == ["1.png: has gone"]
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        predict_files(model, images, tmp_path / "second", TestSettings())
-    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "1.png", "2.png", "out"}
+        predict_files(model, images, tmp_path / "second", TestSettings(), say=said.append)
+    assert said[-1].endswith("the same command with --resume goes on there")
+    kept = unfinished_folder(tmp_path / "second")
+    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "1.png", "2.png", "out", kept.name}
+    for note in kept.glob(".owner.*"):
+        note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
+    errors = iter([None, None])  # the first picture isn't seen again
+    assert predict_files(model, images, tmp_path / "second", TestSettings(), resume=True) == (3, [])
+    errors = iter([KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, images, tmp_path / "third", TestSettings(), say=said.append)
+    assert not unfinished_folder(tmp_path / "third").exists()
 
 
 def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def predict_files(
     for note in chain.from_iterable(source.notes for source in usable):
         say(note)
     plan = _plan(sources, settings, options, digest)
-    with unfinished(out, plan, resume=resume) as folder:
+    with unfinished(out, plan, resume=resume, say=say) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
         for source, reason in chain(_pictures(job, usable), _large(job, usable)):
