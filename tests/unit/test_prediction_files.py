@@ -161,6 +161,19 @@ def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, o
     assert files(out) == {"thesis.tex"}
 
 
+@pytest.mark.parametrize(
+    "named", ["out/pictures/own.png", "out/pictures", "out", "link/own.png", "out/pictures/own.png#page=1"]
+)
+def test_an_input_is_never_replaced(model: TaskModel, tmp_path: Path, named: str) -> None:
+    out = tmp_path / "out"
+    predict_files(model, [save(tmp_path / "x.png")], out, TestSettings())
+    own = save(out / "pictures" / "own.png", 1)
+    (tmp_path / "link").symlink_to(out / "pictures")
+    with pytest.raises(VitpError, match=r"out: would be replaced with all that is in it, and .* is an input"):
+        predict_files(model, [tmp_path / named], out, TestSettings(), overwrite=True)
+    assert own.is_file()
+
+
 def test_an_empty_folder_may_be_used(model: TaskModel, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     assert predict_files(model, [save(tmp_path / "x.png")], tmp_path / "out", TestSettings())[0] == 1

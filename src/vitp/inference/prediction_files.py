@@ -43,7 +43,7 @@ from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
 from vitp.io.images import load_image
-from vitp.io.parts import base_address
+from vitp.io.parts import base_address, split_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
@@ -211,7 +211,8 @@ def _looked_at(
     options: MapOptions,
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
-    check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
+    inputs = [split_address(one)[0] for one in chain(images, later or ())]
+    check_folder(out, is_predictions, what="predictions", overwrite=overwrite, inputs=inputs)
     mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
