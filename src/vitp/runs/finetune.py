@@ -136,6 +136,12 @@ def run_splits(
         (said if said is not None else []).append(line)
         return parts
     if not stand_in:
+        if not len(labelled.split("test")) and len(labelled.split("val")):
+            fix = (
+                "-s data.splits.test=val scores the val images, by which nothing is chosen then; "
+                "-s data.options.splits=drawn draws other splits"
+            )
+            raise ConfigError("there are no test images", where=labelled.name, fix=fix)
         return task_splits(labelled, kind)
     places = {"train": "train", "val": stand_in.get("val", "val"), "test": stand_in.get("test", "test")}
     if places["val"] == places["test"] and config.train.choose == "best":
