@@ -68,7 +68,9 @@ def test_coco_is_read_back_as_labels(tmp_path: Path) -> None:
     write_coco(tmp_path / "predictions.json", [named], CLASSES)
     with pytest.raises(DataError, match='2 of 2 annotations have a "score"'):
         read_labels("coco", tmp_path / "predictions.json", val=0.0)
-    labelled = read_labels("coco", tmp_path / "predictions.json", val=0.0, scores="labels")
+    # The notes that lie beside it are no annotations.
+    (tmp_path / "vitp_predictions.json").write_text('{"format": "vitp-predictions-1", "images": []}')
+    labelled = read_labels("auto", tmp_path, val=0.0, scores="labels")
     (item,) = labelled.items
     assert labelled.object_classes == CLASSES and item.objects is not None
     assert [label.category for label in item.objects] == ["car", "ship"]
