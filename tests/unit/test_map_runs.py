@@ -203,7 +203,7 @@ def test_a_model_of_pictures_refuses_other_rasters_and_one_of_bands_names_what_i
     told: list[Unusable] = []
     count, _ = predict_files(BrightestBand(), [good, wide], tmp_path / "out", WINDOWS, tell=told.append)
     assert count == 1
-    assert told[0].reason == "has 3 bands (1, 2, 3) of uint16, and the model sees 8-bit RGB"
+    assert told[0].reason.startswith("has 3 bands (1, 2, 3) of uint16, and the model sees 8-bit RGB; ")
     named = write_raster(tmp_path / "named.tif", blocks(40, 40), names=("B2", "B3", "B4"))
     with pytest.raises(DataError, match="lacks the bands B8; it has B2, B3, B4"):
         predict_files(BrightestBand(channels=channels_of(*BANDS)), [named], tmp_path / "no", WINDOWS)

@@ -51,7 +51,7 @@ class Unusable:
 
     Attributes:
         image: Path as the user gave it.
-        reason: In one sentence.
+        reason: In one sentence, and what to do where that is known.
     """
 
     image: str
@@ -224,7 +224,7 @@ def sources_of(
                 reason = _picture_reason(dates)
                 notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
-            reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
+            reason = str(error) if len(dates) > 1 else error.advice
         return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
 
     with ThreadPoolExecutor(_READERS) as pool:

@@ -253,7 +253,7 @@ def _with_dicom(source: InputFile) -> InputFile:
             return replace(source, reason="is no volume, so that no DICOM-SEG can be written")
         check_dicom(open_volume(source.image))
     except DataError as error:
-        return replace(source, reason=f"{error.what}; {error.fix}" if error.fix else error.what)
+        return replace(source, reason=error.advice)
     return source
 
 
@@ -319,7 +319,7 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
         try:
             named, shown = _predict(job, source)
         except DataError as error:  # of this image alone: the others are done
-            failed.append((source.name, f"{error.where}: {error.what}"))
+            failed.append((source.name, str(error)))
             continue
         write_image(job.folder / "out", job.model.name, named, job.model.classes, shown)
         save_part(part, named)
@@ -439,5 +439,5 @@ def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
     return DataError(
         f"none of the {len(unusable)} images can be used; the first: {first.reason}",
         where=first.image,
-        fix="name other images",
+        fix=None if "; " in first.reason else "name other images",
     )

@@ -122,7 +122,7 @@ class LargeWork(ABC, Generic[PredictionT]):
                 prediction = self._opened(files)
                 prediction.compute()
             except DataError as error:
-                reason = f"{error.where}: {error.what}"
+                reason = str(error)
             # All processes go the same way from here: one that stopped alone would let the others wait for it.
             reasons = [each for each in distributed.gather(reason) if each is not None]
             if not reasons and distributed.rank() == 0:
@@ -131,7 +131,7 @@ class LargeWork(ABC, Generic[PredictionT]):
                     self._write(prediction, model_sha256)
                     (self.part / "done").touch()
                 except DataError as error:
-                    reason = f"{error.where}: {error.what}"
+                    reason = str(error)
             reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
             # Working files. What else lies there tells a resumed prediction that this input is done.
