@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.ops import batched_nms
 
@@ -19,6 +20,7 @@ from vitp.deployment.export import GraphOptions, contract_for, export_task
 from vitp.deployment.images import graph_size
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
 from vitp.deployment.summary import parsed_batch
+from vitp.inference.pictures import read_picture
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
 from vitp.models.static.atlas import StaticRegionPool, StaticRotatedPool
@@ -114,6 +116,47 @@ def test_graph_and_runtime_say_what_the_model_says(task: str, neck: str, head: d
             assert (np.stack(objects.masks) != present(prediction.masks_NHW).numpy()).mean() < 1e-3
         found += len(objects.scores_N)
     assert found > 10 or task in ("classification", "segmentation", "change")
+
+
+@pytest.mark.parametrize(
+    ("task", "trained", "window"),
+    [
+        ("segmentation", {"longest": 40, "scale": 1.0}, None),
+        ("detection", {"longest": 40, "scale": 0.8}, None),
+        ("change", {"longest": 60, "scale": 0.5}, 40),
+        ("detection", None, 40),
+        ("detection", None, None),  # seen as a whole, as it is no four times as large
+        ("classification", {"longest": 40, "scale": 1.0}, None),
+    ],
+)
+def test_pictures_larger_than_in_training_are_seen_as_by_vitp_predict(
+    tmp_path: Path, task: str, trained: dict[str, Any] | None, window: int | None
+) -> None:
+    model = made(task)
+    model.input_size = InputSize(mode="fixed", size=40)
+    model.description |= {} if trained is None else {"trained": trained}
+    settings = TestSettings(window=window, overlap=0.25)
+    graph = GraphModel(contract_for(model, settings, (40, 40), None), graph_of(model, (40, 40)).run)
+    seen = 0
+    for number, (width, height) in enumerate([(150, 110), (47, 42), (90, 86)]):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        dates = [str(path)] * (2 if task == "change" else 1)
+        picture = read_picture(model, dates, settings)
+        later = None if picture.later_CHW is None else [picture.later_CHW]
+        (wanted,) = predict_images(model, [picture.planes_CHW], picture.settings, later)
+        given = graph.predict_file(*dates)
+        seen += len(graph._views((height, width)))
+        if task == "classification":
+            assert given.probabilities_K == pytest.approx(present(wanted.probabilities_C).numpy(), abs=1e-5)
+        elif task != "detection":
+            assert (present(torch.from_numpy(given.classes_HW)) == wanted.semantic_HW).float().mean() > 0.999
+        else:
+            assert given.objects is not None
+            assert given.objects.scores_N == pytest.approx(present(wanted.scores_N).numpy(), abs=1e-5)
+            assert np.abs(given.objects.boxes_N4 - present(wanted.boxes_N4).numpy()).max() < 1e-2
+    assert seen > 3 or task == "classification" or (trained, window) == (None, None)
 
 
 def present(value: torch.Tensor | None) -> torch.Tensor:

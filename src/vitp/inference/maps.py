@@ -28,6 +28,7 @@ from torch import Tensor
 from vitp.core import distributed
 from vitp.inference.unfinished import done_parts, note_done
 from vitp.records.labels import IGNORE
+from vitp.runtime.views import SQUEEZED, seen_in_parts
 from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
@@ -40,11 +41,6 @@ Piece = TypeVar("Piece")
 
 SHARE_SCALE = 250
 """Byte that stands for a probability of 1; 255 stands for no data."""
-
-_ALIKE = 1.5
-"""Times that an image may be longer than all of training and still be seen as they were."""
-_SQUEEZED = 4
-"""Times that an image may be larger than what a model sees that doesn't know its training images' size."""
 
 
 def seen_settings(
@@ -70,20 +66,15 @@ def seen_settings(
     side = resize.size or model.backbone.image_size[0]
     if factor is not None:
         scale, at = factor, "the resolution that was asked for"
-        if settings.window is not None or max(size) * factor <= _SQUEEZED * side:
+        if settings.window is not None or max(size) * factor <= SQUEEZED * side:
             return settings.model_copy(update={"resize": InputSize()}), factor, None
-    elif trained is not None:
-        scale = float(trained["scale"])
-        at = f"{scale:.3g} times its own resolution, as in training"
-        windows = resize.mode == "none" and settings.window is not None
-        if windows or max(size) <= _ALIKE * float(trained["longest"]):
-            return settings, 1.0, None
     else:
-        scale, at = 1.0, "its own resolution"
-        # Windows that are no smaller than all that is left of a squeezed image would do nothing.
-        idle = settings.window is not None and resize.mode != "none" and settings.window >= side
-        if not idle and (settings.window is not None or max(size) <= _SQUEEZED * side):
+        parts = seen_in_parts(resize.mode, side, settings.window, trained)
+        if parts is None or max(size) <= parts[0]:
             return settings, 1.0, None
+        scale, at = parts[1], "its own resolution"
+        if trained is not None:
+            at = f"{scale:.3g} times its own resolution, as in training"
     window = settings.window or side
     seen = settings.model_copy(update={"window": window, "resize": InputSize()})
     own = ""

@@ -136,6 +136,8 @@ class GraphModel:
     def _views(self, size: tuple[int, int]) -> list[_View]:
         contract = self.contract
         seen = seen_size(contract.resize["mode"], contract.resize["size"], *size)
+        if contract.parts is not None and max(size) > contract.parts[0]:
+            seen = (max(1, round(size[0] * contract.parts[1])), max(1, round(size[1] * contract.parts[1])))
         if contract.task == "classification":
             # A class is one of the whole image.
             fits = seen[0] <= contract.size[0] and seen[1] <= contract.size[1]
