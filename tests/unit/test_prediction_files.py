@@ -148,6 +148,34 @@ def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) ->
     assert {name for name in files(out) if "x-2" in name} == set() and is_predictions(out)
 
 
+def test_dates_of_one_name_belong_together(tmp_path: Path) -> None:
+    model = model_of("change")
+    for name in ("A/1", "A/2", "B/2", "B/3", "C/x", "C/y", "D/1", "D/2"):
+        save(tmp_path / f"{name}.png")
+    said: list[str] = []
+
+    def predict(first: list[str], later: list[str]) -> int:
+        dates = [[str(tmp_path / one) for one in ones] for ones in (first, later)]
+        out = tmp_path / f"out{len(said)}"
+        done = predict_files(
+            model, dates[0], out, TestSettings(), later=dates[1], overwrite=True, say=said.append
+        )
+        return done[0]
+
+    with pytest.raises(
+        ConfigError, match=r"A/1\.png would be compared with .*B/2\.png, though .*A/2\.png and"
+    ):
+        predict(["A"], ["B"])
+    with pytest.raises(
+        ConfigError, match=r"A/2\.png would be compared with .*D/1\.png, though .*A/2\.png and"
+    ):
+        predict(["A/2.png", "A/1.png"], ["D/1.png", "D/2.png"])
+    assert predict(["A"], ["D"]) == 2 and said == []
+    assert predict(["A/2.png"], ["B/2.png"]) == 1 and said == []
+    assert predict(["A"], ["C"]) == 2
+    assert len(said) == 1 and "C/x.png, as that is their order, and so are 1 others" in said[0]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, overwrite: bool) -> None:
     image = save(tmp_path / "x.png")

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
@@ -33,6 +33,7 @@ from vitp.io.slides import is_slide_folder, slide_kind
 from vitp.io.tissue import Tissue
 from vitp.io.volume_kinds import volume_kind
 from vitp.records.channels import Channels
+from vitp.runtime.pairs import check_pairs
 from vitp.tasks.ground import RasterGround
 
 _READERS = 4
@@ -152,25 +153,6 @@ def load_named_images(
     return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
 
 
-def check_pairs(task: str, files: Sequence[object], later: Sequence[object] | None) -> None:
-    """Do nothing where later dates are given for change, one for each image, and for no other task.
-
-    Raises:
-        ConfigError: They are missing, too many, or of no use.
-    """
-    if task != "change":
-        if later is not None:
-            raise ConfigError(f"{task} takes no later dates", where="--later", fix="leave it out")
-        return
-    if later is None or len(later) != len(files):
-        given = 0 if later is None else len(later)
-        raise ConfigError(
-            f"{len(files)} images but {given} later dates",
-            where="--later",
-            fix="give one later date for each image",
-        )
-
-
 def sources_of(
     images: Sequence[str | Path],
     later: Sequence[str | Path] | None,
@@ -192,14 +174,14 @@ def sources_of(
         plane: Plane of the slices that the model was trained on.
 
     Raises:
-        ConfigError: Change without later dates, or another task with them.
+        ConfigError: Change without later dates or with others than its images', or another task with them.
         DataError: A path doesn't exist, or a folder holds no image.
     """
     check_missing_bands(channels, missing_bands)
     wide = channels is not None
     files = image_files(images, bands=wide)
     second = None if later is None else image_files(later, bands=wide)
-    check_pairs(task, files, second)
+    told = check_pairs(task, files, second)
     pairs: list[tuple[str, ...]] = [(path,) for path in files]
     if second is not None:
         pairs = list(zip(files, second, strict=True))
@@ -228,7 +210,11 @@ def sources_of(
         return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(look, unique_names(files), pairs))
+        sources = list(pool.map(look, unique_names(files), pairs))
+    first = next((place for place, source in enumerate(sources) if source.reason is None), None)
+    if told and first is not None:
+        sources[first] = replace(sources[first], notes=(told, *sources[first].notes))
+    return sources
 
 
 @contextmanager
