@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +20,7 @@ from tests.map_toys import BANDS, WINDOWS, Context, blocks, expected_classes, re
 from vitp.core.errors import DataError, VitpError
 from vitp.inference import maps
 from vitp.inference.inputs import Unusable
+from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import unfinished_folder
@@ -277,6 +281,37 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bits(
     if task == "segmentation":
         assert calls < -1000 + 2 * 8, "what was done was done again"
     assert outputs(out) == outputs(tmp_path / "whole") and not unfinished_folder(out).exists()
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let the system refuse what makes a file larger, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("vector", ["gpkg", "geojson"])
+def test_files_that_cannot_be_written_are_one_line_and_nothing_is_lost(tmp_path: Path, vector: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 150, 200)).astype(np.uint8)
+    raster, out = write_raster(tmp_path / "a.tif", noise), tmp_path / "out"
+    said: list[str] = []
+    with no_file_larger_than(200_000), pytest.raises(VitpError, match=r"can't be written .*; "):
+        predict_files(
+            BrightestBand(), [raster], out, WINDOWS, options=MapOptions(vector=vector), say=said.append
+        )
+    assert not out.exists() and said[-1].endswith("the same command with --resume goes on there")
+    with (
+        no_file_larger_than(10_000),
+        pytest.raises(VitpError, match=r"can't be written .*free some space"),
+        written_by_gdal(tmp_path),
+    ):
+        write_class_cog(
+            tmp_path / "b.tif", lambda top, bottom: noise[:1, top:bottom] % 3, (150, 200), None, "abc", {}
+        )
 
 
 def test_one_output_has_one_writer(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
-from vitp.inference.map_files import write_class_cog, write_share_cog
+from vitp.inference.map_files import write_class_cog, write_share_cog, written_by_gdal
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
 from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
@@ -128,7 +128,8 @@ class LargeWork(ABC, Generic[PredictionT]):
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
                 try:
-                    self._write(prediction, model_sha256)
+                    with written_by_gdal(self.out):
+                        self._write(prediction, model_sha256)
                     (self.part / "done").touch()
                 except DataError as error:
                     reason = str(error)
