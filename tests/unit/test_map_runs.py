@@ -19,11 +19,12 @@ from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, cha
 from tests.map_toys import BANDS, WINDOWS, Context, blocks, expected_classes, read, scene
 from vitp.core.errors import DataError, VitpError
 from vitp.inference import maps
+from vitp.inference import unfinished as unfinished_module
 from vitp.inference.inputs import Unusable
 from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
-from vitp.inference.unfinished import unfinished_folder
+from vitp.inference.unfinished import is_unfinished, unfinished_folder
 from vitp.records.channels import Channel, Channels
 from vitp.tasks.base import InputSize, TestSettings
 
@@ -281,6 +282,27 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bits(
     if task == "segmentation":
         assert calls < -1000 + 2 * 8, "what was done was done again"
     assert outputs(out) == outputs(tmp_path / "whole") and not unfinished_folder(out).exists()
+
+
+def test_a_kill_after_the_last_file_leaves_nothing_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raster, out = write_raster(tmp_path / "a.tif", scene(60, 40, 4)), tmp_path / "out"
+    real = unfinished_module.put_in_place
+
+    def killed(made: Path, place: Path) -> None:
+        real(made, place)
+        raise KeyboardInterrupt  # the folder of the parts is still there
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(unfinished_module, "put_in_place", killed)
+        predict_files(BrightestBand(), [raster], out, WINDOWS)
+    whole, folder = outputs(out), unfinished_folder(out)
+    assert whole and folder.exists() and not is_unfinished(out)
+    for note in folder.glob(".owner.*"):
+        note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
+    predict_files(BrightestBand(), [raster], out, WINDOWS, overwrite=True, resume=True)
+    assert outputs(out) == whole and not folder.exists()
 
 
 @contextmanager

@@ -30,6 +30,11 @@ def unfinished_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.unfinished")
 
 
+def is_unfinished(out: Path) -> bool:
+    """Return whether an attempt has left something to go on with: one that was killed at its very end has not."""
+    return (unfinished_folder(out) / "out").is_dir()
+
+
 def note_done(folder: Path, part: str) -> None:
     """Write down that a part is finished: a line in the file of this process, `done-RANK.txt`."""
     with (folder / f"done-{distributed.rank()}.txt").open("a", encoding="utf-8") as file:
@@ -107,7 +112,7 @@ def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> 
                 where=str(out),
                 fix="wait for it, or choose another folder",
             )
-        if resume:
+        if resume and is_unfinished(out):
             _check_plan(out, folder, plan)
         else:
             shutil.rmtree(folder)
