@@ -194,6 +194,11 @@ def test_only_the_surest_objects_are_written() -> None:
 
 def test_names_are_unique() -> None:
     assert unique_names(["x/a.png", "y/a.jpg", "b.png", "a.tif"]) == ["a", "a-2", "b", "a-3"]
+    # The file system takes 255 bytes, also with ".pixels.geojson" behind them; an ä has two.
+    long = [f"x/{mark * count}{end}.png" for mark, count in (("a", 240), ("ä", 120)) for end in "12"]
+    names = unique_names(long)
+    assert len(set(names)) == 4 and max(len(name.encode()) for name in names) == 211
+    assert all(name.startswith(path[2:90]) for name, path in zip(names, long, strict=True))
 
 
 def test_pictures_show_what_was_found() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -42,6 +44,8 @@ _LOOK = 256
 """Side of the parts of a raster that are read to see whether it can be."""
 _MOST_CLIPPED = 0.99
 """Of the pixels that are looked at, black or white to the model in all bands; above it the file is of another type."""
+_LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255 for a whole one, with what is put behind it."""
 _NAMED = 4
 """Bands whose ranges are named, at most."""
 
@@ -121,10 +125,12 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Return a file name without suffix for each path; equal ones get numbers."""
+    """Return a file name without suffix for each path; equal ones get numbers, and of long ones a hash is the end."""
     names: dict[str, None] = {}
     for path in paths:
         stem, number = volume_name(str(path)) or Path(split_address(path)[0]).stem, 2
+        if len(whole := os.fsencode(stem)) > _LONGEST_NAME:
+            stem = f"{whole[:_LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:10]}"
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
