@@ -27,6 +27,7 @@ from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import is_unfinished, unfinished_folder
 from vitp.records.channels import Channel, Channels
 from vitp.tasks.base import InputSize, TestSettings
+from vitp.tasks.seen import seen_settings
 
 
 def test_the_later_date_is_warped_onto_the_first(tmp_path: Path) -> None:
@@ -377,7 +378,7 @@ def test_no_image_larger_than_those_of_training_is_squeezed(
         description=description,
         backbone=SimpleNamespace(image_size=(96, 96)),
     )
-    seen, factor, note = maps.seen_settings(model, TestSettings(**chosen), (side, side), None)
+    seen, factor, note = seen_settings(model, TestSettings(**chosen), (side, side), None)
     mode = None if seen.resize is None else seen.resize.mode
     assert (seen.window, mode, factor) == expected
     assert (note is not None) == (expected[1] == "none")

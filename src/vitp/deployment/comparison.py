@@ -240,8 +240,8 @@ def scores_of_graph(
         settings: How images are read.
     """
 
-    # As the model is scored: whatever its size, each image is seen as in training.
-    graph = GraphModel(replace(graph.contract, parts=None), graph.run)
+    if "trained" not in model.description:  # as such a model is scored; see `scored_settings`
+        graph = GraphModel(replace(graph.contract, parts=None), graph.run)
 
     def predict(
         seen: Sequence[torch.Tensor], _: TestSettings, later: Sequence[torch.Tensor] | None

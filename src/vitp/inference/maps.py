@@ -28,8 +28,7 @@ from torch import Tensor
 from vitp.core import distributed
 from vitp.inference.unfinished import done_parts, note_done
 from vitp.records.labels import IGNORE
-from vitp.runtime.views import SQUEEZED, seen_in_parts
-from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
+from vitp.tasks.base import TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
@@ -41,49 +40,6 @@ Piece = TypeVar("Piece")
 
 SHARE_SCALE = 250
 """Byte that stands for a probability of 1; 255 stands for no data."""
-
-
-def seen_settings(
-    model: TaskModel, settings: TestSettings, size: tuple[int, int], factor: float | None
-) -> tuple[TestSettings, float, str | None]:
-    """Return how an image of any size is seen, and what is to be said about it where the settings don't tell.
-
-    An image that is larger than those of training is never squeezed into one look: without `resize` it is seen through
-    windows, its pixels as large as those of training were.
-
-    Args:
-        model: Any task's but classification's.
-        settings: As given.
-        size: Height and width of the image.
-        factor: On the size, to get the wanted ground resolution; None: none is wanted.
-
-    Returns:
-        The settings, the factor on the size of the image before `settings.scales`, and a note.
-    """
-    resize, trained = settings.resize or model.input_size, model.description.get("trained")
-    if factor is None and settings.resize is not None:
-        return settings, 1.0, None
-    side = resize.size or model.backbone.image_size[0]
-    if factor is not None:
-        scale, at = factor, "the resolution that was asked for"
-        if settings.window is not None or max(size) * factor <= SQUEEZED * side:
-            return settings.model_copy(update={"resize": InputSize()}), factor, None
-    else:
-        parts = seen_in_parts(resize.mode, side, settings.window, trained)
-        if parts is None or max(size) <= parts[0]:
-            return settings, 1.0, None
-        scale, at = parts[1], "its own resolution"
-        if trained is not None:
-            at = f"{scale:.3g} times its own resolution, as in training"
-    window = settings.window or side
-    seen = settings.model_copy(update={"window": window, "resize": InputSize()})
-    own = ""
-    if settings.window is None and trained is not None:
-        longest = round(float(trained["longest"]) * float(trained["scale"]))
-        if longest != window:
-            own = f", the side of the backbone (training images were up to {longest} px long, seen whole),"
-    words = f"seen through windows of {window} px{own} at {at}; -s window=…, -s resize=… and --resolution choose otherwise"
-    return seen, scale, words
 
 
 def seen_origin(ground: RasterGround) -> tuple[int, int]:
@@ -116,7 +72,7 @@ class RasterPrediction:
     Args:
         model: Any task's but classification's.
         dates: The raster, and its later date on the same grid.
-        settings: How the model is applied; see `seen_settings`.
+        settings: How the model is applied; see `vitp.tasks.seen`.
         folder: Where finished parts lie.
         factor: On the raster's size, before it is seen.
         shares: Whether probabilities are wanted.

@@ -25,7 +25,7 @@ from vitp.core.version import __version__
 from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog, written_by_gdal
-from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction
 from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
@@ -42,6 +42,7 @@ from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import ViewObjects
+from vitp.tasks.seen import seen_settings
 
 PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 
