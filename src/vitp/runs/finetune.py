@@ -58,6 +58,7 @@ from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import LabelReader, classes_of, draw_labels, open_configured, task_splits
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.seen import larger_note
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
@@ -203,6 +204,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     model.steps = config.train.steps
     _describe(model, config, splits)
+    for name in ("val", "test"):
+        notes += [f"{name}: {line}" for line in larger_note(model, config.test, splits[name])]
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes, seen),
         config.data.global_batch,
