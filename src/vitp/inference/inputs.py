@@ -188,9 +188,8 @@ def sources_of(
     files = image_files(images, bands=wide)
     second = None if later is None else image_files(later, bands=wide)
     told = check_pairs(task, files, second)
-    pairs: list[tuple[str, ...]] = [(path,) for path in files]
-    if second is not None:
-        pairs = list(zip(files, second, strict=True))
+    dates_of_all = [files] if second is None else [files, second]
+    pairs: list[tuple[str, ...]] = list(zip(*dates_of_all, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> InputFile:
         raster = placed = slide = volume = False
@@ -217,9 +216,14 @@ def sources_of(
 
     with ThreadPoolExecutor(_READERS) as pool:
         sources = list(pool.map(look, unique_names(files), pairs))
-    first = next((place for place, source in enumerate(sources) if source.reason is None), None)
-    if told and first is not None:
-        sources[first] = replace(sources[first], notes=(told, *sources[first].notes))
+    return _with_first_note(sources, told)
+
+
+def _with_first_note(sources: list[InputFile], told: str) -> list[InputFile]:
+    """Return inputs of which the first that can be used says a line, if there is one."""
+    for place, source in enumerate(sources):
+        if told and source.reason is None:
+            return [*sources[:place], replace(source, notes=(told, *source.notes)), *sources[place + 1 :]]
     return sources
 
 

@@ -167,11 +167,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     splits = run_splits(labelled, config, kind, said)
     train = limit_empty(splits["train"], config.data.empty, config.seed)
     if not len(train):
-        raise ConfigError(
-            "no training image holds an object, and empty ones are left out",
-            where="data.empty",
-            fix="choose a larger share, or 1",
-        )
+        what = "no training image holds an object, and empty ones are left out"
+        raise ConfigError(what, where="data.empty", fix="choose a larger share, or 1")
     splits["train"] = draw_labels(train, config.data.labels, config.seed)  # an epoch is one pass over these
     classes = classes_of(labelled, kind)
     config = config.model_copy(
@@ -204,8 +201,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     model.steps = config.train.steps
     _describe(model, config, splits)
-    for name in ("val", "test"):
-        notes += [f"{name}: {line}" for line in larger_note(model, config.test, splits[name])]
+    notes += [f"{name}: {line}" for name in splits for line in larger_note(model, config.test, splits[name])]
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes, seen),
         config.data.global_batch,

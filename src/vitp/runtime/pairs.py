@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from vitp.core.errors import ConfigError
-from vitp.io.parts import split_address
+
+_PART = re.compile(r"#\w+=[^#]*$")
+"""What an address chooses of its file."""
 
 
 def check_pairs(task: str, files: Sequence[str], later: Sequence[str] | None) -> str:
@@ -30,7 +33,7 @@ def check_pairs(task: str, files: Sequence[str], later: Sequence[str] | None) ->
         given = 0 if later is None else len(later)
         what = f"{len(files)} images but {given} later dates"
         raise ConfigError(what, where=where, fix="give one later date for each image")
-    names, later_names = ([Path(split_address(one)[0]).stem for one in dates] for dates in (files, later))
+    names, later_names = ([Path(_PART.sub("", one)).stem for one in dates] for dates in (files, later))
     other = [place for place, name in enumerate(names) if name != later_names[place]]
     for place in other:
         if names[place] in later_names:

@@ -51,7 +51,7 @@ def seen_settings(
 
 
 def scored_settings(model: TaskModel, settings: TestSettings, size: tuple[int, int]) -> TestSettings:
-    """Return how a labelled image is seen for its scores: as `vitp predict` sees it, so that these are of what it writes.
+    """Return how a labelled image is seen for its scores: as by `vitp predict`, so that they are of what that writes.
 
     Models that don't know how large their training images were are scored as their versions did.
 
