@@ -208,6 +208,18 @@ def test_pictures_among_rasters_are_refused(tmp_path: Path) -> None:
         read_labels("folders", root)
 
 
+def test_a_raster_among_pictures_is_the_one_that_is_named(tmp_path: Path) -> None:
+    for number, mode in enumerate(("RGB", "L", "P", "RGBA", "L")):
+        (tmp_path / "class0").mkdir(exist_ok=True)
+        Image.new(mode, (16, 16), number).save(tmp_path / "class0" / f"a{number}.png")
+    (tmp_path / "class1").mkdir()
+    Image.fromarray(np.full((16, 16), 999, np.uint16)).save(tmp_path / "class1" / "wide.png")
+    with pytest.raises(
+        DataError, match=r"wide.png: has 1 band .*uint16, while a0.png has 3 bands .* of uint8"
+    ):
+        read_labels("folders", tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,12 +19,15 @@ from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, cha
 from tests.map_toys import BANDS, WINDOWS, Context, blocks, expected_classes, read, scene
 from vitp.core.errors import DataError, VitpError
 from vitp.inference import maps
+from vitp.inference import unfinished as unfinished_module
 from vitp.inference.inputs import Unusable
+from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
-from vitp.inference.unfinished import unfinished_folder
+from vitp.inference.unfinished import is_unfinished, unfinished_folder
 from vitp.records.channels import Channel, Channels
 from vitp.tasks.base import InputSize, TestSettings
+from vitp.tasks.seen import seen_settings
 
 
 def test_the_later_date_is_warped_onto_the_first(tmp_path: Path) -> None:
@@ -203,7 +209,7 @@ def test_a_model_of_pictures_refuses_other_rasters_and_one_of_bands_names_what_i
     told: list[Unusable] = []
     count, _ = predict_files(BrightestBand(), [good, wide], tmp_path / "out", WINDOWS, tell=told.append)
     assert count == 1
-    assert told[0].reason == "has 3 bands (1, 2, 3) of uint16, and the model sees 8-bit RGB"
+    assert told[0].reason.startswith("has 3 bands (1, 2, 3) of uint16, and the model sees 8-bit RGB; ")
     named = write_raster(tmp_path / "named.tif", blocks(40, 40), names=("B2", "B3", "B4"))
     with pytest.raises(DataError, match="lacks the bands B8; it has B2, B3, B4"):
         predict_files(BrightestBand(channels=channels_of(*BANDS)), [named], tmp_path / "no", WINDOWS)
@@ -279,6 +285,58 @@ def test_an_interrupted_prediction_goes_on_to_the_same_bits(
     assert outputs(out) == outputs(tmp_path / "whole") and not unfinished_folder(out).exists()
 
 
+def test_a_kill_after_the_last_file_leaves_nothing_to_go_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raster, out = write_raster(tmp_path / "a.tif", scene(60, 40, 4)), tmp_path / "out"
+    real = unfinished_module.put_in_place
+
+    def killed(made: Path, place: Path) -> None:
+        real(made, place)
+        raise KeyboardInterrupt  # the folder of the parts is still there
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(unfinished_module, "put_in_place", killed)
+        predict_files(BrightestBand(), [raster], out, WINDOWS)
+    whole, folder = outputs(out), unfinished_folder(out)
+    assert whole and folder.exists() and not is_unfinished(out)
+    for note in folder.glob(".owner.*"):
+        note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
+    predict_files(BrightestBand(), [raster], out, WINDOWS, overwrite=True, resume=True)
+    assert outputs(out) == whole and not folder.exists()
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let the system refuse what makes a file larger, as it does on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("vector", ["gpkg", "geojson"])
+def test_files_that_cannot_be_written_are_one_line_and_nothing_is_lost(tmp_path: Path, vector: Any) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (3, 150, 200)).astype(np.uint8)
+    raster, out = write_raster(tmp_path / "a.tif", noise), tmp_path / "out"
+    said: list[str] = []
+    with no_file_larger_than(200_000), pytest.raises(VitpError, match=r"can't be written .*; "):
+        predict_files(
+            BrightestBand(), [raster], out, WINDOWS, options=MapOptions(vector=vector), say=said.append
+        )
+    assert not out.exists() and said[-1].endswith("the same command with --resume goes on there")
+    with (
+        no_file_larger_than(10_000),
+        pytest.raises(VitpError, match=r"can't be written .*free some space"),
+        written_by_gdal(tmp_path),
+    ):
+        write_class_cog(
+            tmp_path / "b.tif", lambda top, bottom: noise[:1, top:bottom] % 3, (150, 200), None, "abc", {}
+        )
+
+
 def test_one_output_has_one_writer(tmp_path: Path) -> None:
     from vitp.core.leftovers import claim
 
@@ -320,7 +378,7 @@ def test_no_image_larger_than_those_of_training_is_squeezed(
         description=description,
         backbone=SimpleNamespace(image_size=(96, 96)),
     )
-    seen, factor, note = maps.seen_settings(model, TestSettings(**chosen), (side, side), None)
+    seen, factor, note = seen_settings(model, TestSettings(**chosen), (side, side), None)
     mode = None if seen.resize is None else seen.resize.mode
     assert (seen.window, mode, factor) == expected
     assert (note is not None) == (expected[1] == "none")

@@ -316,7 +316,10 @@ def test_predictions_are_coco_s_and_read_again(tmp_path: Path) -> None:
     done, left_out = predict_files(model_of(), paths, tmp_path / "found", TestSettings(score_threshold=0.0))
     assert done == 2 and not left_out
     images = [torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1) for path in paths]
-    again = read_labels("auto", tmp_path / "found", val=0.0, test=0.0)
+    for kind in ("auto", "panoptic"):
+        with pytest.raises(DataError, match=r'panoptic\.json: \d+ of \d+ annotations have a "score"'):
+            read_labels(kind, tmp_path / "found", val=0.0, test=0.0)
+    again = read_labels("auto", tmp_path / "found", val=0.0, test=0.0, scores="labels")
     for item, wanted in zip(again.items, predict_images(model_of(), images), strict=True):
         things = [CLASSES[label] for label in wanted.labels_N.tolist() if CLASSES[label] in THINGS]
         assert sorted(label.category for label in item.objects or ()) == sorted(things)

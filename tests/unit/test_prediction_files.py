@@ -18,6 +18,7 @@ from vitp.inference import prediction_files
 from vitp.inference.inputs import Unusable
 from vitp.inference.prediction_files import PREDICTIONS_FILE, is_predictions, predict_files
 from vitp.inference.raster_files import MapOptions
+from vitp.inference.unfinished import unfinished_folder
 from vitp.models.vision import VisionSettings, VisionTower
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
@@ -95,7 +96,7 @@ def test_where_nothing_can_be_used_nothing_is_written(model: TaskModel, tmp_path
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png"}
 
 
-def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
+def test_what_fails_later_is_left_out_and_what_stops_is_gone_on_with(
     model: TaskModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [save(tmp_path / f"{number}.png", number) for number in range(3)]
@@ -110,9 +111,20 @@ def test_what_fails_later_is_left_out_and_what_stops_leaves_nothing(
     monkeypatch.setattr(prediction_files, "predict_images", failing)
     count, unusable = predict_files(model, images, tmp_path / "out", TestSettings())
     assert count == 2 and [one.reason for one in unusable] == ["1.png: has gone"]
+    said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        predict_files(model, images, tmp_path / "second", TestSettings())
-    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "1.png", "2.png", "out"}
+        predict_files(model, images, tmp_path / "second", TestSettings(), say=said.append)
+    assert said[-1].endswith("the same command with --resume goes on there")
+    kept = unfinished_folder(tmp_path / "second")
+    assert {path.name for path in tmp_path.iterdir()} == {"0.png", "1.png", "2.png", "out", kept.name}
+    for note in kept.glob(".owner.*"):
+        note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
+    errors = iter([None, None])  # the first picture isn't seen again
+    assert predict_files(model, images, tmp_path / "second", TestSettings(), resume=True) == (3, [])
+    errors = iter([KeyboardInterrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(model, images, tmp_path / "third", TestSettings(), say=said.append)
+    assert not unfinished_folder(tmp_path / "third").exists()
 
 
 def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) -> None:
@@ -136,6 +148,34 @@ def test_predictions_of_two_calls_never_mix(model: TaskModel, tmp_path: Path) ->
     assert {name for name in files(out) if "x-2" in name} == set() and is_predictions(out)
 
 
+def test_dates_of_one_name_belong_together(tmp_path: Path) -> None:
+    model = model_of("change")
+    for name in ("A/1", "A/2", "B/2", "B/3", "C/x", "C/y", "D/1", "D/2"):
+        save(tmp_path / f"{name}.png")
+    said: list[str] = []
+
+    def predict(first: list[str], later: list[str]) -> int:
+        dates = [[str(tmp_path / one) for one in ones] for ones in (first, later)]
+        out = tmp_path / f"out{len(said)}"
+        done = predict_files(
+            model, dates[0], out, TestSettings(), later=dates[1], overwrite=True, say=said.append
+        )
+        return done[0]
+
+    with pytest.raises(
+        ConfigError, match=r"A/1\.png would be compared with .*B/2\.png, though .*A/2\.png and"
+    ):
+        predict(["A"], ["B"])
+    with pytest.raises(
+        ConfigError, match=r"A/2\.png would be compared with .*D/1\.png, though .*A/2\.png and"
+    ):
+        predict(["A/2.png", "A/1.png"], ["D/1.png", "D/2.png"])
+    assert predict(["A"], ["D"]) == 2 and said == []
+    assert predict(["A/2.png"], ["B/2.png"]) == 1 and said == []
+    assert predict(["A"], ["C"]) == 2
+    assert len(said) == 1 and "C/x.png, as that is their order, and so are 1 others" in said[0]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, overwrite: bool) -> None:
     image = save(tmp_path / "x.png")
@@ -147,6 +187,19 @@ def test_a_folder_of_others_is_never_touched(model: TaskModel, tmp_path: Path, o
     with pytest.raises(VitpError, match="exists and doesn't hold predictions"):
         predict_files(model, [image], out / "thesis.tex", TestSettings(), overwrite=overwrite)
     assert files(out) == {"thesis.tex"}
+
+
+@pytest.mark.parametrize(
+    "named", ["out/pictures/own.png", "out/pictures", "out", "link/own.png", "out/pictures/own.png#page=1"]
+)
+def test_an_input_is_never_replaced(model: TaskModel, tmp_path: Path, named: str) -> None:
+    out = tmp_path / "out"
+    predict_files(model, [save(tmp_path / "x.png")], out, TestSettings())
+    own = save(out / "pictures" / "own.png", 1)
+    (tmp_path / "link").symlink_to(out / "pictures")
+    with pytest.raises(VitpError, match=r"out: would be replaced with all that is in it, and .* is an input"):
+        predict_files(model, [tmp_path / named], out, TestSettings(), overwrite=True)
+    assert own.is_file()
 
 
 def test_an_empty_folder_may_be_used(model: TaskModel, tmp_path: Path) -> None:

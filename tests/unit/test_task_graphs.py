@@ -9,26 +9,31 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torchvision.ops import batched_nms
 
 from vitp.checkpoints.graphs import GraphKind
 from vitp.core.errors import CheckpointError, ConfigError
-from vitp.deployment.comparison import compared_outputs
+from vitp.deployment.comparison import compared_outputs, scores_of_graph
 from vitp.deployment.export import GraphOptions, contract_for, export_task
 from vitp.deployment.images import graph_size
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
 from vitp.deployment.summary import parsed_batch
+from vitp.inference.pictures import read_picture
 from vitp.models.heads.fpn import RegionPool
 from vitp.models.rotated.roi_align import MultiScaleRotatedRoIAlign
 from vitp.models.static.atlas import StaticRegionPool, StaticRotatedPool
 from vitp.models.static.suppression import kept_boxes, kept_of_levels
 from vitp.models.vision import VisionSettings, VisionTower
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.runtime.graph_model import GraphModel
 from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
+from vitp.tasks.data import label_reader
 from vitp.tasks.graphs import TaskGraph
-from vitp.tasks.predict import predict_images
+from vitp.tasks.predict import predict_images, predictions_of
+from vitp.tasks.seen import larger_note
 
 SIZE = (48, 64)
 TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented")
@@ -114,6 +119,85 @@ def test_graph_and_runtime_say_what_the_model_says(task: str, neck: str, head: d
             assert (np.stack(objects.masks) != present(prediction.masks_NHW).numpy()).mean() < 1e-3
         found += len(objects.scores_N)
     assert found > 10 or task in ("classification", "segmentation", "change")
+
+
+@pytest.mark.parametrize(
+    ("task", "trained", "window"),
+    [
+        ("segmentation", {"longest": 40, "scale": 1.0}, None),
+        ("detection", {"longest": 40, "scale": 0.8}, None),
+        ("change", {"longest": 60, "scale": 0.5}, 40),
+        ("detection", None, 40),
+        ("detection", None, None),  # seen as a whole, as it is no four times as large
+        ("classification", {"longest": 40, "scale": 1.0}, None),
+    ],
+)
+def test_pictures_larger_than_in_training_are_seen_as_by_vitp_predict(
+    tmp_path: Path, task: str, trained: dict[str, Any] | None, window: int | None
+) -> None:
+    model = made(task)
+    model.input_size = InputSize(mode="fixed", size=40)
+    model.description |= {} if trained is None else {"trained": trained}
+    settings = TestSettings(window=window, overlap=0.25)
+    graph = GraphModel(contract_for(model, settings, (40, 40), None), graph_of(model, (40, 40)).run)
+    seen = 0
+    for number, (width, height) in enumerate([(150, 110), (47, 42), (90, 86)]):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        dates = [str(path)] * (2 if task == "change" else 1)
+        picture = read_picture(model, dates, settings)
+        later = None if picture.later_CHW is None else [picture.later_CHW]
+        (wanted,) = predict_images(model, [picture.planes_CHW], picture.settings, later)
+        given = graph.predict_file(*dates)
+        seen += len(graph._views((height, width)))
+        if task == "classification":
+            assert given.probabilities_K == pytest.approx(present(wanted.probabilities_C).numpy(), abs=1e-5)
+        elif task != "detection":
+            assert (present(torch.from_numpy(given.classes_HW)) == wanted.semantic_HW).float().mean() > 0.999
+        else:
+            assert given.objects is not None
+            assert given.objects.scores_N == pytest.approx(present(wanted.scores_N).numpy(), abs=1e-5)
+            assert np.abs(given.objects.boxes_N4 - present(wanted.boxes_N4).numpy()).max() < 1e-2
+    assert seen > 3 or task == "classification" or (trained, window) == (None, None)
+
+
+@pytest.mark.parametrize("task", ["detection", "segmentation"])
+def test_what_is_scored_is_what_vitp_predict_writes(tmp_path: Path, task: str) -> None:
+    """Of images of training's size and of larger ones, of the model and of its graph."""
+    model = made(task)
+    model.input_size = InputSize(mode="fixed", size=40)
+    model.description["trained"] = {"longest": 40, "scale": 0.8}
+    settings, items = TestSettings(overlap=0.25, batch_size=2), []
+    for number, (width, height) in enumerate([(40, 40), (150, 110), (52, 42), (90, 86)]):
+        path = tmp_path / f"{number}.png"
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        mask_HW = np.zeros((height, width), np.uint8)
+        box = ObjectLabel("a", (3, 4, 30, 35))
+        items.append(
+            LabelledImage(
+                str(number), str(path), width, height, "test", objects=(box,), semantic=mask_HW.copy
+            )
+        )
+    labelled = LabelledSet("set", items, ("a", "b", "c"), semantic_classes=("a", "b", "c"))
+    reader = label_reader(model, labelled, "objects" if task == "detection" else "semantic", settings)
+    for item, _, scored in predictions_of(model, reader, settings):
+        picture = read_picture(model, [item.image], settings)
+        (written,) = predict_images(model, [picture.planes_CHW], picture.settings)
+        for name in ("semantic_HW", "boxes_N4", "scores_N", "labels_N"):
+            one, other = getattr(scored, name), getattr(written, name)
+            assert (one is None and other is None) or torch.allclose(one.float(), other.float(), atol=1e-4)
+    assert larger_note(model, settings, labelled) == (
+        "2 of 4 images are larger than those of training, and seen through windows of 40 px, the side of the backbone "
+        "(training images were up to 32 px long, seen whole), at 0.8 times its own resolution, as in training; "
+        "-s window=… and -s resize=… choose otherwise",
+    )
+    own = model.evaluate(labelled, settings)
+    graph = GraphModel(contract_for(model, settings, (40, 40), None), graph_of(model, (40, 40)).run)
+    assert scores_of_graph(model, graph, labelled, settings).values == pytest.approx(
+        own.values, abs=1e-3, nan_ok=True
+    )
 
 
 def present(value: torch.Tensor | None) -> torch.Tensor:

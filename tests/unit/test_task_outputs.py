@@ -68,7 +68,9 @@ def test_coco_is_read_back_as_labels(tmp_path: Path) -> None:
     write_coco(tmp_path / "predictions.json", [named], CLASSES)
     with pytest.raises(DataError, match='2 of 2 annotations have a "score"'):
         read_labels("coco", tmp_path / "predictions.json", val=0.0)
-    labelled = read_labels("coco", tmp_path / "predictions.json", val=0.0, scores="labels")
+    # The notes that lie beside it are no annotations.
+    (tmp_path / "vitp_predictions.json").write_text('{"format": "vitp-predictions-1", "images": []}')
+    labelled = read_labels("auto", tmp_path, val=0.0, scores="labels")
     (item,) = labelled.items
     assert labelled.object_classes == CLASSES and item.objects is not None
     assert [label.category for label in item.objects] == ["car", "ship"]
@@ -192,6 +194,11 @@ def test_only_the_surest_objects_are_written() -> None:
 
 def test_names_are_unique() -> None:
     assert unique_names(["x/a.png", "y/a.jpg", "b.png", "a.tif"]) == ["a", "a-2", "b", "a-3"]
+    # The file system takes 255 bytes, also with ".pixels.geojson" behind them; an ä has two.
+    long = [f"x/{mark * count}{end}.png" for mark, count in (("a", 240), ("ä", 120)) for end in "12"]
+    names = unique_names(long)
+    assert len(set(names)) == 4 and max(len(name.encode()) for name in names) == 211
+    assert all(name.startswith(path[2:90]) for name, path in zip(names, long, strict=True))
 
 
 def test_pictures_show_what_was_found() -> None:

@@ -419,9 +419,9 @@ def test_one_image_is_seen_in_its_own_plane_or_not_at_all(tmp_path: Path) -> Non
         tell=lambda one: told.append(one.reason),
     )
     assert count == 2 and told == [
-        "holds one coronal image, the model sees axial slices",
-        "holds one sagittal image, the model sees axial slices",
-        "holds one axial image, its address names sagittal slices",
+        "holds one coronal image, the model sees axial slices; give a volume, or see it as plane=coronal",
+        "holds one sagittal image, the model sees axial slices; give a volume, or see it as plane=sagittal",
+        "holds one axial image, its address names sagittal slices; give a volume, or see it as plane=axial",
     ]
     # A model of no plane sees each in its own.
     assert predict_files(HighValues(), inputs, tmp_path / "own", WHOLE)[0] == 3

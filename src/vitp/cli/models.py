@@ -59,6 +59,7 @@ def eval_command(
     from vitp.tasks.build import task_of
     from vitp.tasks.data import labelled_only, open_labelled
     from vitp.tasks.label_notes import label_notes, left_out_notes
+    from vitp.tasks.seen import larger_note
 
     if out is not None:
         check_output_file(out, "JSON")
@@ -69,7 +70,7 @@ def eval_command(
     labelled = labelled_only(labelled, kind)
     parts = {split: labelled}
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
-    print_lines(notes, style="yellow")
+    print_lines((*notes, *larger_note(model, settings, labelled)), style="yellow")
     scores = model.evaluate(labelled, settings)
     title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
     print_scores(scores, title)

@@ -124,9 +124,9 @@ def predict_command(
     from vitp.evaluation.robustness_comparison import open_model
     from vitp.inference.prediction_files import check_complete, is_predictions, predict_files
     from vitp.inference.raster_files import MapOptions
-    from vitp.inference.unfinished import unfinished_folder
+    from vitp.inference.unfinished import is_unfinished
 
-    complete = resume and not force and is_predictions(out) and not unfinished_folder(out).exists()
+    complete = resume and not force and is_predictions(out) and not is_unfinished(out)
     if not complete:
         check_folder(out, is_predictions, what="predictions", overwrite=force)
 

@@ -19,9 +19,13 @@ class VitpError(Exception):
         self.what, self.where, self.fix = what, where, fix
         super().__init__(str(self))
 
+    @property
+    def advice(self) -> str:
+        """What is wrong and what to do, for lines that name the place themselves."""
+        return f"{self.what}; {self.fix}" if self.fix else self.what
+
     def __str__(self) -> str:
-        head = f"{self.where}: {self.what}" if self.where else self.what
-        return f"{head}; {self.fix}" if self.fix else head
+        return f"{self.where}: {self.advice}" if self.where else self.advice
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exceptions cross process borders (data workers); keyword arguments need help to survive that.

@@ -19,7 +19,14 @@ _BEGINS: dict[FileKind, tuple[bytes, ...]] = {
 }
 
 
-def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overwrite: bool) -> None:
+def check_folder(
+    out: Path,
+    is_ours: Callable[[Path], bool],
+    *,
+    what: str,
+    overwrite: bool,
+    inputs: Iterable[str | Path] = (),
+) -> None:
     """Do nothing when a folder may be written.
 
     Args:
@@ -27,9 +34,10 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overw
         is_ours: Tells whether a folder holds such output.
         what: What such output is called.
         overwrite: Whether it is to be replaced.
+        inputs: Files and folders that the command reads; they would go with what is replaced.
 
     Raises:
-        VitpError: It holds something else, or isn't to be replaced.
+        VitpError: It holds something else or an input, or isn't to be replaced.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
@@ -42,6 +50,10 @@ def check_folder(out: Path, is_ours: Callable[[Path], bool], *, what: str, overw
             where=str(out),
             fix="choose another folder, or replace it with --force",
         )
+    for one in inputs:
+        if Path(one).resolve().is_relative_to(out.resolve()):
+            what = f"would be replaced with all that is in it, and {one} is an input of the same command"
+            raise VitpError(what, where=str(out), fix="choose another folder")
 
 
 def check_output_file(out: Path, kind: FileKind, inputs: Iterable[str | Path] = ()) -> None:

@@ -38,7 +38,8 @@ def splits_of(labelled_set: LabelledSet | Mapping[str, LabelledSet]) -> dict[str
         found = {name: labelled_set[name] for name in SPLITS if name in labelled_set}
     for name in ("train", "test"):
         if name not in found or not len(found[name]):
-            raise ConfigError(f"there are no {name} images", where="probes", fix=f"label some as {name}")
+            fix = "compile the set with -o splits=drawn, or with -o split_file=FILE that names some"
+            raise ConfigError(f"there are no {name} images", where="probes", fix=fix)
     if "val" not in found or not len(found["val"]):
         found["train"], found["val"] = _hold_out(found["train"])
     return {name: found[name] for name in SPLITS}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -239,6 +239,9 @@ def scores_of_graph(
         images: Images with labels.
         settings: How images are read.
     """
+
+    if "trained" not in model.description:  # as such a model is scored; see `scored_settings`
+        graph = GraphModel(replace(graph.contract, parts=None), graph.run)
 
     def predict(
         seen: Sequence[torch.Tensor], _: TestSettings, later: Sequence[torch.Tensor] | None

@@ -55,7 +55,8 @@ from vitp.deployment.quantised import quantise_graph
 from vitp.metrics.results import Scores
 from vitp.runtime.contract import METADATA_KEY, GraphContract
 from vitp.runtime.graph_model import GraphModel, Runner, open_graph
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.runtime.views import seen_in_parts
+from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel
 from vitp.tasks.classification import ClassificationModel
 from vitp.tasks.detection import DetectionModel
 from vitp.tasks.detr import DETRModel
@@ -241,10 +242,20 @@ def contract_for(
         mean=tuple(model.backbone.mean),
         std=tuple(model.backbone.std),
         resize={"mode": resize.mode, "size": resize.size},
+        parts=_seen_in_parts(model, settings),
         overlap=settings.overlap,
         shown_score=settings.score_threshold,
         **found,
     )
+
+
+def _seen_in_parts(model: TaskModel, settings: TestSettings) -> tuple[float, float] | None:
+    """Return which images `vitp predict` doesn't squeeze into one look; see `vitp.runtime.views.seen_in_parts`."""
+    if settings.resize is not None or isinstance(model, ClassificationModel | WholeImageModel):
+        return None
+    resize = model.input_size
+    side = resize.size or model.backbone.image_size[0]
+    return seen_in_parts(resize.mode, side, settings.window, model.description.get("trained"))
 
 
 def _write(

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.data.formats.walk import list_images
 from vitp.data.seen import check_missing_bands, lone_image, stretch_note
@@ -33,6 +35,7 @@ from vitp.io.slides import is_slide_folder, slide_kind
 from vitp.io.tissue import Tissue
 from vitp.io.volume_kinds import volume_kind
 from vitp.records.channels import Channels
+from vitp.runtime.pairs import check_pairs
 from vitp.tasks.ground import RasterGround
 
 _READERS = 4
@@ -41,6 +44,8 @@ _LOOK = 256
 """Side of the parts of a raster that are read to see whether it can be."""
 _MOST_CLIPPED = 0.99
 """Of the pixels that are looked at, black or white to the model in all bands; above it the file is of another type."""
+_LONGEST_NAME = 200
+"""Bytes of a name; file systems take 255 for a whole one, with what is put behind it."""
 _NAMED = 4
 """Bands whose ranges are named, at most."""
 
@@ -51,7 +56,7 @@ class Unusable:
 
     Attributes:
         image: Path as the user gave it.
-        reason: In one sentence.
+        reason: In one sentence, and what to do where that is known.
     """
 
     image: str
@@ -120,10 +125,12 @@ def image_files(paths: Sequence[str | Path], *, bands: bool = False) -> list[str
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """Return a file name without suffix for each path; equal ones get numbers."""
+    """Return a file name without suffix for each path; equal ones get numbers, and of long ones a hash is the end."""
     names: dict[str, None] = {}
     for path in paths:
         stem, number = volume_name(str(path)) or Path(split_address(path)[0]).stem, 2
+        if len(whole := os.fsencode(stem)) > _LONGEST_NAME:
+            stem = f"{whole[:_LONGEST_NAME].decode(errors='ignore')}-{hashlib.sha256(whole).hexdigest()[:10]}"
         name = stem
         while name in names:
             name, number = f"{stem}-{number}", number + 1
@@ -152,25 +159,6 @@ def load_named_images(
     return {name: lone_image(address, channels) for name, address in zip(names, addresses, strict=True)}
 
 
-def check_pairs(task: str, files: Sequence[object], later: Sequence[object] | None) -> None:
-    """Do nothing where later dates are given for change, one for each image, and for no other task.
-
-    Raises:
-        ConfigError: They are missing, too many, or of no use.
-    """
-    if task != "change":
-        if later is not None:
-            raise ConfigError(f"{task} takes no later dates", where="--later", fix="leave it out")
-        return
-    if later is None or len(later) != len(files):
-        given = 0 if later is None else len(later)
-        raise ConfigError(
-            f"{len(files)} images but {given} later dates",
-            where="--later",
-            fix="give one later date for each image",
-        )
-
-
 def sources_of(
     images: Sequence[str | Path],
     later: Sequence[str | Path] | None,
@@ -192,17 +180,16 @@ def sources_of(
         plane: Plane of the slices that the model was trained on.
 
     Raises:
-        ConfigError: Change without later dates, or another task with them.
+        ConfigError: Change without later dates or with others than its images', or another task with them.
         DataError: A path doesn't exist, or a folder holds no image.
     """
     check_missing_bands(channels, missing_bands)
     wide = channels is not None
     files = image_files(images, bands=wide)
     second = None if later is None else image_files(later, bands=wide)
-    check_pairs(task, files, second)
-    pairs: list[tuple[str, ...]] = [(path,) for path in files]
-    if second is not None:
-        pairs = list(zip(files, second, strict=True))
+    told = check_pairs(task, files, second)
+    dates_of_all = [files] if second is None else [files, second]
+    pairs: list[tuple[str, ...]] = list(zip(*dates_of_all, strict=True))
 
     def look(name: str, dates: tuple[str, ...]) -> InputFile:
         raster = placed = slide = volume = False
@@ -224,11 +211,20 @@ def sources_of(
                 reason = _picture_reason(dates)
                 notes = tuple(filter(None, map(stretch_note, dates)))
         except DataError as error:
-            reason = f"{error.where}: {error.what}" if len(dates) > 1 else error.what
+            reason = str(error) if len(dates) > 1 else error.advice
         return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(look, unique_names(files), pairs))
+        sources = list(pool.map(look, unique_names(files), pairs))
+    return _with_first_note(sources, told)
+
+
+def _with_first_note(sources: list[InputFile], told: str) -> list[InputFile]:
+    """Return inputs of which the first that can be used says a line, if there is one."""
+    for place, source in enumerate(sources):
+        if told and source.reason is None:
+            return [*sources[:place], replace(source, notes=(told, *source.notes)), *sources[place + 1 :]]
+    return sources
 
 
 @contextmanager

@@ -6,13 +6,15 @@ Shapes: K classes, H × W pixels, R rows, C bands.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 
+from vitp.core.errors import VitpError
 from vitp.core.extras import need
 from vitp.inference.outputs import class_colour
 from vitp.io.open_pixels import Geometry
@@ -90,6 +92,21 @@ def write_share_cog(
             tiles.file.set_band_description(number, name)
         tiles.fill(rows)
         tiles.finish("AVERAGE")
+
+
+@contextmanager
+def written_by_gdal(folder: Path) -> Iterator[None]:
+    """Turn what rasterio and pyogrio raise when they can't write into an error of the user; see `VitpError`.
+
+    GDAL doesn't tell a full disk from other reasons, but for a line of its own on standard error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("rasterio", "pyogrio"):
+            raise
+        fix = "free some space where the disk is full, else check the path; nothing that was there is lost"
+        raise VitpError(f"can't be written ({error})", where=str(folder), fix=fix) from error
 
 
 class _Tiles:

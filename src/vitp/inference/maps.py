@@ -28,7 +28,7 @@ from torch import Tensor
 from vitp.core import distributed
 from vitp.inference.unfinished import done_parts, note_done
 from vitp.records.labels import IGNORE
-from vitp.tasks.base import InputSize, TaskModel, TestSettings, check_windows
+from vitp.tasks.base import TaskModel, TestSettings, check_windows
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import MaskPart, ObjectMerger, ViewObjects
@@ -40,59 +40,6 @@ Piece = TypeVar("Piece")
 
 SHARE_SCALE = 250
 """Byte that stands for a probability of 1; 255 stands for no data."""
-
-_ALIKE = 1.5
-"""Times that an image may be longer than all of training and still be seen as they were."""
-_SQUEEZED = 4
-"""Times that an image may be larger than what a model sees that doesn't know its training images' size."""
-
-
-def seen_settings(
-    model: TaskModel, settings: TestSettings, size: tuple[int, int], factor: float | None
-) -> tuple[TestSettings, float, str | None]:
-    """Return how an image of any size is seen, and what is to be said about it where the settings don't tell.
-
-    An image that is larger than those of training is never squeezed into one look: without `resize` it is seen through
-    windows, its pixels as large as those of training were.
-
-    Args:
-        model: Any task's but classification's.
-        settings: As given.
-        size: Height and width of the image.
-        factor: On the size, to get the wanted ground resolution; None: none is wanted.
-
-    Returns:
-        The settings, the factor on the size of the image before `settings.scales`, and a note.
-    """
-    resize, trained = settings.resize or model.input_size, model.description.get("trained")
-    if factor is None and settings.resize is not None:
-        return settings, 1.0, None
-    side = resize.size or model.backbone.image_size[0]
-    if factor is not None:
-        scale, at = factor, "the resolution that was asked for"
-        if settings.window is not None or max(size) * factor <= _SQUEEZED * side:
-            return settings.model_copy(update={"resize": InputSize()}), factor, None
-    elif trained is not None:
-        scale = float(trained["scale"])
-        at = f"{scale:.3g} times its own resolution, as in training"
-        windows = resize.mode == "none" and settings.window is not None
-        if windows or max(size) <= _ALIKE * float(trained["longest"]):
-            return settings, 1.0, None
-    else:
-        scale, at = 1.0, "its own resolution"
-        # Windows that are no smaller than all that is left of a squeezed image would do nothing.
-        idle = settings.window is not None and resize.mode != "none" and settings.window >= side
-        if not idle and (settings.window is not None or max(size) <= _SQUEEZED * side):
-            return settings, 1.0, None
-    window = settings.window or side
-    seen = settings.model_copy(update={"window": window, "resize": InputSize()})
-    own = ""
-    if settings.window is None and trained is not None:
-        longest = round(float(trained["longest"]) * float(trained["scale"]))
-        if longest != window:
-            own = f", the side of the backbone (training images were up to {longest} px long, seen whole),"
-    words = f"seen through windows of {window} px{own} at {at}; -s window=…, -s resize=… and --resolution choose otherwise"
-    return seen, scale, words
 
 
 def seen_origin(ground: RasterGround) -> tuple[int, int]:
@@ -125,7 +72,7 @@ class RasterPrediction:
     Args:
         model: Any task's but classification's.
         dates: The raster, and its later date on the same grid.
-        settings: How the model is applied; see `seen_settings`.
+        settings: How the model is applied; see `vitp.tasks.seen`.
         folder: Where finished parts lie.
         factor: On the raster's size, before it is seen.
         shares: Whether probabilities are wanted.

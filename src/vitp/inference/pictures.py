@@ -10,13 +10,13 @@ from PIL import Image
 from torch import Tensor
 
 from vitp.inference.inputs import SHOWN_SIDE, open_ground
-from vitp.inference.maps import seen_settings
 from vitp.inference.raster_files import ground_picture
 from vitp.io.images import image_size, load_planes
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Prediction
 from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel
 from vitp.tasks.predict import classify
+from vitp.tasks.seen import seen_settings
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ from vitp.inference.unfinished import differing, unfinished
 from vitp.inference.volume_work import VolumeWork, write_tables
 from vitp.inference.volumes import trained_plane
 from vitp.io.images import load_image
-from vitp.io.parts import base_address
+from vitp.io.parts import base_address, split_address
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.io.volumes import is_volume, open_volume
 from vitp.metrics.results import Prediction
@@ -130,7 +130,7 @@ def predict_files(
     for note in chain.from_iterable(source.notes for source in usable):
         say(note)
     plan = _plan(sources, settings, options, digest)
-    with unfinished(out, plan, resume=resume) as folder:
+    with unfinished(out, plan, resume=resume, say=say) as folder:
         job = _Job(model, settings, options, folder, digest, say)
         failed = set()
         for source, reason in chain(_pictures(job, usable), _large(job, usable)):
@@ -211,7 +211,8 @@ def _looked_at(
     options: MapOptions,
     settings: TestSettings,
 ) -> tuple[list[InputFile], str]:
-    check_folder(out, is_predictions, what="predictions", overwrite=overwrite)
+    inputs = [split_address(one)[0] for one in chain(images, later or ())]
+    check_folder(out, is_predictions, what="predictions", overwrite=overwrite, inputs=inputs)
     mpp, plane = seen_mpp(model, options), trained_plane(model)
     channels = model.backbone.in_channels
     sources = sources_of(images, later, model.name, channels, settings.missing_bands, mpp, plane)
@@ -252,7 +253,7 @@ def _with_dicom(source: InputFile) -> InputFile:
             return replace(source, reason="is no volume, so that no DICOM-SEG can be written")
         check_dicom(open_volume(source.image))
     except DataError as error:
-        return replace(source, reason=f"{error.what}; {error.fix}" if error.fix else error.what)
+        return replace(source, reason=error.advice)
     return source
 
 
@@ -318,7 +319,7 @@ def _pictures(job: _Job, sources: Sequence[InputFile]) -> list[tuple[InputFile, 
         try:
             named, shown = _predict(job, source)
         except DataError as error:  # of this image alone: the others are done
-            failed.append((source.name, f"{error.where}: {error.what}"))
+            failed.append((source.name, str(error)))
             continue
         write_image(job.folder / "out", job.model.name, named, job.model.classes, shown)
         save_part(part, named)
@@ -438,5 +439,5 @@ def _nothing_usable(unusable: Sequence[Unusable]) -> DataError:
     return DataError(
         f"none of the {len(unusable)} images can be used; the first: {first.reason}",
         where=first.image,
-        fix="name other images",
+        fix=None if "; " in first.reason else "name other images",
     )

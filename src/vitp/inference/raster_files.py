@@ -24,8 +24,8 @@ from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.annotation_tasks import Tool
 from vitp.inference.inputs import InputFile, aligned, open_ground
-from vitp.inference.map_files import write_class_cog, write_share_cog
-from vitp.inference.maps import SHARE_SCALE, RasterPrediction, seen_settings
+from vitp.inference.map_files import write_class_cog, write_share_cog, written_by_gdal
+from vitp.inference.maps import SHARE_SCALE, RasterPrediction
 from vitp.inference.outputs import class_colour, regions, write_picture
 from vitp.inference.polygons import class_polygons
 from vitp.inference.slides import AREAS_FILE, AreaTable, resolution_tags
@@ -42,6 +42,7 @@ from vitp.tasks.base import TaskModel, TestSettings
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import RasterGround
 from vitp.tasks.merging import ViewObjects
+from vitp.tasks.seen import seen_settings
 
 PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 
@@ -122,16 +123,17 @@ class LargeWork(ABC, Generic[PredictionT]):
                 prediction = self._opened(files)
                 prediction.compute()
             except DataError as error:
-                reason = f"{error.where}: {error.what}"
+                reason = str(error)
             # All processes go the same way from here: one that stopped alone would let the others wait for it.
             reasons = [each for each in distributed.gather(reason) if each is not None]
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
                 try:
-                    self._write(prediction, model_sha256)
+                    with written_by_gdal(self.out):
+                        self._write(prediction, model_sha256)
                     (self.part / "done").touch()
                 except DataError as error:
-                    reason = f"{error.where}: {error.what}"
+                    reason = str(error)
             reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
             # Working files. What else lies there tells a resumed prediction that this input is done.

@@ -2,7 +2,8 @@
 
 .NAME.unfinished/plan.json    inputs, model and options; only the same plan is continued
 .NAME.unfinished/out/         becomes NAME when it is whole
-.NAME.unfinished/parts/       what is done of each input
+.NAME.unfinished/parts/       what is done of each raster and volume
+.NAME.unfinished/pictures/    what is done of the pictures
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,11 @@ _PLAN = "plan.json"
 def unfinished_folder(out: Path) -> Path:
     """Return where the parts of a prediction lie until it is whole."""
     return out.with_name(f".{out.name}.unfinished")
+
+
+def is_unfinished(out: Path) -> bool:
+    """Return whether an attempt has left something to go on with: one that was killed at its very end has not."""
+    return (unfinished_folder(out) / "out").is_dir()
 
 
 def note_done(folder: Path, part: str) -> None:
@@ -43,16 +50,19 @@ def done_parts(folder: Path) -> set[str]:
 
 
 @contextlib.contextmanager
-def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Path]:
+def unfinished(
+    out: Path, plan: dict[str, Any], *, resume: bool, say: Callable[[str], None] = lambda _: None
+) -> Iterator[Path]:
     """Yield a working folder with `out/`, which becomes `out` on success, and `parts/`.
 
-    It is removed when nothing of worth is in it; an interrupt leaves the parts of rasters, and `resume` goes on there.
-    All processes of a group work in one folder; the first makes it and puts the result in place.
+    It is removed when nothing of worth is in it; an interrupt or a full disk leaves what is done, and `resume` goes on
+    there. All processes of a group work in one folder; the first makes it and puts the result in place.
 
     Args:
         out: The folder that is to appear.
         plan: What is computed, as JSON values.
         resume: Go on with what an earlier attempt has left, where there is such.
+        say: Called with a sentence where something is left.
 
     Raises:
         VitpError: Another process works on the same output, an attempt of another plan is to be continued, or the
@@ -80,8 +90,11 @@ def unfinished(out: Path, plan: dict[str, Any], *, resume: bool) -> Iterator[Pat
             put_in_place(folder / "out", out)
             shutil.rmtree(folder, ignore_errors=True)
     except BaseException as stopped:
-        if distributed.rank() == 0 and not any((folder / "parts").glob("*/*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        if not any(chain((folder / "parts").glob("*/*"), (folder / "pictures").glob("*.safetensors"))):
+            if distributed.rank() == 0:
+                shutil.rmtree(folder, ignore_errors=True)
+        else:
+            say(f"what is done is kept in {folder}; the same command with --resume goes on there")
         if isinstance(stopped, OSError):
             raise as_user_error(stopped, out) from stopped
         raise
@@ -99,7 +112,7 @@ def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> 
                 where=str(out),
                 fix="wait for it, or choose another folder",
             )
-        if resume:
+        if resume and is_unfinished(out):
             _check_plan(out, folder, plan)
         else:
             shutil.rmtree(folder)

@@ -17,7 +17,7 @@ from PIL import Image
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.inference.dicom_seg import write_dicom_seg
-from vitp.inference.maps import SHARE_SCALE, seen_settings
+from vitp.inference.maps import SHARE_SCALE
 from vitp.inference.outputs import Named, write_picture
 from vitp.inference.raster_files import PICTURE_PIXELS, LargeWork, ground_picture
 from vitp.inference.volume_files import (
@@ -36,6 +36,7 @@ from vitp.metrics.results import Prediction
 from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.tasks.base import TaskModel
 from vitp.tasks.dense import DenseModel
+from vitp.tasks.seen import seen_settings
 
 _TABLE = "table.json"
 _SMALLEST_PICTURE = 320

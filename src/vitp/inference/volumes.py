@@ -79,7 +79,7 @@ class VolumePrediction:
         model: Model of any task but change.
         address: Address of the volume.
         plane: Plane of its slices.
-        settings: How the model is applied; see `vitp.inference.maps.seen_settings`.
+        settings: How the model is applied; see `vitp.tasks.seen.seen_settings`.
         folder: Where finished parts lie.
         factor: On the size of slices, before they are seen.
         shares: Whether probabilities are wanted.

@@ -58,6 +58,7 @@ from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import LabelReader, classes_of, draw_labels, open_configured, task_splits
 from vitp.tasks.folds import fold_splits
 from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.seen import larger_note
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
@@ -136,6 +137,12 @@ def run_splits(
         (said if said is not None else []).append(line)
         return parts
     if not stand_in:
+        if not len(labelled.split("test")) and len(labelled.split("val")):
+            fix = (
+                "-s data.splits.test=val scores the val images, by which nothing is chosen then; "
+                "-s data.options.splits=drawn draws other splits"
+            )
+            raise ConfigError("there are no test images", where=labelled.name, fix=fix)
         return task_splits(labelled, kind)
     places = {"train": "train", "val": stand_in.get("val", "val"), "test": stand_in.get("test", "test")}
     if places["val"] == places["test"] and config.train.choose == "best":
@@ -160,11 +167,8 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     splits = run_splits(labelled, config, kind, said)
     train = limit_empty(splits["train"], config.data.empty, config.seed)
     if not len(train):
-        raise ConfigError(
-            "no training image holds an object, and empty ones are left out",
-            where="data.empty",
-            fix="choose a larger share, or 1",
-        )
+        what = "no training image holds an object, and empty ones are left out"
+        raise ConfigError(what, where="data.empty", fix="choose a larger share, or 1")
     splits["train"] = draw_labels(train, config.data.labels, config.seed)  # an epoch is one pass over these
     classes = classes_of(labelled, kind)
     config = config.model_copy(
@@ -197,6 +201,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     model.steps = config.train.steps
     _describe(model, config, splits)
+    notes += [f"{name}: {line}" for name in splits for line in larger_note(model, config.test, splits[name])]
     source = task_batches(
         LabelReader(splits["train"], kind, model.classes, seen),
         config.data.global_batch,

@@ -14,7 +14,7 @@ from vitp.core.errors import CheckpointError
 
 GRAPH_FORMAT = "vitp-task-graph-1"
 METADATA_KEY = "vitp"
-_YOUNGER = ("mask_patch", "things", "least_share")
+_YOUNGER = ("mask_patch", "things", "least_share", "parts")
 """Fields that graphs of earlier versions lack."""
 
 
@@ -31,6 +31,8 @@ class GraphContract:
         mean, std: Of values on 0..1, channel by channel; they are applied inside of the graph.
         resize: `mode` and `size`: what size images get first; see `vitp.runtime.views.seen_size`. What is larger than
             the graph then is seen through windows of its size.
+        parts: Longer side above which images are seen through windows at a fraction of their own resolution, whatever
+            `resize` says, and that fraction; None: `resize` counts for all.
         overlap: Share of a window that the next one sees again.
         multi_label: For classification: whether an image may have several classes.
         least_score: Objects with a lower score are none.
@@ -60,6 +62,7 @@ class GraphContract:
     mask_patch: int = 0
     things: tuple[str, ...] = ()
     least_share: float = 0.0
+    parts: tuple[float, float] | None = None
 
     @property
     def pairs(self) -> bool:
@@ -91,7 +94,7 @@ class GraphContract:
                 )
             known = {field.name: values[field.name] for field in fields(cls) if field.name not in _YOUNGER}
             known |= {name: values[name] for name in _YOUNGER if name in values}
-            for name in ("classes", "size", "mean", "std", "channels", *({"things"} & known.keys())):
+            for name in ("classes", "size", "mean", "std", "channels", *({"things", "parts"} & known.keys())):
                 known[name] = known[name] if known[name] is None else tuple(known[name])
             return cls(**known)
         except (KeyError, TypeError) as error:

@@ -16,6 +16,7 @@ from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.core.extras import need
 from vitp.runtime.contract import GraphContract, contract_of
 from vitp.runtime.objects import GraphObjects, merged_objects, objects_of_masks, objects_of_table
+from vitp.runtime.pairs import check_pairs
 from vitp.runtime.pixels import read_planes, resized_maps, resized_planes
 from vitp.runtime.segments import segments_of_graph
 from vitp.runtime.views import SeenWindow, seen_size, window_layout, window_weights
@@ -136,6 +137,8 @@ class GraphModel:
     def _views(self, size: tuple[int, int]) -> list[_View]:
         contract = self.contract
         seen = seen_size(contract.resize["mode"], contract.resize["size"], *size)
+        if contract.parts is not None and max(size) > contract.parts[0]:
+            seen = (max(1, round(size[0] * contract.parts[1])), max(1, round(size[1] * contract.parts[1])))
         if contract.task == "classification":
             # A class is one of the whole image.
             fits = seen[0] <= contract.size[0] and seen[1] <= contract.size[1]
@@ -242,14 +245,10 @@ def predictions_of_files(
     """Yield each file with what a graph says of it, or with why it can't be used.
 
     Raises:
-        ConfigError: There aren't as many later dates as images.
+        ConfigError: Later dates aren't those of the images; see `vitp.runtime.pairs`.
     """
-    if later is not None and len(later) != len(images):
-        raise ConfigError(
-            f"{len(images)} images but {len(later)} later dates",
-            where="--later",
-            fix="give one later date for each image",
-        )
+    if later is not None:
+        check_pairs(model.contract.task, images, later)
     for number, image in enumerate(images):
         try:
             yield image, model.predict_file(image, None if later is None else later[number])

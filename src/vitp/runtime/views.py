@@ -6,11 +6,18 @@ Shapes: H × W pixels of the image, h × w pixels of a window.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 WEIGHT_FLOOR = 1e-3
 """Least weight of a pixel at a window's edge, so that a place that one window alone sees still counts."""
+
+_ALIKE = 1.5
+"""Times that an image may be longer than all of training and still be seen as they were."""
+SQUEEZED = 4
+"""Times that an image may be larger than what a model sees that doesn't know its training images' size."""
 
 SeenWindow = tuple[int, int, int, int]
 
@@ -85,6 +92,30 @@ def seen_size(mode: str, side: int | None, height: int, width: int) -> tuple[int
         return side, side
     own = min(height, width) if mode == "short" else max(height, width)
     return max(1, round(height * side / own)), max(1, round(width * side / own))
+
+
+def seen_in_parts(
+    mode: str, side: int, window: int | None, trained: Mapping[str, Any] | None
+) -> tuple[float, float] | None:
+    """Return which images are never squeezed into one look but seen through windows, and by what those are multiplied.
+
+    Args:
+        mode: What size images get in training; see `seen_size`.
+        side: That size in pixels, or the backbone's.
+        window: Side of the windows that the model is tested with; None: it sees whole images.
+        trained: `longest` side of the training images, and the `scale` at which they were seen; None: unknown.
+
+    Returns:
+        The longer side above which that is so, and the factor; None: all images are seen as in training.
+    """
+    if trained is not None:
+        if mode == "none" and window is not None:
+            return None
+        return _ALIKE * float(trained["longest"]), float(trained["scale"])
+    if window is None:
+        return float(SQUEEZED * side), 1.0
+    # Windows that are no smaller than all that is left of a squeezed image would do nothing.
+    return (0.0, 1.0) if mode != "none" and window >= side else None
 
 
 def window_weights(window: SeenWindow, size: tuple[int, int]) -> np.ndarray:

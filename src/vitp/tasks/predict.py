@@ -29,6 +29,7 @@ from vitp.tasks.data import LabelReader
 from vitp.tasks.dense import DenseModel
 from vitp.tasks.ground import Ground, RasterGround
 from vitp.tasks.merging import ViewObjects, merge
+from vitp.tasks.seen import scored_settings
 from vitp.tasks.views import View, views_of
 from vitp.tasks.windows import Unit, batches, class_map, seen_views
 
@@ -256,9 +257,14 @@ def predictions_of(
     seen = settings.resize or model.input_size
     while part := list(islice(items, settings.batch_size)):
         samples = [reader.sample(item, seen, max(settings.scales)) for item in part]
-        later = [sample.later_CHW for sample in samples if sample.later_CHW is not None]
         predict = model.stand_in or partial(predict_images, model)
-        found = predict([sample.image_CHW for sample in samples], settings, later or None)
+        ways = [scored_settings(model, settings, (item.height, item.width)) for item in part]
+        found: list[Prediction] = []
+        # One after the other where they aren't all seen in one way.
+        alike = [samples] if all(way is settings for way in ways) else [[sample] for sample in samples]
+        for some, way in zip(alike, ways, strict=False):
+            later = [sample.later_CHW for sample in some if sample.later_CHW is not None]
+            found += predict([sample.image_CHW for sample in some], way, later or None)
         whole = isinstance(model, WholeImageModel)  # stuff may lie around what isn't known
         seen_at = (
             each if whole else _somewhere(each, item, reader) for each, item in zip(found, part, strict=True)

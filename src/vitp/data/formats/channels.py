@@ -239,6 +239,11 @@ def _check_alike(
             or all(entry.range is not None for entry in declared.bands or [BandEntry(name="")])
         )
     )
+    if declared is None:
+        # Few of another kind are the ones to be named, not what else they differ from: pictures may be grey or RGB.
+        pictures, others = ([one for one in heads if one[1].is_picture is kind] for kind in (True, False))
+        few, many = sorted((others, pictures), key=len)
+        heads = [many[0], *few, *many[1:]] if len(few) < len(many) else heads
     first, other = heads[0]
     for where, head in heads[1:]:
         same_bands = named or head.names == other.names

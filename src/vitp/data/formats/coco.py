@@ -109,9 +109,9 @@ def read_coco(
         raise DataError("is no folder", where=str(folder), fix="name one with -o images=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
     _refuse_panoptic(files)
-    _check_words(crowds, scores)
-    if not scores:
-        refuse_scores(files)
+    if crowds not in ("", "objects", "difficult"):
+        raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
+    refuse_scores(files, scores)
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     _tell(builder, reading)
@@ -122,13 +122,6 @@ def read_coco(
     return with_drawn_masks(
         builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
     )
-
-
-def _check_words(crowds: str, scores: str) -> None:
-    if crowds not in ("", "objects", "difficult"):
-        raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
-    if scores not in ("", "labels"):
-        raise ConfigError(f'is "{scores}"', where="scores", fix="write labels, or leave the option out")
 
 
 def _tell(builder: SetBuilder, reading: CocoReading) -> None:

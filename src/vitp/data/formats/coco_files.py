@@ -7,12 +7,13 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import LabelShape
@@ -31,6 +32,8 @@ from vitp.records.rle import decode
 from vitp.records.tool_shapes import CLASSES_KEY, TASK_KEY, centred_corners
 
 _SCORE_KEYS = ("score", "confidence")
+_NOTES = "vitp_predictions.json"
+"""What `vitp predict` notes down beside what it has found; no annotations."""
 _WHOLE = re.compile(r"[+-]?\d{1,300}(\.0*)?$")
 
 _Value = TypeVar("_Value")
@@ -70,7 +73,7 @@ def annotation_files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     for folder in (child(root, ("annotations",)) or root, root):
-        if found := suffixed(folder, ".json"):
+        if found := [path for path in suffixed(folder, ".json") if path.name != _NOTES]:
             return found
     splits = [folder for folder in root.iterdir() if folder.is_dir() and split_of(folder.name)]
     return sorted(path for folder in splits for path in suffixed(folder, ".json"))
@@ -158,14 +161,23 @@ def refuse_results(paths: Sequence[Path]) -> None:
         _refuse_results(content, path)
 
 
-def refuse_scores(files: Sequence[CocoFile]) -> None:
-    """Refuse files whose annotations have scores, as predictions have. Scores of 0 and 1 say nothing.
+def refuse_scores(files: Sequence[CocoFile], scores: str) -> None:
+    """Refuse files whose annotations, or their segments, have scores, as predictions have. 0 and 1 say nothing.
+
+    Args:
+        files: The files.
+        scores: "labels": they are labels all the same; "": see above.
 
     Raises:
+        ConfigError: `scores` is something else.
         DataError: Some annotation has another score, or one that can't be read.
     """
-    for file in files:
+    if scores not in ("", "labels"):
+        raise ConfigError(f'is "{scores}"', where="scores", fix="write labels, or leave the option out")
+    for file in () if scores else files:
         rows = [row for row in file.content["annotations"] if isinstance(row, dict)]
+        lists = [row["segments_info"] for row in rows if isinstance(row.get("segments_info"), list)]
+        rows = [one for one in chain.from_iterable(lists) if isinstance(one, dict)] if lists else rows
         told = [(key, row[key]) for row in rows for key in _SCORE_KEYS if row.get(key) not in (None, "")]
         doubtful = [(key, value) for key, value in told if _number(value) not in (-1, 0, 1)]
         if not doubtful or ({value for _, value in told} == {100} and len(told) > 1):

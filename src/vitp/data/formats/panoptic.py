@@ -12,12 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vitp.core.errors import DataError, did_you_mean
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.coco import CocoImage, CocoReading
-from vitp.data.formats.coco_files import CocoFile, annotation_files, is_panoptic_file, is_set, load_coco_file
+from vitp.data.formats.coco_files import (
+    CocoFile,
+    annotation_files,
+    is_panoptic_file,
+    is_set,
+    load_coco_file,
+    refuse_scores,
+)
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.mask_objects import each_value
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
@@ -34,6 +41,7 @@ def read_panoptic(
     images: str | None = None,
     panoptic: str | None = None,
     things: str | list[str] | None = None,
+    scores: Literal["", "labels"] = "",
 ) -> LabelledSet:
     """Read COCO panoptic annotations: objects with outlines of things, and a mask of the classes of things and stuff.
 
@@ -48,6 +56,7 @@ def read_panoptic(
         images: Folder of the images, relative to that of the set; by default they are looked for.
         panoptic: Folder of the PNGs, likewise.
         things: Classes whose segments are single objects; by default those whose category says `isthing`.
+        scores: "labels": segments with scores are labels that somebody has checked; by default they are refused.
 
     Raises:
         DataError: A file isn't panoptic JSON, there is no folder of PNGs, a category doesn't say whether it is a
@@ -64,6 +73,7 @@ def read_panoptic(
         if given is not None and not given.is_dir():
             raise DataError("is no folder", where=str(given), fix=f"name another one with -o {option}=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in paths]
+    refuse_scores(files, scores)
     reading = _PanopticReading(builder, files, comma_list(things), pngs)
     reading.add_images()
     _say(builder, reading)
