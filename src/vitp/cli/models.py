@@ -57,8 +57,8 @@ def eval_command(
     from vitp.evaluation.robustness_comparison import open_model, split_named
     from vitp.report.cases_page import write_case_files
     from vitp.tasks.build import task_of
-    from vitp.tasks.data import labelled_only, open_labelled
-    from vitp.tasks.label_notes import label_notes, left_out_notes
+    from vitp.tasks.data import label_reader, labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes, nodata_notes
 
     if out is not None:
         check_output_file(out, "JSON")
@@ -69,7 +69,8 @@ def eval_command(
     labelled = labelled_only(labelled, kind)
     parts = {split: labelled}
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
-    print_lines(notes, style="yellow")
+    reader = label_reader(model, labelled, kind, settings)
+    print_lines([*notes, *nodata_notes(reader, split)], style="yellow")
     scores = model.evaluate(labelled, settings)
     title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
     print_scores(scores, title)

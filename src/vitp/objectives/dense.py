@@ -21,6 +21,7 @@ from vitp.data.augment import MaskAugmentation, augment_with_mask, without_chann
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.ignored import UNLABELLED, presence_of, read_mask
 from vitp.data.mixture import Mixture, Sample
+from vitp.data.nodata import nodata_facts, where_held
 from vitp.data.permutation import Permutation
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
@@ -114,8 +115,10 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
         images, masks, presences = [], [], []
         for sample in samples:
             item, place = sample.record, sample.position - step * self.global_batch
-            image_HWC = np.asarray(self.seen.at(sample.seed, sample.position).load(item.image))
+            image_CHW, held_HW = self.seen.at(sample.seed, sample.position).held(item.image)
+            image_HWC = np.ascontiguousarray(image_CHW.transpose(1, 2, 0))
             mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
+            mask_HW = where_held(mask_HW, held_HW)
             rng = np.random.default_rng([sample.seed, step, place, 1])
             image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)
             images.append(without_channels(image_HWC, self.seen.dropped(sample.seed, sample.position)))
@@ -135,6 +138,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
             "classes": [self.labelled.semantic_classes, self.labelled.object_classes],
             "options": [global_batch, order.seed, self.size, self.presence, asdict(self.augment)],
             **({"seen": seen} if (seen := self.seen.facts()) else {}),
+            **nodata_facts(self.labelled, self.seen),
         }
 
 

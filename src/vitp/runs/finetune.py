@@ -57,7 +57,7 @@ from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import LabelReader, classes_of, draw_labels, open_configured, task_splits
 from vitp.tasks.folds import fold_splits
-from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.label_notes import label_notes, left_out_notes, nodata_notes
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
 
@@ -197,8 +197,10 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.input_size = _input_size(config.data.resize, backbone.image_size[0])
     model.steps = config.train.steps
     _describe(model, config, splits)
+    reader = LabelReader(splits["train"], kind, model.classes, seen)
+    notes += nodata_notes(reader, "training")
     source = task_batches(
-        LabelReader(splits["train"], kind, model.classes, seen),
+        reader,
         config.data.global_batch,
         config.seed,
         micro_batches=config.train.micro_batches,
