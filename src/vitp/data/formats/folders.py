@@ -236,7 +236,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         by_split[folder.split].append(folder)
     for own in by_split.values():
         for first, second in combinations(own[:50], 2):
-            _refuse_alike(root, first, second, explicit)
+            _refuse_alike(root, first, second, own, explicit)
     roles = [f for f in folders if role_of(f.path.name) and not _is_class(f, folders)]
     if not roles and {"image", "mask"} <= {f.role for f in folders if not role_of(f.path.name)}:
         roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
@@ -302,23 +302,42 @@ def _differ(folders: Sequence[Folder]) -> str:
     return f", and masks have other names than images ({mask.files[0].name}, {image.files[0].name})"
 
 
-def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
+def _refuse_alike(
+    root: Path, first: Folder, second: Folder, folders: Sequence[Folder], explicit: str
+) -> None:
+    if not _are_alike(first, second):
+        return
+    # The reading with photographs as images comes first.
+    pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
+    one, other = (within(f.path, root) for f in pair)
+    alike = [folder for folder in folders if folder in pair or _are_alike(first, folder)]
+    drawn = [within(folder.path, root) for folder in alike if not _are_photographs(folder)]
+    photographs = [within(folder.path, root) for folder in alike if _are_photographs(folder)]
+    if len(drawn) > 1 and len(photographs) == 1:
+        one, other = photographs[0], drawn[0]
+        raise DataError(
+            f"{', '.join(drawn[:4])} have files of the same names as {one}: masks that several people drew, who are never "
+            "mixed, or of several classes; or each folder is a class",
+            where=str(root),
+            fix=f"--format masks -o images={one} -o masks={other} reads those of one; {explicit}",
+        )
+    raise DataError(
+        f"{one} and {other} have {len(first.stems & second.stems)} files of equal names: images and masks, two dates, or "
+        "classes",
+        where=str(root),
+        fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
+        f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
+    )
+
+
+def _are_alike(first: Folder, second: Folder) -> bool:
+    """Return whether two folders hold files of the same names, as different forms of the same images do."""
     a, b = first.stems, second.stems
     common = a & b
     if len(common) < 2 or _of_other_patients(first, second):
-        return
+        return False
     numbers = all(stem.isdigit() for stem in common)
-    alike = len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
-    if alike:
-        # The reading with photographs as images comes first.
-        pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
-        one, other = (within(f.path, root) for f in pair)
-        raise DataError(
-            f"{one} and {other} have {len(common)} files of equal names: images and masks, two dates, or classes",
-            where=str(root),
-            fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
-            f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
-        )
+    return len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
 
 
 def _of_other_patients(first: Folder, second: Folder) -> bool:

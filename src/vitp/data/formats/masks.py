@@ -83,7 +83,7 @@ def read_masks(
     mask_type: str = "",
     strays: str = "",
     nodata: str = "",
-    annotator: int | None = None,
+    annotator: int | str | None = None,
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -104,7 +104,8 @@ def read_masks(
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
         nodata: What the value that the masks' own tags name as nodata is: "ignore" (by default) or "background". Of 0
             beside several classes it must be said.
-        annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
+        annotator: Who drew the masks that are read, where several have: a number ("1st_manual", "_2ndHO"), or the word
+            with which their names end ("a_anna").
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
