@@ -274,6 +274,25 @@ def test_images_within_folders_of_classes(tmp_path: Path, below: str) -> None:
         detect_format(tmp_path)
 
 
+def test_a_folder_of_images_alone_is_told_in_a_short_line(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"photos/{k}.png")
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        (tmp_path / f"scans/case{k}_0000.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"holds 3 images and nothing else; name .*\(masks/, labels/, annotations/\)"
+    ):
+        detect_format(tmp_path / "photos")
+    with pytest.raises(
+        DataError, match=r"holds 3 volumes and nothing else; name .*imagesTr/ and labelsTr/"
+    ) as error:
+        detect_format(tmp_path / "scans")
+    assert len(str(error.value)) < 400
+    (tmp_path / "scans/readme.dat").write_text("something else")
+    with pytest.raises(DataError, match="no label format recognised"):
+        detect_format(tmp_path / "scans")
+
+
 def test_masks_without_images_are_no_classes(tmp_path: Path) -> None:
     for name in ("gt", "suv"):
         for k in range(3):
