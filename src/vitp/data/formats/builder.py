@@ -16,12 +16,18 @@ from vitp.data.formats.read_options import ReadOptions
 from vitp.data.formats.set_splits import Added, SetSplits
 from vitp.data.formats.slices import VolumeFacts, is_medical
 from vitp.data.formats.turned import AS_STORED, swaps_sides, turned_line
-from vitp.data.formats.walk import stem_of, within
+from vitp.data.formats.walk import named_file, stem_of, within
 from vitp.io.images import image_size, orientation_of
 from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage, LabelledSet
 
 __all__ = ["ReadOptions", "SetBuilder"]
+
+_NOT_READ = {
+    "bounding_boxes.txt": "a box for each image (CUB-200; boxes are read as COCO JSON)",
+    "sceneCategories.txt": "the kind of scene of each image (ADE20K; classes are read as a table of image and label)",
+}
+"""Files of published sets beside images that another format reads → what they hold, which no reader takes."""
 
 
 @dataclass
@@ -335,8 +341,11 @@ class SetBuilder:
             every = self.options.every
             which = f"each {every}th slice" if every else "the middle slice (-o every=N takes each Nth)"
             self.understand(f"{self.whole_volumes:,} volumes are labelled as a whole: {which} is the image")
-        for line in (*_counted(items, objects, scenes), *self.tally.lines()):
+        for line in (*_counted(items, objects, scenes), *_held_out(items, scenes), *self.tally.lines()):
             self.understand(line)
+        for name, held in _NOT_READ.items():
+            if (path := named_file(self.root, (name,))) is not None:
+                self.understand(f"there, and not read: {path.name}, {held}")
         if folders := [item for item in items if Path(item.image).is_dir()]:
             each = f"{self.place(Path(folders[0].image))}/, for example"
             self.understand(f"{len(folders):,} images are folders with one file a band ({each})")
@@ -376,3 +385,15 @@ def _counted(
             f"images of each class: {', '.join(f'{name} {count:,}' for name, count in scenes.items())}"
         )
     return lines
+
+
+def _held_out(items: Sequence[LabelledImage], scene_classes: Iterable[str]) -> list[str]:
+    """Return a line on classes of whole images that other splits have and no training image, or none."""
+    held = {train: set[str]() for train in (True, False)}
+    for item in items:
+        held[item.split == "train"].update(item.tags or filter(None, (item.scene,)))
+    missing = [name for name in scene_classes if name in held[False] - held[True]]
+    if not (held[True] and missing):
+        return []
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    return [f"no training image is of {', '.join(missing[:8])}{more}: only images of other splits are"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -91,9 +91,10 @@ def read_folders(
     seen: set[str] = set()
     depths: set[int] = set()
     unsorted, sources = _unsorted(root), _sources(root)
+    foldered = {path.name for _, base in _bases(root) if base not in unsorted for path in base.iterdir()}
     for split, base in _bases(root):
         if base in unsorted:
-            for image, name in _listed(builder, base, unsorted[base]):
+            for image, name in _listed(builder, base, unsorted[base], foldered):
                 if known is None or name in known:
                     name = spoken_as.get(name, name)
                     seen.add(name)
@@ -151,9 +152,15 @@ def _unsorted(root: Path) -> dict[Path, Path]:
     return found if any(len(paths) > 1 for paths in own.values()) else {}
 
 
-def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Path, str]]:
-    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding."""
+def _listed(
+    builder: SetBuilder, base: Path, images: Path, folders: Collection[str]
+) -> Iterator[tuple[Path, str]]:
+    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding.
+
+    So is a class that none of the other splits' folders is called after.
+    """
     path = named_file(base, (f"{base.name}_annotations.txt",))
+    strange: dict[str, int] = {}
     left = set(list_images(images))
     for row, line in enumerate(read_label_lines(path) if path else (), 1):
         name, _, rest = line.strip().partition("\t")
@@ -165,9 +172,16 @@ def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Pat
             raise DataError("names no image and class", where=f"{path}:{row}", fix=fix)
         if image in left:
             left.remove(image)
+            if label not in folders:
+                strange.setdefault(label, row)
             yield image, label
         else:
             builder.lose(builder.place(path, row), f"{name} is missing; left out", absent=True)
+    for label, row in strange.items():
+        builder.note(
+            builder.place(path or base, row),
+            f'no folder of training images is called after its class "{label}"',
+        )
     if left:
         builder.note(builder.place(images), f"{len(left):,} images of no known class; left out")
 
