@@ -99,7 +99,7 @@ class SeenBands:
         )
 
     def held(self, address: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the whole of an image as `planes` does, and where it holds something; see `vitp.io.images.load_held`."""
+        """Return the whole of an image as `planes` does, and where it holds something; see `load_held`."""
         return load_held(address, self.channels, missing_bands=self.missing_bands, moved=self.moved)
 
     def at(self, seed: int, position: int) -> SeenBands:

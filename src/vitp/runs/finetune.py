@@ -179,11 +179,10 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config = config.model_copy(update={"head": head})
     backbone = open_backbone(config.backbone, config.seed)
     notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
-    own = config.augment
     seen = replace(
         SeenBands.by(backbone.in_channels, labelled),
-        band_dropout=own.band_dropout,
-        window_jitter=own.window_jitter,
+        band_dropout=config.augment.band_dropout,
+        window_jitter=config.augment.window_jitter,
     )
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
@@ -198,7 +197,6 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.steps = config.train.steps
     _describe(model, config, splits)
     reader = LabelReader(splits["train"], kind, model.classes, seen)
-    notes += nodata_notes(reader, "training")
     source = task_batches(
         reader,
         config.data.global_batch,
@@ -208,7 +206,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         augmentation=_augmentation(config, kind),
         repeats=repeats,
     )
-    return FinetuneRun(config, model, source, splits, tuple(notes))
+    return FinetuneRun(config, model, source, splits, (*notes, *nodata_notes(reader, "training")))
 
 
 def _fitted(

@@ -41,7 +41,7 @@ class SetBuilder:
         understood: Lines about how the files were understood.
         tally: Counts of the labels that can and can't be used.
         splits_from: What named the splits, where the reader knows; lists of names aren't looked for then.
-        shown: Whether labels lie on images that EXIF turns as viewers show these, because the format's tool shows them so.
+        shown: Whether labels lie on images that EXIF turns as viewers show these, as the format's tool does.
         whole_volumes: Volumes of several slices that are labelled as a whole.
         band_names: What the set calls the bands of its files, in their order.
         point_size: Side of the box that a label without width and height gets; None: it has no area.
@@ -101,7 +101,7 @@ class SetBuilder:
         return self._orientations.get(path, 1)
 
     def check_turned(self, turned: Sequence[str], decided: bool, what: str, count: int) -> None:
-        """Say that labels lie on images that EXIF turns as these are shown, or refuse to guess it; see `turned_line`."""
+        """Say that labels lie on images that EXIF turns as these are shown, or refuse it; see `turned_line`."""
         where, orientation = str(self.root), self.options.orientation
         line = turned_line(turned, decided, what=what, where=where, count=count, orientation=orientation)
         if line:
@@ -147,7 +147,7 @@ class SetBuilder:
         return self.place(own if own.is_relative_to(self.root) and own.exists() else path)
 
     def agree(self, where: str, told: Sequence[object], size: tuple[int, int], path: Path) -> bool:
-        """Return whether the width and height that a label file tells, 0 for what it doesn't, are the image's; else note it."""
+        """Return whether the width and height that a label file tells are the image's; else note it. 0: not told."""
         given, number = tuple(one or own for one, own in zip(told, size, strict=True)), self.orientation(path)
         if given == size:
             self.shown |= all(told) and swaps_sides(number, size)

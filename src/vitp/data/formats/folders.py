@@ -85,9 +85,7 @@ def read_folders(
     """
     builder = SetBuilder(root, options)
     known = comma_list(classes)
-    spoken_as = (
-        {} if known else _words(builder, {part for f in find_class_folders(root) for part in f.path.parts})
-    )
+    spoken_as = {} if known else _words(builder)
     seen: set[str] = set()
     depths: set[int] = set()
     unsorted, sources = _unsorted(root), _sources(root)
@@ -186,11 +184,12 @@ def _listed(
         builder.note(builder.place(images), f"{len(left):,} images of no known class; left out")
 
 
-def _words(builder: SetBuilder, names: set[str]) -> dict[str, str]:
+def _words(builder: SetBuilder) -> dict[str, str]:
     """Return what the classes are called in words, where folders have the numbers of ImageNet's classes."""
     path = named_file(builder.root, _WORDS)
     if path is None:
         return {}
+    names = {part for folder in find_class_folders(builder.root) for part in folder.path.parts}
     pairs = (line.strip().split(maxsplit=1) for line in read_label_lines(path))
     told = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in names}
     if not told:

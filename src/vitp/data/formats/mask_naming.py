@@ -100,7 +100,7 @@ def name_file(root: Path) -> Path | None:
 
 
 def _from_names(path: Path, values: Collection[int], *, colour: bool) -> MaskClasses | str:
-    """Return the classes that a file names, or why they aren't those of the values that occur; "" where it names none."""
+    """Return the classes that a file names, or why they aren't those of the values; "" where it names none."""
     if path.name.lower() == _CLASSES:
         return from_file(path, colour=colour, occurring=values)
     lines = [line.strip() for line in read_label_lines(path) if line.strip()]
@@ -137,6 +137,33 @@ def from_object_info(path: Path, lines: Sequence[str]) -> MaskClasses | None:
     return named_values(path, pairs, (f"{path.name}: the classes and their numbers",))
 
 
+def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids: bool) -> MaskClasses | None:
+    """Return which value is which class by a list, a table, or what is published; None where nothing says it.
+
+    Raises:
+        DataError: A list is all there is, and doesn't fit the values.
+    """
+    table, names = find_colour_table(root), name_file(root)
+    named: MaskClasses | str = ""
+    if names is not None and (table is None or not colour or table.path == names):
+        named = _from_names(names, counts, colour=colour)
+        if isinstance(named, MaskClasses):
+            if table is None or table.path == names:
+                return named
+            line = f"{table.path.name}: not used, {names.name} names the values of the masks"
+            return replace(named, said=(*named.said, line))
+    other = from_table(table, colour=colour) if table is not None else None
+    if other is None and label_ids and not colour:
+        other = from_label_ids(counts)
+    if names is None or not named:
+        return other
+    if other is None:
+        lines = 'write lines like "forest=white"' if colour else 'write a line "VALUE name" for each value'
+        fix = f"{lines}, or use the option classes; move the file away if it is about something else"
+        raise DataError(named, where=str(names), fix=fix)
+    return replace(other, said=(*other.said, f"{names.name}: not used, it {named}"))
+
+
 def name_classes(
     root: Path,
     whole: Sequence[MaskFacts],
@@ -165,29 +192,9 @@ def name_classes(
     """
     if classes:
         return from_option(classes, colour=colour)
-    table, names = find_colour_table(root), name_file(root)
     counts = totals(facts)
-    named: MaskClasses | str = ""
-    if names is not None and (table is None or not colour or table.path == names):
-        named = _from_names(names, counts, colour=colour)
-        if isinstance(named, MaskClasses):
-            if table is None or table.path == names:
-                return named
-            line = f"{table.path.name}: not used, {names.name} names the values of the masks"
-            return replace(named, said=(*named.said, line))
-    other = from_table(table, colour=colour) if table is not None else None
-    if other is None and label_ids and not colour:
-        other = from_label_ids(counts)
-    if names is not None and named:
-        if other is None:
-            lines = (
-                'write lines like "forest=white"' if colour else 'write a line "VALUE name" for each value'
-            )
-            fix = f"{lines}, or use the option classes; move the file away if it is about something else"
-            raise DataError(named, where=str(names), fix=fix)
-        return replace(other, said=(*other.said, f"{names.name}: not used, it {named}"))
-    if other is not None:
-        return other
+    if (named := _named_by_files(root, counts, colour=colour, label_ids=label_ids)) is not None:
+        return named
     check_left(whole, facts, root, colour=colour)
     if not (colour or palette):
         refuse_two_whites(facts, root)

@@ -1,4 +1,4 @@
-"""Images that EXIF turns: labels lie on them as viewers show them, or as they are stored, and not all labels tell which."""
+"""Images that EXIF turns: labels lie on them as viewers show them, or as they are stored, and not all tell which."""
 
 from __future__ import annotations
 
