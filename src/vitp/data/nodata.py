@@ -10,15 +10,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.ignored import read_mask
 from vitp.data.seen import SeenBands
 from vitp.io.ground import is_map
 from vitp.io.open_pixels import open_seen
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
-MOST_IMAGES = 64
+_MOST_IMAGES = 64
 """Images that are looked at, at most, to tell how much of a set holds nothing."""
 
-MOST_PIXELS = 1 << 26
+_MOST_PIXELS = 1 << 26
 """Pixels after which no further image is looked at."""
 
 
@@ -33,6 +34,25 @@ def where_held(mask_HW: np.ndarray, *held: np.ndarray | None) -> np.ndarray:
         if held_HW is not None:
             mask_HW = np.where(held_HW, mask_HW, np.uint8(IGNORE))
     return mask_HW
+
+
+def image_with_mask(
+    item: LabelledImage, labelled: LabelledSet, seen: SeenBands, *, optional: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image, (H, W, C) uint8, and the class of each pixel, (H, W) uint8: 255 counts for nothing.
+
+    Args:
+        item: The image.
+        labelled: Its set.
+        seen: How it is read.
+        optional: Return all 255 when the image has no mask.
+
+    Raises:
+        DataError: The image can't be read, there is no mask, or it doesn't fit.
+    """
+    image_CHW, held_HW = seen.held(item.image)
+    mask_HW = read_mask(item, labelled, image_CHW.shape[1:], optional=optional)
+    return np.ascontiguousarray(image_CHW.transpose(1, 2, 0)), where_held(mask_HW, held_HW)
 
 
 def nodata_facts(labelled: LabelledSet, seen: SeenBands) -> dict[str, str]:
@@ -68,7 +88,7 @@ def nodata_note(labelled: LabelledSet, seen: SeenBands, what: str) -> list[str]:
             continue
         pixels += item.width * item.height
         empty += int((~np.logical_and.reduce(held)).sum()) if held else 0
-        if pixels >= MOST_PIXELS:
+        if pixels >= _MOST_PIXELS:
             break
     if not empty:
         return []
@@ -88,5 +108,5 @@ def _maps_of(item: LabelledImage, seen: SeenBands) -> list[str]:
 def _chosen(labelled: LabelledSet) -> Iterator[LabelledImage]:
     """Yield an even choice of images; none of a lazy set, whose images are generated."""
     if isinstance(labelled.items, list | tuple):
-        count = min(len(labelled), MOST_IMAGES)
+        count = min(len(labelled), _MOST_IMAGES)
         yield from (labelled.items[number * len(labelled) // count] for number in range(count))

@@ -19,9 +19,9 @@ from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import MaskAugmentation, augment_with_mask, without_channels
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
-from vitp.data.ignored import UNLABELLED, presence_of, read_mask
+from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Mixture, Sample
-from vitp.data.nodata import nodata_facts, where_held
+from vitp.data.nodata import image_with_mask, nodata_facts
 from vitp.data.permutation import Permutation
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
@@ -115,10 +115,8 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
         images, masks, presences = [], [], []
         for sample in samples:
             item, place = sample.record, sample.position - step * self.global_batch
-            image_CHW, held_HW = self.seen.at(sample.seed, sample.position).held(item.image)
-            image_HWC = np.ascontiguousarray(image_CHW.transpose(1, 2, 0))
-            mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
-            mask_HW = where_held(mask_HW, held_HW)
+            seen = self.seen.at(sample.seed, sample.position)
+            image_HWC, mask_HW = image_with_mask(item, self.labelled, seen, optional=self.presence)
             rng = np.random.default_rng([sample.seed, step, place, 1])
             image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)
             images.append(without_channels(image_HWC, self.seen.dropped(sample.seed, sample.position)))
