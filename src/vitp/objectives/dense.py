@@ -393,9 +393,8 @@ def _check_options(
             fix="give one positive weight for each class",
         )
     if not 0 <= label_smoothing < 1:
-        raise ConfigError(
-            f"label_smoothing {label_smoothing} is not in 0..1", where="dense head", fix="choose 0.0 to 0.2"
-        )
+        what = f"label_smoothing {label_smoothing} is not in 0..1"
+        raise ConfigError(what, where="dense head", fix="choose 0.0 to 0.2")
 
 
 @dataclass(frozen=True)
@@ -414,8 +413,7 @@ class RenamedMask:
         """Return the mask (H, W) uint8."""
         table = np.full(256, IGNORE, np.uint8)  # what is ignored, or no class, stays ignored
         table[: len(self.numbers)] = self.numbers
-        renumbered_HW: np.ndarray = table[self.mask()]
-        return renumbered_HW
+        return np.asarray(table[self.mask()])
 
 
 def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:
