@@ -144,7 +144,7 @@ def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids
         DataError: A list is all there is, and doesn't fit the values.
     """
     table, names = find_colour_table(root), name_file(root)
-    named: MaskClasses | str = ""
+    misfit = ""
     if names is not None and (table is None or not colour or table.path == names):
         named = _from_names(names, counts, colour=colour)
         if isinstance(named, MaskClasses):
@@ -152,16 +152,17 @@ def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids
                 return named
             line = f"{table.path.name}: not used, {names.name} names the values of the masks"
             return replace(named, said=(*named.said, line))
+        misfit = named
     other = from_table(table, colour=colour) if table is not None else None
     if other is None and label_ids and not colour:
         other = from_label_ids(counts)
-    if names is None or not named:
+    if names is None or not misfit:
         return other
     if other is None:
         lines = 'write lines like "forest=white"' if colour else 'write a line "VALUE name" for each value'
         fix = f"{lines}, or use the option classes; move the file away if it is about something else"
-        raise DataError(named, where=str(names), fix=fix)
-    return replace(other, said=(*other.said, f"{names.name}: not used, it {named}"))
+        raise DataError(misfit, where=str(names), fix=fix)
+    return replace(other, said=(*other.said, f"{names.name}: not used, it {misfit}"))
 
 
 def name_classes(
