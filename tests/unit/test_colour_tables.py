@@ -160,5 +160,22 @@ def test_names_of_the_values_as_ade20k_and_camvid_have_them(tmp_path: Path) -> N
     info.unlink()
     (tmp_path / "codes.txt").write_text("Sky\nRoad\nTree\nVoid\n")
     assert read_labels("auto", tmp_path).semantic_classes == ("Sky", "Road", "Tree")
+    (tmp_path / "codes.txt").write_text("3 Tree\n2 Road\n1 Sky\n0 Void\n")
+    assert read_labels("auto", tmp_path).semantic_classes == ("Tree", "Road", "Sky")
+    (tmp_path / "codes.txt").write_text("Sky\nRoad\nTree\n")
+    with pytest.raises(
+        DataError, match=r"codes.txt: names 3 classes, from 0 to 2, but the masks hold values up to 3"
+    ):
+        read_labels("auto", tmp_path)
+    (tmp_path / "colours.csv").write_text("name,r,g,b\nvoid,0,0,0\nSky,1,1,1\nRoad,2,2,2\nTree,3,3,3\n")
+    tabled = read_labels("auto", tmp_path)
+    assert tabled.semantic_classes == ("Sky", "Road", "Tree")
+    assert any(line.startswith("codes.txt: not used, it names 3 classes") for line in tabled.understood)
+    (tmp_path / "colours.csv").unlink()
+    (tmp_path / "codes.txt").unlink()
+    info.write_text("Idx\tRatio\tTrain\tVal\tStuff\tName\n1\tof\tmany\tother\tfields\twall\n")
+    with pytest.raises(DataError, match=r"objectInfo150.txt: has rows that aren't number"):
+        read_labels("auto", tmp_path)
+    info.unlink()
     (tmp_path / "codes.txt").write_text("4711\n")  # other codes
     assert read_labels("auto", tmp_path).semantic_classes == ("background", "class_1", "class_2", "class_3")

@@ -43,6 +43,15 @@ def corners_in(ring: tuple[float, ...], expected: list[tuple[float, float]], tol
     )
 
 
+@pytest.mark.parametrize("name", ["ships;2.gpkg", "ships!.geojson"])
+def test_paths_that_the_reading_library_would_cut_are_refused(tmp_path: Path, name: str) -> None:
+    write_raster(tmp_path / "scene.tif", UTM)
+    kept = write_vectors(tmp_path / f"plain{Path(name).suffix}", [on_ground(UTM, OUTLINE)], UTM.crs)
+    kept.rename(tmp_path / name)
+    with pytest.raises(DataError, match=r"has a ; or ! or a tab in its path.*rename the file or folder"):
+        read_labels("geo", tmp_path)
+
+
 @pytest.mark.parametrize("geometry", [*PLACES, *(turned(place, 33.0) for place in PLACES)])
 def test_outlines_come_back_to_the_pixels_they_were_drawn_on(tmp_path: Path, geometry: Geometry) -> None:
     write_raster(tmp_path / "scene.tif", geometry)

@@ -278,3 +278,35 @@ def test_two_columns_of_one_name_must_agree(tmp_path: Path) -> None:
         read_labels("auto", tmp_path)
     with pytest.raises(DataError, match=r"labels.csv:2: has .* in two columns"):
         read_labels("classes", tmp_path, table="labels.csv", image_column="image", class_column="label")
+
+
+def test_two_columns_of_one_name_that_nobody_reads_may_differ(tmp_path: Path) -> None:
+    class_table(tmp_path, "image,label,score,score", lambda k: f"{k}.png,{'ab'[k % 2]},0.{k},{k % 2}")
+    assert [item.scene for item in read_labels("auto", tmp_path).items] == ["a", "b", "a", "b"]
+    class_table(tmp_path, "image,cat,dog,note,note", lambda k: f"{k}.png,{k % 2},1,x{k},y{k}")
+    assert [item.tags for item in read_labels("auto", tmp_path).items] == [("dog",), ("cat", "dog")] * 2
+    # What would be a class, and the patient, are read.
+    class_table(tmp_path, "image,cat,dog,fox,fox", lambda k: f"{k}.png,{k % 2},1,{k // 2},0")
+    with pytest.raises(
+        DataError, match=r'labels.csv:4: has "1" and "0" in two columns that are both called "fox"'
+    ):
+        read_labels("auto", tmp_path)
+    class_table(tmp_path, "image,label,patient,patient", lambda k: f"{k}.png,{'ab'[k % 2]},p{k},q{k}")
+    with pytest.raises(DataError, match='has "p0" and "q0" in two columns that are both called "patient"'):
+        read_labels("auto", tmp_path)
+
+
+def test_captions_and_metadata_read_their_own_columns_alone(tmp_path: Path) -> None:
+    class_table(tmp_path, "image,caption,size,size", lambda k: f"{k}.png,a dog {k},1,2")
+    assert read_labels("captions", tmp_path).items[1].captions == ("a dog 1",)
+    class_table(tmp_path, "image,caption,caption", lambda k: f"{k}.png,a dog,a cat")
+    with pytest.raises(DataError, match=r'labels.csv:2: has "a dog" and "a cat" in two columns'):
+        read_labels("captions", tmp_path)
+    class_table(tmp_path, "image,label", lambda k: f"{k}.png,{'ab'[k % 2]}")
+    (tmp_path / "metadata.csv").write_text("file_name,sensor,date,date\n0.png,S2,2024-05-31,2024-05-31\n")
+    assert read_labels("classes", tmp_path, table="labels.csv").items[0].metadata["date"] == "2024-05-31"
+    (tmp_path / "metadata.csv").write_text("file_name,sensor,size,size\n0.png,S2,1,2\n")
+    assert read_labels("classes", tmp_path, table="labels.csv").items[0].metadata == {"sensor": "S2"}
+    (tmp_path / "metadata.csv").write_text("file_name,date,date\n0.png,2024-05-31,2023-05-31\n")
+    with pytest.raises(DataError, match=r'metadata.csv:2: has .* both called "date"'):
+        read_labels("classes", tmp_path, table="labels.csv")

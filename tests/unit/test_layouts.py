@@ -83,7 +83,7 @@ def test_folders_are_named_by_options(tmp_path: Path) -> None:
         photo(tmp_path / "pictures of 2021" / "train" / f"{k}.png")
         mask(tmp_path / "roads" / "train" / f"{k}.png")
         mask(tmp_path / "houses" / "train" / f"{k}.png", 3)
-    with pytest.raises(DataError, match=r"files of equal names.*-o images=.*-o masks=.*--format folders"):
+    with pytest.raises(DataError, match=r"files of the same names.*-o images=.*-o masks=.*--format folders"):
         detect_format(tmp_path)
     found = read_labels("masks", tmp_path, images="pictures of 2021", masks="houses")
     assert {item.split for item in found.items} == {"train"} and len(found) == 3
@@ -272,6 +272,25 @@ def test_images_within_folders_of_classes(tmp_path: Path, below: str) -> None:
     (tmp_path / below.format("n01")).with_name("other").mkdir()
     with pytest.raises(DataError, match="no labels found"):
         detect_format(tmp_path)
+
+
+def test_a_folder_of_images_alone_is_told_in_a_short_line(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"photos/{k}.png")
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        (tmp_path / f"scans/case{k}_0000.nii.gz").write_bytes(b"")
+    with pytest.raises(
+        DataError, match=r"holds 3 images and nothing else; name .*\(masks/, labels/, annotations/\)"
+    ):
+        detect_format(tmp_path / "photos")
+    with pytest.raises(
+        DataError, match=r"holds 3 volumes and nothing else; name .*imagesTr/ and labelsTr/"
+    ) as error:
+        detect_format(tmp_path / "scans")
+    assert len(str(error.value)) < 400
+    (tmp_path / "scans/readme.dat").write_text("something else")
+    with pytest.raises(DataError, match="no label format recognised"):
+        detect_format(tmp_path / "scans")
 
 
 def test_masks_without_images_are_no_classes(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,30 @@ def test_dates_in_two_reference_systems_are_aligned(tmp_path: Path) -> None:
     )
     found = read(tmp_path / "out" / "label" / "a.tif")
     assert (found[5:-5, 5:-5] == 0).mean() > 0.97, "the dates lie beside each other"
+
+
+def test_names_of_files_come_back_in_what_is_written(tmp_path: Path) -> None:
+    stems = ["plain", "a b", "a#b", "50%", "%41", "c:d", "e?f", "g&h", "x!y", "q;r", "é", "日本", "new'x"]
+    bright = np.full((3, 40, 50), 5, np.uint8)
+    bright[:, 10:20, 10:25] = 200
+    for stem in stems:
+        write_raster(tmp_path / f"maps/{stem}.tif", bright, "utm")
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.fromarray(bright.transpose(1, 2, 0)).save(tmp_path / f"pictures/{stem}.png")
+    for kind in ("gpkg", "geojson"):
+        out = tmp_path / kind
+        predict_files(BrightObjects(), [tmp_path / "maps"], out, WINDOWS, options=MapOptions(vector=kind))
+        assert {path.name for path in (out / "vectors").iterdir()} == {f"{stem}.{kind}" for stem in stems}
+        plain = (out / f"vectors/plain.{kind}").read_bytes()
+        assert all((out / f"vectors/{stem}.{kind}").read_bytes() == plain for stem in stems)
+    predict_files(BrightObjects(), [tmp_path / "pictures"], tmp_path / "coco", WINDOWS)
+    told = json.loads((tmp_path / "coco/predictions.json").read_text())
+    assert {image["file_name"] for image in told["images"]} == {
+        str(tmp_path / f"pictures/{stem}.png") for stem in stems
+    }
+    assert len(told["annotations"]) == len(stems)
+    written = {path.name for path in (tmp_path / "coco/geojson").iterdir()}
+    assert {name.partition(".")[0] for name in written} == set(stems)
 
 
 def test_the_files_of_rasters_and_pictures_are_those_of_the_docs(tmp_path: Path) -> None:

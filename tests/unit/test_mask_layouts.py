@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -120,6 +121,52 @@ def test_several_files_of_each_images_name_are_named(tmp_path: Path, ending: str
         (tmp_path / f"p_{k}.png").rename(tmp_path / f"images/p_{k}.png")
         (tmp_path / f"p_{k}_{ending.format('ben')}.png").rename(tmp_path / f"masks/p_{k}.png")
         (tmp_path / f"p_{k}_{ending.format('anna')}.png").unlink()
+    assert _sums(read_labels("auto", tmp_path)) == [120] * 3
+
+
+@pytest.mark.parametrize("place", ["masks/{0}_{1}.png", "masks/{0}_mask_{1}.png", "masks_{1}/{0}.png"])
+def test_masks_of_people_are_told_by_a_word_and_chosen_by_it(tmp_path: Path, place: str) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/p{k}.png")
+        for person, name in ((1, "anna"), (2, "ben")):
+            mask(tmp_path / place.format(f"p{k}", name), *([255] * person))
+    with pytest.raises(DataError, match="of several people") as error:
+        read_labels("auto", tmp_path)
+    if "_{1}.png" in place:
+        assert "3 images have several masks each, masks/p0_" in error.value.what
+        assert "-o annotator=anna reads" in error.value.fix
+    assert _sums(read_labels("auto", tmp_path, annotator="anna")) == [120] * 3
+    assert _sums(read_labels("auto", tmp_path, annotator="ben")) == [240] * 3
+    with pytest.raises(DataError, match='no name of a mask ends with the word "carl"'):
+        read_labels("auto", tmp_path, annotator="carl")
+
+
+@pytest.mark.parametrize("place", ["reader{1}/{0}.png", "masks/reader{1}/{0}.png"])
+def test_folders_of_people_are_named_as_such(tmp_path: Path, place: str) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/p{k}.png")
+        for person in (1, 2):
+            mask(tmp_path / place.format(f"p{k}", person), *([255] * person))
+    with pytest.raises(
+        DataError, match=r"reader1, .*reader2 have files of the same names as images"
+    ) as error:
+        read_labels("auto", tmp_path)
+    first = place.rpartition("/")[0].format("", 1)
+    assert f"--format masks -o images=images -o masks={first} reads those of one" in error.value.fix
+    second = place.rpartition("/")[0].format("", 2)
+    assert _sums(read_labels("masks", tmp_path, images="images", masks=second)) == [240] * 3
+
+
+def test_a_number_of_an_object_or_one_mask_each_is_no_person(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"images/p{k}.png")
+        mask(tmp_path / f"masks/p{k}_anna.png", 255)
+        for number in (1, 2):
+            photo(tmp_path / f"numbers/images/p{k}.png")
+            mask(tmp_path / f"numbers/masks/p{k}_{number}.png", 255)
+    with pytest.raises(DataError, match="masks have other names than images"):
+        read_labels("auto", tmp_path / "numbers")
+    shutil.rmtree(tmp_path / "numbers")
     assert _sums(read_labels("auto", tmp_path)) == [120] * 3
 
 

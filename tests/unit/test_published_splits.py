@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.layout_toys import photo
+from tests.layout_toys import mask, photo
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 from vitp.records.labels import LabelledSet
@@ -157,6 +157,40 @@ def test_classes_of_a_split_in_a_text(tmp_path: Path) -> None:
     assert "words.txt: the names of 2 classes, the first word for each" in found.understood
     assert {i.scene for i in found.items if "n00" in i.image} == {"goldfish"}
     assert sum(i.scene == "goldfish" for i in found.items) == 4 + 3
+
+
+def test_a_class_that_no_training_image_has_is_said(tmp_path: Path) -> None:
+    path = tiny(tmp_path) / "val/val_annotations.txt"
+    path.write_text(path.read_text().replace("val_2.JPEG\tn00", "val_2.JPEG\tn0o"))
+    found = read_labels("auto", tmp_path)
+    assert found.findings[0] == (
+        'val/val_annotations.txt:3: no folder of training images is called after its class "n0o"'
+    )
+    assert "no training image is of n0o: only images of other splits are" in found.understood
+    assert found.scene_classes == ("n00", "n01", "n0o")
+    for name in ("n00", "n01", "n05"):
+        photo(tmp_path / f"folders/test/{name}/{name}.png")
+        if name != "n05":
+            photo(tmp_path / f"folders/train/{name}/a{name}.png")
+    told = read_labels("folders", tmp_path / "folders").understood
+    assert "no training image is of n05: only images of other splits are" in told
+
+
+def test_files_of_published_sets_that_nobody_reads_are_said(tmp_path: Path) -> None:
+    cub(tmp_path / "cub")
+    text(tmp_path / "cub/bounding_boxes.txt", "1 60.0 27.0 325.0 304.0\n")
+    told = read_labels("auto", tmp_path / "cub").understood
+    assert any(
+        line.startswith("there, and not read: bounding_boxes.txt, a box for each image") for line in told
+    )
+    for i in range(4):
+        photo(tmp_path / f"ade/images/training/ADE_train_{i}.jpg")
+        mask(tmp_path / f"ade/annotations/training/ADE_train_{i}.png", 1, 2)
+    text(tmp_path / "ade/sceneCategories.txt", "ADE_train_0 airport_terminal\n")
+    told = read_labels("auto", tmp_path / "ade").understood
+    assert any(
+        line.startswith("there, and not read: sceneCategories.txt, the kind of scene") for line in told
+    )
 
 
 def test_a_row_without_class_and_one_without_image(tmp_path: Path) -> None:

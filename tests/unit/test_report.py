@@ -23,7 +23,7 @@ from vitp.report.attention import AttentionExplorer, BackboneAttention, quantise
 from vitp.report.charts import Bar, BarChart, Curve, HeatMap, Histogram, LineChart
 from vitp.report.compare import comparison_section
 from vitp.report.page import Card, Code, Figure, Headline, HtmlPage, ImageGrid, KeyValue, Section, Table, Text
-from vitp.report.run_report import write_run_report
+from vitp.report.run_report import report_run, write_run_report
 
 LOADING = {"src", "href", "xlink:href", "data", "poster", "srcset", "action"}
 
@@ -414,3 +414,27 @@ def test_attention_of_wrong_shape_is_refused():
         AttentionExplorer("A", [picture()], [good], patch=(1, 0))
     with pytest.raises(VitpError, match="differ"):
         AttentionExplorer("A", [picture(), picture()], [good])
+
+
+def test_what_is_no_run_with_a_language_model_is_told_in_one_line(tmp_path: Path) -> None:
+    def folder(name: str, config: str | None) -> Path:
+        (tmp_path / name / "model").mkdir(parents=True)
+        for file in ("config.json", "model.safetensors"):
+            (tmp_path / name / "model" / file).write_text("{}")
+        if config is not None:
+            (tmp_path / name / "config.yaml").write_text(config)
+        return tmp_path / name
+
+    cases = (
+        (tmp_path / "gone", "gone: there is no such file or folder; name a run that has finished"),
+        (folder("fine", "task: segmentation\n"), "is a finetuned run, whose model answers no questions"),
+        (
+            folder("dino", "objective: dino\ndata: {mixture: [set]}\n"),
+            "is a run of dino, whose model answers no questions; vitp probe",
+        ),
+        (folder("model_alone", None), r"is no run folder: it has no config\.yaml; name a folder"),
+    )
+    for run, message in cases:
+        with pytest.raises(VitpError, match=message):
+            report_run(run)
+        assert not (run / "report.html").exists()

@@ -419,6 +419,29 @@ def test_no_file_outside_the_root_is_read(rooted: Served, name: str) -> None:
     assert str(rooted.service.store.root) not in answer.text
 
 
+@pytest.mark.parametrize(
+    "stem", ["a b", "a#b", "50%", "%41", "c:d", "e?f", "g&h", "x=y", "é", "日本", "a+b", "q;r"]
+)
+def test_a_file_of_any_printable_name_is_read(tmp_path: Path, stem: str) -> None:
+    root = tmp_path / "root"
+    (root / "a folder #1").mkdir(parents=True)
+    place = f"a folder #1/{stem}.png"
+    (root / place).write_bytes(png(bright((1, 1, 9, 9), (20, 20, 40, 40))))
+    write_raster(root / f"{stem}.tif", np.full((3, 40, 40), 200, np.uint8), "utm")
+    with serving(tmp_path / "files", {"boxes": BrightObjects()}, root=root) as served:
+        assert [one["name"] for one in served.client.get("/samples").json()] == sorted([place, f"{stem}.tif"])
+        found = served.post("/predict", model="boxes", path=place)
+        assert found.status_code == 200 and len(found.json()["objects"]) == 2
+        assert served.client.get("/samples/picture", params={"path": place}).status_code == 200
+        shapes = served.post("/predict", model="boxes", path=f"{stem}.tif", format="geojson")
+        assert shapes.status_code == 200 and len(shapes.json()["features"]) == 1
+        kept = served.client.post("/images", data={"path": place}).json()
+        assert (
+            served.post("/predict", model="boxes", image=kept["id"]).json()["objects"]
+            == found.json()["objects"]
+        )
+
+
 def test_a_file_below_the_root_is_read(rooted: Served) -> None:
     assert rooted.post("/predict", model="boxes", path="inside.png").status_code == 200
     assert [one["name"] for one in rooted.client.get("/samples").json()] == ["inside.png"]

@@ -328,7 +328,7 @@ def test_partial_downloads_name_what_is_missing(original, tmp_path):
         load_vlm(original)
     with pytest.raises(CheckpointError, match="holds no backbone"):
         load_backbone(original)
-    with pytest.raises(CheckpointError, match="holds no backbone"):
+    with pytest.raises(CheckpointError, match="nowhere: there is no such file or folder"):
         load_backbone(tmp_path / "nowhere")
 
 

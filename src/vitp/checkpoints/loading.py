@@ -22,6 +22,7 @@ from vitp.checkpoints.origin import origin_of
 from vitp.checkpoints.state_dicts import convert_state, timm_config_of
 from vitp.checkpoints.tensors import INDEX, WEIGHTS, holds_weights, read_weights, weights_file
 from vitp.core.errors import CheckpointError
+from vitp.core.reading import no_such
 from vitp.core.tensors import WeightsReport, load_weights
 from vitp.core.version import STARTER
 from vitp.data.chat import ChatTokenizer
@@ -90,7 +91,7 @@ def load_backbone(
     """
     if own_folder(source) is None and not (holds_weights(Path(source)) or hub.hub_id(str(source))):
         raise CheckpointError(
-            "holds no backbone",
+            no_such(source) or "holds no backbone",
             where=str(source),
             fix="name an export, a run that has finished, a model folder, a weights file, a model of the hub or "
             '"starter"',
@@ -278,7 +279,7 @@ def vlm_folder(source: str | Path) -> Path:
     folder = _find(source)
     if folder is None:
         raise CheckpointError(
-            "holds no vision-language model",
+            no_such(source) or "holds no vision-language model",
             where=str(source),
             fix=f"name a run that has finished, a folder with {CONFIG} and {WEIGHTS}, or a model of the hub",
         )

@@ -57,8 +57,8 @@ def eval_command(
     from vitp.evaluation.robustness_comparison import open_model, split_named
     from vitp.report.cases_page import write_case_files
     from vitp.tasks.build import task_of
-    from vitp.tasks.data import labelled_only, open_labelled
-    from vitp.tasks.label_notes import label_notes, left_out_notes
+    from vitp.tasks.data import label_reader, labelled_only, open_labelled
+    from vitp.tasks.label_notes import label_notes, left_out_notes, nodata_notes
     from vitp.tasks.seen import larger_note
 
     if out is not None:
@@ -70,7 +70,9 @@ def eval_command(
     labelled = labelled_only(labelled, kind)
     parts = {split: labelled}
     notes = (*left_out_notes(parts, findings), *label_notes(parts, kind, model.classes, learned=None))
-    print_lines((*notes, *larger_note(model, settings, labelled)), style="yellow")
+    reader = label_reader(model, labelled, kind, settings)
+    said = [*notes, *nodata_notes(reader, split), *larger_note(model, settings, labelled)]
+    print_lines(said, style="yellow")
     scores = model.evaluate(labelled, settings)
     title = f"{model.name} on {labelled.name}, {split} ({scores.images} images)"
     print_scores(scores, title)

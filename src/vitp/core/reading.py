@@ -69,6 +69,11 @@ def check_file(path: str | Path) -> os.stat_result:
     raise OSError(number, f"it is {kind}, not a file", str(path))
 
 
+def no_such(path: str | Path) -> str:
+    """Return that a file or folder isn't there, "" where it is."""
+    return "" if Path(path).exists() else "there is no such file or folder"
+
+
 def open_file(path: str | Path) -> BufferedReader:
     """Return an ordinary file, open for reading bytes.
 

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vitp.core.errors import ConfigError
-from vitp.io.images import MissingBands, is_scene, load_image, load_planes
+from vitp.io.images import MissingBands, is_scene, load_held, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
 from vitp.io.parts import split_view
 from vitp.records.channels import PICTURE, UNMOVED, Channels, Moved, matching
@@ -97,6 +97,10 @@ class SeenBands:
             missing_bands=self.missing_bands,
             moved=self.moved,
         )
+
+    def held(self, address: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the whole of an image as `planes` does, and where it holds something; see `load_held`."""
+        return load_held(address, self.channels, missing_bands=self.missing_bands, moved=self.moved)
 
     def at(self, seed: int, position: int) -> SeenBands:
         """Return how the image at a place in the run is read: by ranges that chance has moved and stretched.

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.data.augment import resize_image, resize_mask
-from vitp.data.ignored import UNLABELLED, presence_of, read_mask, touched
+from vitp.data.ignored import UNLABELLED, presence_of, touched
+from vitp.data.nodata import image_with_mask
 from vitp.data.seen import SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.io.images import MissingBands
@@ -266,14 +267,13 @@ def _views(
 ) -> tuple[list[np.ndarray], _Labels]:
     """Return the views of an image, and its labels at the places of their patches."""
     side, patch, classes = tower.image_size[0], tower.patch_size, labelled_set.object_classes
-    image_HWC = np.asarray(seen.load(item.image))
+    image_HWC, mask_HW = image_with_mask(item, labelled_set, seen, optional=True)
     height, width = image_HWC.shape[:2]
     rows, columns = (1, 1) if view == "whole" else (max(1, round(x / side)) for x in (height, width))
     size = (rows * side, columns * side)
     patches: Sequence[np.ndarray] = ()
     pixels: list[np.ndarray] = []
     if labelled_set.semantic_classes:
-        mask_HW = read_mask(item, labelled_set, (height, width), optional=True)
         pixels = _cut(resize_mask(mask_HW, size), side)
         patches = list(
             majority_labels(np.stack(pixels), patch, len(labelled_set.semantic_classes), min_share)

@@ -27,9 +27,9 @@ from vitp.inference.volume_inputs import (
     volumes_in,
 )
 from vitp.io.band_folders import is_band_folder
-from vitp.io.ground import may_be_placed, reproject
+from vitp.io.ground import is_map, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
-from vitp.io.open_pixels import Geometry, Pixels, Window, is_picture_file, open_pixels
+from vitp.io.open_pixels import Geometry, Pixels, Window, open_pixels
 from vitp.io.parts import split_address
 from vitp.io.slides import is_slide_folder, slide_kind
 from vitp.io.tissue import Tissue
@@ -238,24 +238,6 @@ def open_ground(
     """Yield an open raster as a model sees it; see `RasterGround`."""
     with open_pixels(address) as pixels:
         yield RasterGround(pixels, channels, bands, missing_bands, tissue)
-
-
-def is_map(address: str, channels: Channels | None) -> bool:
-    """Return whether an input is read by windows and becomes a map: a raster with a place, or one of bands.
-
-    Args:
-        address: Address of the input.
-        channels: What the model sees; None: pictures.
-
-    Raises:
-        DataError: It can't be opened as what its name says.
-    """
-    if channels is not None or not is_picture_file(address):
-        return True
-    if not may_be_placed(split_address(address)[0]):
-        return False
-    with open_pixels(address) as pixels:
-        return pixels.geometry is not None
 
 
 def _picture_reason(dates: Sequence[str]) -> str | None:

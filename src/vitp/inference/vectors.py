@@ -6,18 +6,22 @@ Shapes: P polygons.
 from __future__ import annotations
 
 import json
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from vitp.core.extras import need
+from vitp.core.leftovers import temporary_folder
 from vitp.inference.outputs import PIXEL_SUFFIX
 from vitp.io.ground import metres_of_unit
 from vitp.io.open_pixels import Geometry
 from vitp.io.slides import SlidePlace
+from vitp.io.vectors import is_plain
 
 VectorKind = Literal["gpkg", "parquet", "geojson", "none"]
 
@@ -174,6 +178,18 @@ class _Sink(ABC):
 
 
 class _GeoPackage(_Sink):
+    def __init__(self, path: Path, geometry: Geometry | None, shape: str) -> None:
+        super().__init__(path, geometry, shape)
+        self._opened = ExitStack()
+        self._file = path
+        if not is_plain(path):  # under a plain name until it is finished
+            self._file = self._opened.enter_context(temporary_folder("polygons")) / f"{_LAYER}.gpkg"
+
+    def close(self) -> None:
+        with self._opened:
+            if self._file != self.path and self._file.exists():
+                shutil.move(self._file, self.path)
+
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         pyogrio = need("geo", "pyogrio", str(self.path))
         shapely = need("geo", "shapely", _WHERE)
@@ -184,7 +200,7 @@ class _GeoPackage(_Sink):
         pyogrio.set_gdal_config_options({"OGR_CURRENT_DATE": "1970-01-01T00:00:00.000Z"})
         try:
             pyogrio.raw.write(
-                str(self.path),
+                str(self._file),
                 np.array(shapely.to_wkb(polygons_P), object).reshape(-1),
                 list(fields.values()),
                 list(fields),

@@ -19,9 +19,11 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.io.contract import Geometry
-from vitp.io.open_pixels import open_pixels
+from vitp.io.open_pixels import is_picture_file, open_pixels
 from vitp.io.parts import base_address, part_address, split_address
 from vitp.io.rasters import raster_driver
+from vitp.io.storage import SCENE_PREFIX
+from vitp.records.channels import Channels
 
 LONGITUDE_LATITUDE = "OGC:CRS84"
 """Longitude and latitude in degrees, in this order."""
@@ -197,6 +199,21 @@ def geometry_of(address: str | Path) -> Geometry | None:
     window, whole = part.window, replace(part, window=None)
     found = _geometry(str(address) if whole == part else part_address(file, whole), changed)
     return found if found is None or window is None else found.of_window(window)
+
+
+def is_map(address: str | Path, channels: Channels | None) -> bool:
+    """Return whether an image is a map, which knows where it holds nothing: a raster with a place, or one of bands.
+
+    Args:
+        address: Address of the image.
+        channels: What a model sees of it; None: pictures.
+
+    Raises:
+        DataError: It can't be opened as what its name says.
+    """
+    if channels is not None or str(address).startswith(SCENE_PREFIX):
+        return channels is not None
+    return not is_picture_file(address) or geometry_of(address) is not None
 
 
 @lru_cache(maxsize=1 << 16)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.io.contract import Pixels
+from vitp.io.ground import is_map
 from vitp.io.image_file import open_image
 from vitp.io.image_kinds import has_rasterio
 from vitp.io.open_pixels import is_compressed_otherwise, is_picture_file, open_pixels, open_seen
@@ -208,13 +209,41 @@ def load_planes(
         return seen_from(load_planes(plain, enough=_enough_of(view, enough), **options), view)  # type: ignore[arg-type]
     if channels is not None:
         with open_seen(address, channels) as pixels:
-            return _planes(pixels, channels, enough, missing_bands, moved)
+            return _planes(pixels, channels, enough, missing_bands, moved)[0]
     image = load_image(address, enough=enough, stretch=stretch)
     array_CHW = np.empty((3, image.height, image.width), np.uint8)
     for top, bottom in row_bands(*image.size):
         part_HWC = np.asarray(image.crop((0, top, image.width, bottom)))
         array_CHW[:, top:bottom] = part_HWC.transpose(2, 0, 1)
     return array_CHW
+
+
+def load_held(
+    address: str | Path,
+    channels: Channels | None = None,
+    *,
+    missing_bands: MissingBands = "error",
+    moved: Moved = UNMOVED,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the whole of an image of a set as `load_planes` does, and where it holds something.
+
+    Returns:
+        (C, H, W) uint8, and (H, W) bool: which pixels hold something in a band that is seen. None: all do, as those
+        of pictures; see `vitp.io.ground.is_map`.
+
+    Raises:
+        DataError: As `load_planes`.
+    """
+    options = {"channels": channels, "missing_bands": missing_bands, "moved": moved}
+    if channels is None or split_view(address)[1] != WHOLE:
+        planes_CHW = load_planes(address, stretch=False, **options)  # type: ignore[arg-type]
+        if split_view(address)[1] != WHOLE or not is_map(address, None):
+            return planes_CHW, None
+        with open_pixels(address) as pixels:
+            return planes_CHW, None if pixels.all_valid else pixels.valid()
+    with open_seen(address, channels) as pixels:
+        planes_CHW, held_HW = _planes(pixels, channels, None, missing_bands, moved)
+    return planes_CHW, None if held_HW.all() else held_HW
 
 
 _BLANK = 128
@@ -256,8 +285,11 @@ def _planes(
     enough: Callable[[int, int], tuple[int, int]] | None,
     missing_bands: MissingBands,
     moved: Moved,
-) -> np.ndarray:
-    """Return (C, H, W) uint8 of an open file, strip by strip, so that its own values are never held as a whole."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (C, H, W) uint8 of an open file, and (H, W) bool: which pixels hold something in a band that is seen.
+
+    Strip by strip, so that its own values are never held as a whole.
+    """
     names = channels.named_in(pixels.names)
     if missing_bands == "error" or not any(names):
         channels.check_bands(pixels.names, where=pixels.where)
@@ -267,14 +299,15 @@ def _planes(
     level = _level(pixels, enough)
     width, height = pixels.size
     planes_CHW = np.zeros((len(channels), -(-height >> level), -(-width >> level)), np.uint8)
+    held_HW = np.zeros(planes_CHW.shape[1:], bool)
     # Strips begin with a row of the level.
     rows = max(1, _STRIP_VALUES // (len(channels) * planes_CHW.shape[2]) >> level) << level
     for top in range(0, height, rows):
         window = (0, top, width, min(top + rows, height))
-        seen_CHW, _ = pixels.seen(part, bands, window, level, moved)
-        first = top >> level
-        planes_CHW[there, first : first + seen_CHW.shape[1]] = seen_CHW
-    return planes_CHW
+        seen_CHW, valid_CHW = pixels.seen(part, bands, window, level, moved)
+        lines = slice(top >> level, (top >> level) + seen_CHW.shape[1])
+        planes_CHW[there, lines], held_HW[lines] = seen_CHW, valid_CHW.any(0)
+    return planes_CHW, held_HW
 
 
 def image_size(address: str | Path) -> tuple[int, int]:

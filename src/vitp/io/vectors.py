@@ -5,6 +5,7 @@ Shapes: N features.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,9 +134,19 @@ def _check_degrees(found: VectorLayer, shapely: Any) -> None:
         )
 
 
+def is_plain(path: Path) -> bool:
+    """Return whether pyogrio takes a path as it is: it cuts off what follows ";", and "!" parts an archive to it."""
+    return not re.search(r"[;!\t\r\n]|\?$", str(path))
+
+
 def _pyogrio(path: Path) -> Any:
     """Return pyogrio when its GDAL reads files of this kind."""
     pyogrio = need("geo", "pyogrio", str(path))
+    if not is_plain(path):
+        what = (
+            "has a ; or ! or a tab in its path, which the library that reads vectors takes for something else"
+        )
+        raise DataError(what, where=str(path), fix="rename the file or folder")
     _check_head(path)
     return pyogrio
 

@@ -19,8 +19,9 @@ from vitp.core.errors import ConfigError
 from vitp.core.tensors import TensorFields
 from vitp.data.augment import MaskAugmentation, augment_with_mask, without_channels
 from vitp.data.batches import Collate, SampledBatches, ShuffledImages
-from vitp.data.ignored import UNLABELLED, presence_of, read_mask
+from vitp.data.ignored import UNLABELLED, presence_of
 from vitp.data.mixture import Mixture, Sample
+from vitp.data.nodata import image_with_mask, nodata_facts
 from vitp.data.permutation import Permutation
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
@@ -114,8 +115,8 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
         images, masks, presences = [], [], []
         for sample in samples:
             item, place = sample.record, sample.position - step * self.global_batch
-            image_HWC = np.asarray(self.seen.at(sample.seed, sample.position).load(item.image))
-            mask_HW = read_mask(item, self.labelled, image_HWC.shape[:2], optional=self.presence)
+            seen = self.seen.at(sample.seed, sample.position)
+            image_HWC, mask_HW = image_with_mask(item, self.labelled, seen, optional=self.presence)
             rng = np.random.default_rng([sample.seed, step, place, 1])
             image_HWC, mask_HW, window = augment_with_mask(image_HWC, mask_HW, self.size, self.augment, rng)
             images.append(without_channels(image_HWC, self.seen.dropped(sample.seed, sample.position)))
@@ -135,6 +136,7 @@ class ImagesWithMasks(Collate[LabelledImage, DenseBatch]):
             "classes": [self.labelled.semantic_classes, self.labelled.object_classes],
             "options": [global_batch, order.seed, self.size, self.presence, asdict(self.augment)],
             **({"seen": seen} if (seen := self.seen.facts()) else {}),
+            **nodata_facts(self.labelled, self.seen),
         }
 
 
@@ -391,9 +393,8 @@ def _check_options(
             fix="give one positive weight for each class",
         )
     if not 0 <= label_smoothing < 1:
-        raise ConfigError(
-            f"label_smoothing {label_smoothing} is not in 0..1", where="dense head", fix="choose 0.0 to 0.2"
-        )
+        what = f"label_smoothing {label_smoothing} is not in 0..1"
+        raise ConfigError(what, where="dense head", fix="choose 0.0 to 0.2")
 
 
 @dataclass(frozen=True)
@@ -412,8 +413,7 @@ class RenamedMask:
         """Return the mask (H, W) uint8."""
         table = np.full(256, IGNORE, np.uint8)  # what is ignored, or no class, stays ignored
         table[: len(self.numbers)] = self.numbers
-        renumbered_HW: np.ndarray = table[self.mask()]
-        return renumbered_HW
+        return np.asarray(table[self.mask()])
 
 
 def merged_set(sets: Sequence[ImageRows], mixture: Mixture[LabelledImage]) -> LabelledSet:

@@ -11,6 +11,7 @@ import numpy as np
 
 from vitp.checkpoints.loading import load_vlm, vlm_folder
 from vitp.core.config import CONFIG_FILE, load_config
+from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
 from vitp.data.formats.vitp_labels import channels_from_json, read_compiled
 from vitp.data.seen import lone_image
@@ -38,6 +39,7 @@ from vitp.report.page import (
 )
 from vitp.report.run_folder import RUN_FILES, RunFolder, StepRow, read_run
 from vitp.report.text import format_number
+from vitp.runs.check.run import is_finetuned
 from vitp.runs.pretrain import PretrainConfig
 
 EXPLORED_IMAGES = 4
@@ -77,7 +79,17 @@ def report_run(
     run = Path(run)
     # Says first when the run has no model.
     vlm_folder(run)
+    if is_finetuned(run):
+        fix = "vitp eval scores its model; the runs of `vitp pretrain` have pages"
+        raise ConfigError("is a finetuned run, whose model answers no questions", where=str(run), fix=fix)
+    if not (run / CONFIG_FILE).is_file():
+        fix = "name a folder that `vitp pretrain` wrote"
+        raise ConfigError(f"is no run folder: it has no {CONFIG_FILE}", where=str(run), fix=fix)
     config = load_config(PretrainConfig, run / CONFIG_FILE)
+    if not config.objective.has_language_model:
+        fix = "vitp probe and vitp features look at its backbone"
+        what = f"is a run of {config.objective.name}, whose model answers no questions"
+        raise ConfigError(what, where=str(run), fix=fix)
     loaded = load_vlm(run)
     answered: list[Answered] = []
     for record, task, tiles in _questions(config, samples):

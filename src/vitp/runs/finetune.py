@@ -57,7 +57,7 @@ from vitp.tasks.batches import task_batches
 from vitp.tasks.build import TASK_MODELS, build_model, open_backbone, task_of
 from vitp.tasks.data import LabelReader, classes_of, draw_labels, open_configured, task_splits
 from vitp.tasks.folds import fold_splits
-from vitp.tasks.label_notes import label_notes, left_out_notes
+from vitp.tasks.label_notes import label_notes, left_out_notes, nodata_notes
 from vitp.tasks.seen import larger_note
 from vitp.tasks.sizes import fitted_head, fitted_neck, fitted_sizes, new_settings, seen_sizes, slide_mpp
 from vitp.tasks.validation import Validation
@@ -183,11 +183,10 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         config = config.model_copy(update={"head": head})
     backbone = open_backbone(config.backbone, config.seed)
     notes += frozen_kernel_notes(backbone, config.backbone.init, config.backbone.vision)
-    own = config.augment
     seen = replace(
         SeenBands.by(backbone.in_channels, labelled),
-        band_dropout=own.band_dropout,
-        window_jitter=own.window_jitter,
+        band_dropout=config.augment.band_dropout,
+        window_jitter=config.augment.window_jitter,
     )
     if config.data.sizes == "fit":
         config, said = _fitted(config, kind, splits["train"], backbone)
@@ -202,8 +201,9 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
     model.steps = config.train.steps
     _describe(model, config, splits)
     notes += [f"{name}: {line}" for name in splits for line in larger_note(model, config.test, splits[name])]
+    reader = LabelReader(splits["train"], kind, model.classes, seen)
     source = task_batches(
-        LabelReader(splits["train"], kind, model.classes, seen),
+        reader,
         config.data.global_batch,
         config.seed,
         micro_batches=config.train.micro_batches,
@@ -211,7 +211,7 @@ def build_run(config: FinetuneConfig) -> FinetuneRun:
         augmentation=_augmentation(config, kind),
         repeats=repeats,
     )
-    return FinetuneRun(config, model, source, splits, tuple(notes))
+    return FinetuneRun(config, model, source, splits, (*notes, *nodata_notes(reader, "training")))
 
 
 def _fitted(

@@ -27,6 +27,7 @@ from vitp.core.errors import ConfigError, DamagedError
 from vitp.core.sealed import check
 from vitp.data.batches import SampledBatches, check_global_batch
 from vitp.data.formats.vitp_labels import read_compiled
+from vitp.data.nodata import nodata_note
 from vitp.engine.config import LogSettings, OptimSettings, TrainSettings
 from vitp.engine.hooks import Hook, TrainResult
 from vitp.engine.trackers import check_trackers, tracked
@@ -35,6 +36,8 @@ from vitp.models.backbone import Backbone
 from vitp.models.float8 import float8_line
 from vitp.objectives import AnyObjective, Default
 from vitp.objectives.base import BatchSource, Objective
+from vitp.objectives.dense import ImagesWithMasks
+from vitp.objectives.joint import JointBatches
 from vitp.objectives.packed_records import SequenceSettings
 from vitp.objectives.preserving import preserving
 from vitp.objectives.settings import Phase, RunSettings
@@ -230,6 +233,7 @@ def run_pretraining(
         run, probe = build(started), config.probe
         say(_frozen_kernel(run), console)
         say(_float8(run), console)
+        say(_nodata(run.source), console)
         probes: list[OnlineProbes] = []
         if probe.data is not None:
             probes.append(OnlineProbes(read_compiled(Path(probe.data)), probe.every, max_images=probe.images))
@@ -257,6 +261,13 @@ def _frozen_kernel(run: PretrainRun) -> list[str]:
 def _float8(run: PretrainRun) -> list[str]:
     line = float8_line(run.objective.vlm) if isinstance(run.objective, ViTPObjective) else None
     return [] if line is None else [line]
+
+
+def _nodata(source: BatchSource) -> list[str]:
+    sources = source.sources.values() if isinstance(source, JointBatches) else [source]
+    collates = [one.collate for one in sources if isinstance(one, SampledBatches)]
+    dense = [one for one in collates if isinstance(one, ImagesWithMasks)]
+    return [line for one in dense for line in nodata_note(one.labelled, one.seen, "training")]
 
 
 ImagePretrainConfig = PretrainConfig

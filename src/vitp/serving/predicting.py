@@ -17,13 +17,14 @@ import torch
 from vitp.core.errors import DataError, VitpError
 from vitp.core.tensors import present
 from vitp.deployment.comparison import as_prediction
-from vitp.inference.inputs import InputFile, is_map, sources_of
+from vitp.inference.inputs import InputFile, sources_of
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction
 from vitp.inference.outputs import surest
 from vitp.inference.pictures import SeenPicture, classified_raster, read_picture
 from vitp.inference.prediction_files import seen_mpp
 from vitp.inference.raster_files import MapOptions, RasterWork
 from vitp.inference.vectors import vector_path
+from vitp.io.ground import is_map
 from vitp.io.images import image_size, load_planes
 from vitp.metrics.results import Prediction
 from vitp.records.channels import band_step

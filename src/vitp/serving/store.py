@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 import threading
@@ -186,7 +187,9 @@ class ImageStore:
         assert self.root is not None
         missing = Refusal(404, "there is no such file below the root")
         parts = name.replace("\\", "/").split("/")
-        odd = "\0" in name or "%" in name or ":" in name or "#" in name or not name.isprintable()
+        # A name is never decoded, and an address of a part (`#window=…`) is no file: what is named must be there.
+        # On Windows a colon would name a drive, or another stream of a file.
+        odd = "\0" in name or not name.isprintable() or (os.name == "nt" and ":" in name)
         if odd or not name.strip("/") or name.startswith(("/", "\\")) or ".." in parts or len(name) > 4096:
             raise missing
         try:

@@ -18,6 +18,7 @@ from vitp.data.batches import Collate, SampledBatches, ShuffledImages
 from vitp.data.image_sample import ImageSample
 from vitp.data.mixing import MixSettings, mixed
 from vitp.data.mixture import Sample
+from vitp.data.nodata import nodata_facts
 from vitp.records.labels import LabelledImage
 from vitp.tasks.base import InputSize, TaskBatch, pad_images
 from vitp.tasks.data import LabelReader
@@ -93,6 +94,7 @@ class LabelledSamples(Collate[LabelledImage, TaskBatch]):
             "labels": [self.reader.kind, self.reader.classes],
             "options": [global_batch, order.seed, self.size.model_dump(), augmentation],
             **({"seen": seen} if (seen := self.reader.seen.facts()) else {}),
+            **(nodata_facts(self.reader.labelled, self.reader.seen) if self.reader.is_pixelwise else {}),
         }
 
 

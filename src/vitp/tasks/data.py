@@ -19,6 +19,7 @@ from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats import read_labels
 from vitp.data.ignored import UNLABELLED, read_mask, rings_of
 from vitp.data.image_sample import ImageSample
+from vitp.data.nodata import where_held
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import draw_images, label_count, splits_of
 from vitp.io.images import image_size
@@ -210,9 +211,14 @@ class LabelReader:
                     or "evaluate on the classes it was trained for",
                 )
         table_V = np.full(256, IGNORE, np.uint8)
-        if self.kind in ("semantic", "change", "panoptic"):
+        if self.is_pixelwise:
             table_V[: len(own)] = [self.classes.index(name) for name in own]
         object.__setattr__(self, "_semantic_V", table_V)
+
+    @property
+    def is_pixelwise(self) -> bool:
+        """Whether the labels say something of each pixel."""
+        return self.kind in ("semantic", "change", "panoptic")
 
     def sample(self, item: LabelledImage, seen: InputSize | None = None, largest: float = 1.0) -> ImageSample:
         """Return an image with its labels.
@@ -231,7 +237,11 @@ class LabelReader:
             self.kind == "scene" or (self.kind == "presence" and item.objects is None)
         ) and item.width * item.height > LARGE_PIXELS
         enough = seen.enough(largest) if large and seen is not None else None
-        image_CHW = self.seen.planes(item.image, enough)
+        held_HW: np.ndarray | None = None
+        if self.is_pixelwise:
+            image_CHW, held_HW = self.seen.held(item.image)
+        else:
+            image_CHW = self.seen.planes(item.image, enough)
         # An image that was read smaller doesn't tell its size any more; the file does.
         size = (image_CHW.shape[1], image_CHW.shape[2]) if enough is None else image_size(item.image)[::-1]
         if size != (item.height, item.width):
@@ -242,12 +252,12 @@ class LabelReader:
             )
         sample = ImageSample(torch.from_numpy(image_CHW))
         if self.kind in ("semantic", "panoptic"):
-            mask_HW = self._semantic_V[read_mask(item, self.labelled, size)]
+            mask_HW = where_held(self._semantic_V[read_mask(item, self.labelled, size)], held_HW)
             sample = replace(sample, semantic_HW=torch.from_numpy(mask_HW))
         if self.kind == "semantic":
             return sample
         if self.kind == "change":
-            return self._pair(sample, item)
+            return self._pair(sample, item, held_HW)
         if self.kind == "scene":
             assert item.scene is not None
             return replace(sample, classes_K=self._present((item.scene,), item))
@@ -256,9 +266,9 @@ class LabelReader:
         objects = tuple(self._checked(item, label) for label in item.objects or ())
         return replace(sample, objects=objects, ignored=item.ignored)
 
-    def _pair(self, sample: ImageSample, item: LabelledImage) -> ImageSample:
+    def _pair(self, sample: ImageSample, item: LabelledImage, held_HW: np.ndarray | None) -> ImageSample:
         assert item.second_image is not None and item.change is not None
-        later_CHW = self.seen.planes(item.second_image)
+        later_CHW, later_held_HW = self.seen.held(item.second_image)
         change_HW = item.change()
         for what, shape in (("later date", later_CHW.shape[1:]), ("change mask", change_HW.shape)):
             if tuple(shape) != sample.size:
@@ -270,7 +280,7 @@ class LabelReader:
         return replace(
             sample,
             later_CHW=torch.from_numpy(later_CHW),
-            semantic_HW=torch.from_numpy(change_HW.astype(np.uint8)),
+            semantic_HW=torch.from_numpy(where_held(change_HW.astype(np.uint8), held_HW, later_held_HW)),
         )
 
     def _number(self, name: str, item: LabelledImage) -> int:

@@ -9,10 +9,11 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.ignored import known_semantic
+from vitp.data.nodata import nodata_note
 from vitp.io.parts import split_address
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind
-from vitp.tasks.data import CHANGE_CLASSES
+from vitp.tasks.data import CHANGE_CLASSES, LabelReader
 
 MOST_MASKS = 500
 """Masks that are read at most to find the classes that none of them holds."""
@@ -115,3 +116,13 @@ def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) ->
 def left_out_notes(splits: Mapping[str, LabelledSet], findings: Sequence[str]) -> list[str]:
     """Return the findings of each split that the whole set doesn't have: how many images lack the labels."""
     return [f"{name}: {line}" for name, part in splits.items() for line in part.findings[len(findings) :]]
+
+
+def nodata_notes(reader: LabelReader, what: str) -> list[str]:
+    """Return a line on how much of images with the class of each pixel holds nothing; see `vitp.data.nodata`.
+
+    Args:
+        reader: The images and how they are read.
+        what: What the images are called: "training".
+    """
+    return nodata_note(reader.labelled, reader.seen, what) if reader.is_pixelwise else []

@@ -10,6 +10,7 @@ from vitp.checkpoints.description import CONFIG, is_task_config, read_config
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.config import make_config
 from vitp.core.errors import CheckpointError
+from vitp.core.reading import no_such
 from vitp.core.tensors import load_tensors, load_weights
 from vitp.models.foreign import described_by
 from vitp.models.resample import KERNEL
@@ -27,7 +28,7 @@ def model_folder(path: str | Path) -> Path:
         if (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file():
             return folder
     raise CheckpointError(
-        "holds no finetuned model",
+        no_such(path) or "holds no finetuned model",
         where=str(path),
         fix=f"name a run of `vitp finetune` that has finished, or a folder with {CONFIG} and {WEIGHTS}",
     )

@@ -18,8 +18,8 @@ from torch import Tensor
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import present
 from vitp.data.image_sample import ImageSample
-from vitp.io.ground import may_be_placed
-from vitp.io.open_pixels import open_pixels
+from vitp.io.ground import is_map
+from vitp.io.open_pixels import open_seen
 from vitp.metrics.results import Prediction
 from vitp.models.backbone import frozen
 from vitp.models.rotated.boxes import hulls_of_quads
@@ -213,13 +213,11 @@ def _nowhere(hulls_N4: Tensor, ground: Ground) -> Tensor:
 def ground_of(item: LabelledImage, reader: LabelReader) -> Iterator[Ground | None]:
     """Yield an image of a set as a raster that knows where it holds nothing; None: it is a picture and always does."""
     channels = reader.seen.channels
-    if channels is None and not may_be_placed(item.image):
+    if not is_map(item.image, channels):
         yield None
         return
-    with open_pixels(item.image) as pixels:
-        placed = channels is not None or pixels.geometry is not None
-        missing = reader.seen.missing_bands
-        yield RasterGround(pixels, channels, missing_bands=missing) if placed else None
+    with open_seen(item.image, channels) as pixels:
+        yield RasterGround(pixels, channels, missing_bands=reader.seen.missing_bands)
 
 
 def _somewhere(prediction: Prediction, item: LabelledImage, reader: LabelReader) -> Prediction:

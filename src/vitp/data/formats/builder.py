@@ -15,12 +15,19 @@ from vitp.data.formats.patients import case_patient
 from vitp.data.formats.read_options import ReadOptions
 from vitp.data.formats.set_splits import Added, SetSplits
 from vitp.data.formats.slices import VolumeFacts, is_medical
-from vitp.data.formats.walk import stem_of, within
-from vitp.io.images import image_size
+from vitp.data.formats.turned import AS_STORED, swaps_sides, turned_line
+from vitp.data.formats.walk import named_file, stem_of, within
+from vitp.io.images import image_size, orientation_of
 from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage, LabelledSet
 
 __all__ = ["ReadOptions", "SetBuilder"]
+
+_NOT_READ = {
+    "bounding_boxes.txt": "a box for each image (CUB-200; boxes are read as COCO JSON)",
+    "sceneCategories.txt": "the kind of scene of each image (ADE20K; classes are read as a table of image and label)",
+}
+"""Files of published sets beside images that another format reads → what they hold, which no reader takes."""
 
 
 @dataclass
@@ -34,6 +41,7 @@ class SetBuilder:
         understood: Lines about how the files were understood.
         tally: Counts of the labels that can and can't be used.
         splits_from: What named the splits, where the reader knows; lists of names aren't looked for then.
+        shown: Whether labels lie on images that EXIF turns as viewers show these, as the format's tool does.
         whole_volumes: Volumes of several slices that are labelled as a whole.
         band_names: What the set calls the bands of its files, in their order.
         point_size: Side of the box that a label without width and height gets; None: it has no area.
@@ -47,12 +55,15 @@ class SetBuilder:
     splits_from: str = ""
     band_names: tuple[str, ...] = ()
     point_size: float | None = None
+    shown: bool = False
     whole_volumes: int = field(default=0, init=False)
     _items: list[Added] = field(default_factory=list)
     _ids: set[str] = field(default_factory=set)
     _files: dict[tuple[int, int], str] = field(default_factory=dict)
     _counted: set[str] = field(default_factory=set)
     _persons: dict[str, str] = field(default_factory=dict)
+    _orientations: dict[Path, int] = field(default_factory=dict)
+    _turned: list[str] = field(default_factory=list)
 
     @property
     def count(self) -> int:
@@ -76,11 +87,25 @@ class SetBuilder:
     def size_of(self, path: Path, where: str = "", category: str = "") -> tuple[int, int] | None:
         """Return the width and height of an image (of a class), or None with a finding when it can't be read."""
         try:
-            return image_size(path)
+            size = image_size(path)
+            if (number := orientation_of(path)) > 1:
+                self._orientations[path] = number
+            return size
         except DataError as error:
             named = f"{self.place(path)} " if where else ""
             self.lose(where or self.place(path), f"{named}{error.what}; image left out", category)
             return None
+
+    def orientation(self, path: Path) -> int:
+        """Return the EXIF orientation of an image whose size was asked for; 1: it isn't turned."""
+        return self._orientations.get(path, 1)
+
+    def check_turned(self, turned: Sequence[str], decided: bool, what: str, count: int) -> None:
+        """Say that labels lie on images that EXIF turns as these are shown, or refuse it; see `turned_line`."""
+        where, orientation = str(self.root), self.options.orientation
+        line = turned_line(turned, decided, what=what, where=where, count=count, orientation=orientation)
+        if line:
+            self.understand(line)
 
     def lose(
         self, where: str, text: str, category: str = "", *, absent: bool = False, mend: str = ""
@@ -121,11 +146,17 @@ class SetBuilder:
         own = Path(base_address(error.where or ""))
         return self.place(own if own.is_relative_to(self.root) and own.exists() else path)
 
-    def agree(self, where: str, told: Sequence[object], size: tuple[int, int]) -> bool:
-        """Return whether the width and height that a label file tells are the image's; else note it."""
-        if tuple(told) == size:
+    def agree(self, where: str, told: Sequence[object], size: tuple[int, int], path: Path) -> bool:
+        """Return whether the width and height that a label file tells are the image's; else note it. 0: not told."""
+        given, number = tuple(one or own for one, own in zip(told, size, strict=True)), self.orientation(path)
+        if given == size:
+            self.shown |= all(told) and swaps_sides(number, size)
             return True
-        self.lose(where, f"says {told[0]}×{told[1]} but the image has {size[0]}×{size[1]}; image left out")
+        stored = swaps_sides(number, size) and given == size[::-1]
+        why = " (turned by its EXIF orientation; the labels are of the pixels as stored)" if stored else ""
+        text = f"says {given[0]}×{given[1]} but the image has {size[0]}×{size[1]}{why}; image left out"
+        mend = f"{AS_STORED}, or label the images as viewers show them" if stored else ""
+        self.lose(where, text, mend=mend)
         return False
 
     def labels_of(self, size: tuple[int, int], source: str, *, folder: bool = False) -> ImageLabels:
@@ -150,6 +181,8 @@ class SetBuilder:
         """
         if found.are_known:
             objects = tuple(found.objects)
+            if self.orientation(path) > 1 and (objects or found.ignored or others.get("semantic")):
+                self._turned.append(self.place(path))
             self.add(path, found.size, split=split, objects=objects, ignored=tuple(found.ignored), **others)
             return
         self.tally.unlabelled += 1
@@ -291,6 +324,7 @@ class SetBuilder:
             raise DataError(
                 f"no labelled image found{first}", where=where, fix="check the folder and its format"
             )
+        self.check_turned(self._turned, self.shown, "labels", len(self._items))
         self._items.sort(key=lambda entry: entry.item.id)
         used = {label.category for entry in self._items for label in entry.item.objects or ()}
         objects, unused = without_reserved(object_classes, used, where)
@@ -307,8 +341,11 @@ class SetBuilder:
             every = self.options.every
             which = f"each {every}th slice" if every else "the middle slice (-o every=N takes each Nth)"
             self.understand(f"{self.whole_volumes:,} volumes are labelled as a whole: {which} is the image")
-        for line in (*_counted(items, objects, scenes), *self.tally.lines()):
+        for line in (*_counted(items, objects, scenes), *_held_out(items, scenes), *self.tally.lines()):
             self.understand(line)
+        for name, held in _NOT_READ.items():
+            if (path := named_file(self.root, (name,))) is not None:
+                self.understand(f"there, and not read: {path.name}, {held}")
         if folders := [item for item in items if Path(item.image).is_dir()]:
             each = f"{self.place(Path(folders[0].image))}/, for example"
             self.understand(f"{len(folders):,} images are folders with one file a band ({each})")
@@ -348,3 +385,15 @@ def _counted(
             f"images of each class: {', '.join(f'{name} {count:,}' for name, count in scenes.items())}"
         )
     return lines
+
+
+def _held_out(items: Sequence[LabelledImage], scene_classes: Iterable[str]) -> list[str]:
+    """Return a line on classes of whole images that other splits have and no training image, or none."""
+    held = {train: set[str]() for train in (True, False)}
+    for item in items:
+        held[item.split == "train"].update(item.tags or filter(None, (item.scene,)))
+    missing = [name for name in scene_classes if name in held[False] - held[True]]
+    if not (held[True] and missing):
+        return []
+    more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
+    return [f"no training image is of {', '.join(missing[:8])}{more}: only images of other splits are"]

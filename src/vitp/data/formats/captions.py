@@ -21,6 +21,7 @@ from vitp.data.formats.tables import (
     first_table_rows,
     headed_texts,
     raw_rows,
+    refuse_doubles,
     refuse_several_tables,
     table_files,
     table_weight,
@@ -302,6 +303,7 @@ def _rows(
         _check_text(image, place)
         texts = seen.used(_text_of(row, text_keys), place)
         patient = _values(row, tuple(filter(None, (builder.options.patient, *PATIENT_KEYS))))
+        refuse_doubles(row, ("split",))
         split = split_of(str(row.get("split") or ""))
         yield _Row(place, image.strip(), texts, split, study is not None, str(patient or "").strip())
 
@@ -324,5 +326,6 @@ def _values(row: dict[str, Any], keys: tuple[str, ...]) -> Any:
     for key in keys:
         own = find_key(row, (key,))
         if own is not None and row[own]:
+            refuse_doubles(row, (own,))
             return row[own]
     return None

@@ -12,8 +12,10 @@ from vitp.data.formats.tables import (
     IMAGE_KEYS,
     PATIENT_KEYS,
     STUDY_KEYS,
+    TwoCells,
     find_key,
     first_table_rows,
+    refuse_doubles,
     table_files,
     table_weight,
 )
@@ -57,6 +59,11 @@ class Columns:
     group: str = ""
     study: bool = False
     fold: str = ""
+
+    @property
+    def read(self) -> tuple[str, ...]:
+        """All that are read."""
+        return (self.image, self.label, *self.one_hot, self.split, self.group, self.fold)
 
 
 def columns_of(
@@ -104,6 +111,9 @@ def bit_of(value: Any) -> int | None:
     >>> bit_of("Yes"), bit_of("n"), bit_of("1.0"), bit_of(""), bit_of("maybe")
     (1, 0, 1, -1, None)
     """
+    if isinstance(value, TwoCells):
+        first, other = map(bit_of, value.cells)
+        return None if other is None else first
     if value is None or value != value or str(value).strip().lower() in ("", *MISSING_WORDS):
         return NOT_KNOWN
     try:
@@ -150,12 +160,14 @@ def _mostly_bits(rows: Sequence[tuple[int, Mapping[str, Any]]], key: str) -> boo
 
 
 def check_odd_bits(path: Path) -> None:
-    """Make sure that a table of several columns of 0 and 1 holds nothing else in them.
+    """Make sure that a table of several columns of 0 and 1 holds nothing else in them, and no name stands twice.
 
     Raises:
-        DataError: A cell does.
+        DataError: A cell does, or columns of one name differ.
     """
     rows = [*enumerate(first_table_rows(path), 2)]
+    for _, row in rows:
+        refuse_doubles(row, row)
     keys = [key for key in (rows[0][1] if rows else ()) if find_key({key: 0}, NO_CLASSES) is None]
     mostly = [key for key in keys if _mostly_bits(rows, key)]
     for key in mostly if len(mostly) > 1 else ():

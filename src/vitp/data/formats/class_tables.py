@@ -28,6 +28,7 @@ from vitp.data.formats.tables import (
     TableImages,
     find_key,
     raw_rows,
+    refuse_doubles,
     refuse_several_tables,
 )
 from vitp.data.formats.walk import comma_list, split_of
@@ -153,6 +154,9 @@ class _Reading:
     def read(self, path: Path, columns: Columns) -> None:
         """Take all rows of a table."""
         rows = list(raw_rows(path))
+        for _, row in rows:
+            if isinstance(row, dict):
+                refuse_doubles(row, columns.read)
         mark = self._separator(path, columns, [row for _, row in rows])
         listed = ", ".join(columns.one_hot)
         if not columns.label:

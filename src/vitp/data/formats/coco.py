@@ -363,8 +363,7 @@ class CocoReading:
             size = builder.size_of(path, where)
             if size is None:
                 return None
-            told = [_pixels(row.get(key), own) for key, own in zip(("width", "height"), size, strict=True)]
-            if not builder.agree(where, told, size):
+            if not builder.agree(where, [_pixels(row.get(key)) for key in ("width", "height")], size, path):
                 return None
             found = builder.labels_of(size, builder.place(file.path))
             known = self.images[path] = CocoImage(path, split, found, where)
@@ -424,10 +423,10 @@ def _check_same(builder: SetBuilder, entry: _Entry) -> None:
     builder.note(entry.where, f"{before}, with the same annotations; counted once")
 
 
-def _pixels(value: Any, own: int) -> Any:
-    """Return a width or height as a number; where a file doesn't say it, the image's own."""
-    if value in (None, "", 0):
-        return own
+def _pixels(value: Any) -> Any:
+    """Return a width or height as a number; 0 where a file doesn't say it."""
+    if value in (None, ""):
+        return 0
     try:
         return int(float(value))
     except (TypeError, ValueError, OverflowError):

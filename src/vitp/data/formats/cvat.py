@@ -74,7 +74,8 @@ def read_cvat(
     if not paths:
         raise DataError("no export of CVAT found", where=str(root), fix='export it as "CVAT for images 1.1"')
     base = root if root.is_dir() else root.parent
-    builder = SetBuilder(base, options)
+    # The tool turns images as EXIF says before they are labelled.
+    builder = SetBuilder(base, options, shown=True)
     known = comma_list(classes)
     tools = ToolSet(builder, empty=empty)
     images, names, seen = NamedImages(base), dict[str, None](), set[str]()
@@ -189,8 +190,7 @@ def _image(builder: SetBuilder, one: _Node, known: tuple[str, ...] | None) -> To
     size = builder.size_of(found_at, where)
     if size is None:
         return None
-    told = [_whole(node.get(key, ""), own) for key, own in zip(("width", "height"), size, strict=True)]
-    if not builder.agree(where, told, size):
+    if not builder.agree(where, [_whole(node.get(key, "")) for key in ("width", "height")], size, found_at):
         return None
     image = ToolImage(found_at, where, builder.labels_of(size, builder.place(path)), looked_at=None)
     image.split = split_of(node.get("subset", ""))
@@ -207,9 +207,9 @@ def _image(builder: SetBuilder, one: _Node, known: tuple[str, ...] | None) -> To
     return image
 
 
-def _whole(text: str, own: int) -> int | str:
+def _whole(text: str) -> int | str:
     try:
-        return int(text) if text else own
+        return int(text) if text else 0
     except ValueError:
         return text[:40]
 

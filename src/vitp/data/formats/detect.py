@@ -40,7 +40,7 @@ from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
 )
-from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_unlabelled
+from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_images_alone, refuse_unlabelled
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
@@ -100,6 +100,7 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in _also(root, found))
         return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if others else ())
     refuse_unlabelled(root)
+    refuse_images_alone(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
     what = f"no label format recognised (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"

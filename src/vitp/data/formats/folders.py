@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -85,15 +85,14 @@ def read_folders(
     """
     builder = SetBuilder(root, options)
     known = comma_list(classes)
-    spoken_as = (
-        {} if known else _words(builder, {part for f in find_class_folders(root) for part in f.path.parts})
-    )
+    spoken_as = {} if known else _words(builder)
     seen: set[str] = set()
     depths: set[int] = set()
     unsorted, sources = _unsorted(root), _sources(root)
+    foldered = {path.name for _, base in _bases(root) if base not in unsorted for path in base.iterdir()}
     for split, base in _bases(root):
         if base in unsorted:
-            for image, name in _listed(builder, base, unsorted[base]):
+            for image, name in _listed(builder, base, unsorted[base], foldered):
                 if known is None or name in known:
                     name = spoken_as.get(name, name)
                     seen.add(name)
@@ -151,9 +150,15 @@ def _unsorted(root: Path) -> dict[Path, Path]:
     return found if any(len(paths) > 1 for paths in own.values()) else {}
 
 
-def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Path, str]]:
-    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding."""
+def _listed(
+    builder: SetBuilder, base: Path, images: Path, folders: Collection[str]
+) -> Iterator[tuple[Path, str]]:
+    """Yield images and classes as Tiny ImageNet's `val_annotations.txt` has them; images without are a finding.
+
+    So is a class that none of the other splits' folders is called after.
+    """
     path = named_file(base, (f"{base.name}_annotations.txt",))
+    strange: dict[str, int] = {}
     left = set(list_images(images))
     for row, line in enumerate(read_label_lines(path) if path else (), 1):
         name, _, rest = line.strip().partition("\t")
@@ -165,18 +170,26 @@ def _listed(builder: SetBuilder, base: Path, images: Path) -> Iterator[tuple[Pat
             raise DataError("names no image and class", where=f"{path}:{row}", fix=fix)
         if image in left:
             left.remove(image)
+            if label not in folders:
+                strange.setdefault(label, row)
             yield image, label
         else:
             builder.lose(builder.place(path, row), f"{name} is missing; left out", absent=True)
+    for label, row in strange.items():
+        builder.note(
+            builder.place(path or base, row),
+            f'no folder of training images is called after its class "{label}"',
+        )
     if left:
         builder.note(builder.place(images), f"{len(left):,} images of no known class; left out")
 
 
-def _words(builder: SetBuilder, names: set[str]) -> dict[str, str]:
+def _words(builder: SetBuilder) -> dict[str, str]:
     """Return what the classes are called in words, where folders have the numbers of ImageNet's classes."""
     path = named_file(builder.root, _WORDS)
     if path is None:
         return {}
+    names = {part for folder in find_class_folders(builder.root) for part in folder.path.parts}
     pairs = (line.strip().split(maxsplit=1) for line in read_label_lines(path))
     told = {pair[0]: pair[1] for pair in pairs if len(pair) == 2 and pair[0] in names}
     if not told:
@@ -236,7 +249,7 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
         by_split[folder.split].append(folder)
     for own in by_split.values():
         for first, second in combinations(own[:50], 2):
-            _refuse_alike(root, first, second, explicit)
+            _refuse_alike(root, first, second, own, explicit)
     roles = [f for f in folders if role_of(f.path.name) and not _is_class(f, folders)]
     if not roles and {"image", "mask"} <= {f.role for f in folders if not role_of(f.path.name)}:
         roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
@@ -302,23 +315,42 @@ def _differ(folders: Sequence[Folder]) -> str:
     return f", and masks have other names than images ({mask.files[0].name}, {image.files[0].name})"
 
 
-def _refuse_alike(root: Path, first: Folder, second: Folder, explicit: str) -> None:
+def _refuse_alike(
+    root: Path, first: Folder, second: Folder, folders: Sequence[Folder], explicit: str
+) -> None:
+    if not _are_alike(first, second):
+        return
+    # The reading with photographs as images comes first.
+    pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
+    one, other = (within(f.path, root) for f in pair)
+    alike = [folder for folder in folders if folder in pair or _are_alike(first, folder)]
+    drawn = [within(folder.path, root) for folder in alike if not _are_photographs(folder)]
+    photographs = [within(folder.path, root) for folder in alike if _are_photographs(folder)]
+    if len(drawn) > 1 and len(photographs) == 1:
+        one, other = photographs[0], drawn[0]
+        raise DataError(
+            f"{', '.join(drawn[:4])} have files of the same names as {one}: masks that several people drew, who are never "
+            "mixed, or of several classes; or each folder is a class",
+            where=str(root),
+            fix=f"--format masks -o images={one} -o masks={other} reads those of one; {explicit}",
+        )
+    raise DataError(
+        f"{one} and {other} have {len(first.stems & second.stems)} files of equal names: images and masks, two dates, or "
+        "classes",
+        where=str(root),
+        fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
+        f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
+    )
+
+
+def _are_alike(first: Folder, second: Folder) -> bool:
+    """Return whether two folders hold files of the same names, as different forms of the same images do."""
     a, b = first.stems, second.stems
     common = a & b
     if len(common) < 2 or _of_other_patients(first, second):
-        return
+        return False
     numbers = all(stem.isdigit() for stem in common)
-    alike = len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
-    if alike:
-        # The reading with photographs as images comes first.
-        pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
-        one, other = (within(f.path, root) for f in pair)
-        raise DataError(
-            f"{one} and {other} have {len(common)} files of equal names: images and masks, two dates, or classes",
-            where=str(root),
-            fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
-            f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
-        )
+    return len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
 
 
 def _of_other_patients(first: Folder, second: Folder) -> bool:

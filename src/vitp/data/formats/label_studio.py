@@ -91,7 +91,8 @@ def read_label_studio(
     if bool(before) != bool(after):
         raise ConfigError("needs both", where="before, after", fix="name the keys of both dates")
     base = root if root.is_dir() else root.parent
-    builder = SetBuilder(base, options)
+    # The tool turns images as EXIF says before they are labelled.
+    builder = SetBuilder(base, options, shown=True)
     tasks = [task for path in label_studio_files(root) for task in _tasks(builder, path)]
     if not tasks:
         refuse_unannotated(root)

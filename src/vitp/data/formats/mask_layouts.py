@@ -23,9 +23,11 @@ from vitp.data.formats.mask_names import (
     annotator_of,
     are_views,
     bare_name,
+    is_drawn_by,
     kind_of_cityscapes,
     of_annotator,
     pair_files,
+    refuse_readers,
     without_annotator,
 )
 from vitp.data.formats.walk import MASK_WORDS, Folder, described, image_folders, within, words_of
@@ -69,7 +71,7 @@ class MaskLayout:
 
 
 def find_masks(
-    root: Path, images: str | None = None, masks: str | None = None, annotator: int | None = None
+    root: Path, images: str | None = None, masks: str | None = None, annotator: int | str | None = None
 ) -> MaskLayout | None:
     """Return the masks under a folder, or None when there are none to be seen; the options may name both folders.
 
@@ -77,7 +79,7 @@ def find_masks(
         root: The set's folder.
         images: Folder of the images.
         masks: Folder of the masks.
-        annotator: The number of the one whose masks are read, where several have drawn them ("1st_manual").
+        annotator: The number, or a word, of the one whose masks are read, where several have drawn them ("1st_manual").
 
     Raises:
         DataError: There are several readings; the message names them.
@@ -92,7 +94,7 @@ def find_masks(
     )
 
 
-def _told(root: Path, images: str | None, masks: str | None, annotator: int | None) -> MaskLayout:
+def _told(root: Path, images: str | None, masks: str | None, annotator: int | str | None) -> MaskLayout:
     if images is None or masks is None:
         missing = "images" if images is None else "masks"
         raise DataError(f"the option {missing} is missing", where=str(root), fix="name both folders")
@@ -119,7 +121,7 @@ def _key(folder: Folder) -> _Key:
 # --- one folder of images, one of masks
 
 
-def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | None) -> MaskLayout | None:
+def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | str | None) -> MaskLayout | None:
     masks: dict[_Key, list[Folder]] = defaultdict(list)
     for folder in folders:
         if folder.role in ("mask", "instance"):
@@ -147,6 +149,9 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | Non
             if len(several) > 1:
                 dates = role == "image" and len(several) == 2
                 more = "; two dates: --format pairs -o before={} -o after={} -o masks=FOLDER" if dates else ""
+                if role == "mask":
+                    one = within(folder.path, root)
+                    more = f"; those of several people are never mixed: -o images={one} -o masks={several[0]} reads one's"
                 raise DataError(
                     f"{' and '.join(several)} may both hold the {option}",
                     where=str(root),
@@ -172,11 +177,15 @@ def _beside_others(root: Path, images: Sequence[Folder], masks: Mapping[_Key, li
 
 
 def _of_one_annotator(
-    root: Path, masks: Mapping[_Key, list[Folder]], annotator: int | None
+    root: Path, masks: Mapping[_Key, list[Folder]], annotator: int | str | None
 ) -> dict[_Key, list[Folder]]:
     """Return the folders of masks without what others than the annotator drew."""
     folders = [folder for own in masks.values() for folder in own]
-    drawn = [path for f in folders for path in ((f.path,) if annotator_of(f.path.name) else f.files)]
+    drawn: list[Path] = []
+    for folder in folders:
+        name = folder.path.name
+        told = is_drawn_by(name, annotator) if isinstance(annotator, str) else annotator_of(name)
+        drawn += (folder.path,) if told else folder.files
     kept = of_annotator(root, drawn, annotator)
     if len(kept) == len(drawn):
         return dict(masks)
@@ -243,6 +252,8 @@ def _matched(root: Path, images: Sequence[Folder], masks: Mapping[_Key, list[Fol
             others |= {kind for file in files if (kind := kind_of_cityscapes(file.stem))}
             main = replace(main, files=cityscapes)
         pairs = pair_files(root, folder.files, main.files)
+        if not pairs:
+            refuse_readers(root, folder.files, main.files)
         beside = pair_files(root, folder.files, numbers.files) if numbers and classes else {}
         for image in folder.files:
             if image in pairs:
@@ -270,7 +281,7 @@ def _names(root: Path, folders: Iterable[Folder]) -> str:
 # --- images and masks in one folder
 
 
-def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | None) -> MaskLayout | None:
+def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | str | None) -> MaskLayout | None:
     layout = MaskLayout()
     shown: Counter[str] = Counter()
     kept = set(of_annotator(root, [file for folder in folders for file in folder.files], annotator))

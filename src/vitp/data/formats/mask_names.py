@@ -197,12 +197,56 @@ def without_annotator(stem: str) -> str:
     return _ANNOTATOR.sub("", stem)
 
 
-def of_annotator(root: Path, paths: Sequence[Path], annotator: int | None) -> tuple[Path, ...]:
+def is_drawn_by(name: str, who: str) -> bool:
+    """Return whether the name of a file or folder ends with a word ("a_anna", "masks-anna")."""
+    return BETWEEN.split(name)[-1].lower() == who.lower()
+
+
+def refuse_readers(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> None:
+    """Raise for masks that are called after their images and a word, where images have several and words come again.
+
+    Raises:
+        DataError: They are so: several people drew them, or each shows one class.
+    """
+    stems = {_stem(image) for image in images}
+    named: dict[str, dict[str, Path]] = {}
+    for mask in masks:
+        word = BETWEEN.split(_stem(mask))[-1]
+        name = _stem(mask)[: -len(word) - 1]
+        name = name if name in stems else bare_name(name)
+        if name not in stems or word.isdigit():
+            return
+        named.setdefault(name, {})[word] = mask
+    words = Counter(word for own in named.values() for word in own)
+    several = [own for own in named.values() if len(own) > 1]
+    if not several or min(words.values()) < 2:
+        return
+    who = sorted(words)
+    example = " and ".join(within(path, root) for path in sorted(several[0].values())[:2])
+    raise DataError(
+        f"{len(several)} images have several masks each, {example} for example: of several people ({', '.join(who[:4])}), "
+        "who are never mixed, or of one class each",
+        where=str(root),
+        fix=f"-o annotator={who[0]} reads those whose names end so; classes of one image have to be in one mask",
+    )
+
+
+def of_annotator(root: Path, paths: Sequence[Path], annotator: int | str | None) -> tuple[Path, ...]:
     """Return those of files and folders that are masks of one annotator, or whose names tell none.
 
     Raises:
         DataError: Several people drew the masks, and nobody said whose are read; or none is of the one asked for.
     """
+    if isinstance(annotator, str):
+        own = tuple(path for path in paths if is_drawn_by(path.stem, annotator))
+        if paths and not own:
+            what = f'no name of a mask ends with the word "{annotator}"'
+            raise DataError(
+                what,
+                where=str(root),
+                fix="check the option annotator, or name folders: -o images=… -o masks=…",
+            )
+        return own
     numbers: dict[int, Path] = {}
     for path in paths:
         if number := annotator_of(path.stem):

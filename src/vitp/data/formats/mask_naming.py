@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.data.formats.class_names import first_synonyms
+from vitp.data.formats.class_names import first_synonyms, numbered
 from vitp.data.formats.mask_classes import (
     MOST_FOUND_CLASSES,
     MaskClasses,
@@ -99,16 +99,25 @@ def name_file(root: Path) -> Path | None:
     return named_file(root, (_CLASSES, _CODES, _OBJECT_INFO))
 
 
-def _from_names(path: Path | None, values: Collection[int], *, colour: bool) -> MaskClasses | None:
-    """Return the classes that a file names, or None where it is about other things than the values that occur."""
-    if path is None or path.name.lower() == _CLASSES:
-        return None if path is None else from_file(path, colour=colour, occurring=values)
-    lines = [line.strip() for line in read_label_lines(path) if line.strip()]
-    if colour or (path.name.lower() == _CODES and max({*values} - {IGNORE}, default=0) >= len(lines)):
-        return None
-    if path.name.lower() == _CODES:
+def _from_names(path: Path, values: Collection[int], *, colour: bool) -> MaskClasses | str:
+    """Return the classes that a file names, or why they aren't those of the values; "" where it names none."""
+    if path.name.lower() == _CLASSES:
         return from_file(path, colour=colour, occurring=values)
-    return from_object_info(path, lines)
+    lines = [line.strip() for line in read_label_lines(path) if line.strip()]
+    if not any(sign.isalpha() for line in lines for sign in line):
+        return ""  # codes of something else
+    if colour:
+        return "names no colours, but the masks are coloured"
+    if path.name.lower() != _CODES:
+        return (
+            from_object_info(path, lines) or "has rows that aren't number, four facts and name, as ADE20K's"
+        )
+    top = max({*values} - {IGNORE}, default=0)
+    if top >= len(lines) and numbered(lines, values) is None:
+        return (
+            f"names {len(lines)} classes, from 0 to {len(lines) - 1}, but the masks hold values up to {top}"
+        )
+    return from_file(path, colour=colour, occurring=values)
 
 
 def from_object_info(path: Path, lines: Sequence[str]) -> MaskClasses | None:
@@ -126,6 +135,34 @@ def from_object_info(path: Path, lines: Sequence[str]) -> MaskClasses | None:
     names = first_synonyms([row[2] for row in rows])
     pairs = [("unlabelled", 0), *((name, int(row[1])) for name, row in zip(names, rows, strict=True))]
     return named_values(path, pairs, (f"{path.name}: the classes and their numbers",))
+
+
+def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids: bool) -> MaskClasses | None:
+    """Return which value is which class by a list, a table, or what is published; None where nothing says it.
+
+    Raises:
+        DataError: A list is all there is, and doesn't fit the values.
+    """
+    table, names = find_colour_table(root), name_file(root)
+    misfit = ""
+    if names is not None and (table is None or not colour or table.path == names):
+        named = _from_names(names, counts, colour=colour)
+        if isinstance(named, MaskClasses):
+            if table is None or table.path == names:
+                return named
+            line = f"{table.path.name}: not used, {names.name} names the values of the masks"
+            return replace(named, said=(*named.said, line))
+        misfit = named
+    other = from_table(table, colour=colour) if table is not None else None
+    if other is None and label_ids and not colour:
+        other = from_label_ids(counts)
+    if names is None or not misfit:
+        return other
+    if other is None:
+        lines = 'write lines like "forest=white"' if colour else 'write a line "VALUE name" for each value'
+        fix = f"{lines}, or use the option classes; move the file away if it is about something else"
+        raise DataError(misfit, where=str(names), fix=fix)
+    return replace(other, said=(*other.said, f"{names.name}: not used, it {misfit}"))
 
 
 def name_classes(
@@ -156,19 +193,9 @@ def name_classes(
     """
     if classes:
         return from_option(classes, colour=colour)
-    table, names = find_colour_table(root), name_file(root)
     counts = totals(facts)
-    if names is not None and (table is None or not colour or table.path == names):
-        named = _from_names(names, counts, colour=colour)
-        if named is not None and (table is None or table.path == names):
-            return named
-        if named is not None and table is not None:
-            line = f"{table.path.name}: not used, {names.name} names the values of the masks"
-            return replace(named, said=(*named.said, line))
-    if table is not None:
-        return from_table(table, colour=colour)
-    if label_ids and not colour and (published := from_label_ids(counts)) is not None:
-        return published
+    if (named := _named_by_files(root, counts, colour=colour, label_ids=label_ids)) is not None:
+        return named
     check_left(whole, facts, root, colour=colour)
     if not (colour or palette):
         refuse_two_whites(facts, root)

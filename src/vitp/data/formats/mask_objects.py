@@ -14,20 +14,14 @@ from vitp.core.errors import DataError
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.mask_kinds import is_label_number
 from vitp.data.formats.pixel_masks import mask_values
+from vitp.data.formats.turned import AS_STORED, swaps_sides
 from vitp.io.images import label_nodata, load_label_pixels, orientation_of
 from vitp.records.geometry import area, as_points
 from vitp.records.labels import IGNORE, ObjectLabel
 from vitp.records.regions import object_of
 
-_AS_STORED = "remove the images' EXIF orientation (exiftool -Orientation= FILE)"
 
-ORIENTATIONS = ("shown",)
-"""What the option that says how masks lie on turned images may be."""
-
-
-def check_turned(
-    builder: SetBuilder, pairs: Sequence[tuple[Path, Path, tuple[int, int]]], orientation: str
-) -> None:
+def check_turned(builder: SetBuilder, pairs: Sequence[tuple[Path, Path, tuple[int, int]]]) -> None:
     """Make sure that masks lie on images that EXIF turns as these are shown, not as they are stored.
 
     Sizes tell it, where a turn swaps width and height of one image of the set; a square one, or a turn by 180°, fits
@@ -36,28 +30,17 @@ def check_turned(
     Args:
         builder: Takes a line about what was decided.
         pairs: Images, their masks, which have their sizes, and width and height of the images.
-        orientation: "shown" where the user says it.
 
     Raises:
         DataError: Masks fit both ways, and nothing tells which is meant.
     """
     turned = [
-        (image, mask, number > 4 and size[0] != size[1])
+        (f"{builder.place(image)} with {builder.place(mask)}", swaps_sides(number, size))
         for image, mask, size in pairs
-        if (number := orientation_of(image)) > 1 and orientation_of(mask) == 1
+        if (number := builder.orientation(image)) > 1 and orientation_of(mask) == 1
     ]
-    open_ = [(image, mask) for image, mask, decides in turned if not decides]
-    if not open_:
-        return
-    if len(open_) == len(turned) and not orientation:
-        image, mask = (builder.place(path) for path in open_[0])
-        raise DataError(
-            f"{len(open_):,} of {len(pairs):,} images are turned by their EXIF orientation, and their masks, which are not, "
-            f"fit them as they are stored and as they are shown ({image} with {mask}, for example)",
-            where=str(builder.root),
-            fix=f"-o orientation=shown if the masks were drawn on the images as viewers show them; else {_AS_STORED}",
-        )
-    builder.understand(f"the masks of {len(turned):,} images that EXIF turns lie on them as they are shown")
+    decided = any(decides for _, decides in turned)
+    builder.check_turned([name for name, _ in turned], decided, "masks", len(pairs))
 
 
 def mask_fits(
@@ -75,7 +58,7 @@ def mask_fits(
     text = f"is {width}×{height} but its image {size[0]}×{size[1]}{why}; image left out"
     mend = "save each mask with the width and height of its image"
     if turned:
-        mend = f"write images and masks with one orientation: {_AS_STORED}, or turn the masks as it says"
+        mend = f"write images and masks with one orientation: {AS_STORED}, or turn the masks as it says"
     builder.lose(builder.place(mask), text, mend=mend)
     return False
 

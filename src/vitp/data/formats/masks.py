@@ -35,7 +35,6 @@ from vitp.data.formats.mask_nodata import (
     with_nodata,
 )
 from vitp.data.formats.mask_objects import (
-    ORIENTATIONS,
     check_turned,
     mask_fits,
     note_touching,
@@ -55,7 +54,6 @@ _READINGS = {
     "mask_type": ("semantic", "instances"),
     "strays": ("nearest", "ignore"),
     "nodata": NODATA_READINGS,
-    "orientation": ORIENTATIONS,
 }
 """Option → what it may say."""
 
@@ -85,8 +83,7 @@ def read_masks(
     mask_type: str = "",
     strays: str = "",
     nodata: str = "",
-    annotator: int | None = None,
-    orientation: str = "",
+    annotator: int | str | None = None,
 ) -> LabelledSet:
     """Read images with masks. Every mask is decoded once to see which values occur.
 
@@ -107,26 +104,26 @@ def read_masks(
         strays: What the values of smoothed edges and of JPEG become: "nearest" the nearest class, "ignore" nothing.
         nodata: What the value that the masks' own tags name as nodata is: "ignore" (by default) or "background". Of 0
             beside several classes it must be said.
-        annotator: Number of who drew the masks that are read, where several have ("1st_manual", "_2ndHO").
-        orientation: "shown": masks lie on images that EXIF turns as viewers show these, where sizes don't tell it.
+        annotator: Who drew the masks that are read, where several have: a number ("1st_manual", "_2ndHO"), or the word
+            with which their names end ("a_anna").
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.
         ConfigError: An option can't be understood.
     """
-    _check_options(mask_type=mask_type, strays=strays, nodata=nodata, orientation=orientation)
+    _check_options(mask_type=mask_type, strays=strays, nodata=nodata)
     layout = find_masks(root, images, masks, annotator) or _no_masks(root)
     builder = SetBuilder(root, options)
     _note_missing(builder, layout)
     if not classes and not mask_type:
         classes = apply_dataset_file(builder, layout, fold)
     if layout.per_object:
-        return _add_files(builder, layout.entries, _class_name(classes), orientation)
+        return _add_files(builder, layout.entries, _class_name(classes))
     named = layout.label_ids or name_file(root) is not None or find_colour_table(root) is not None
     if not (entries := _entries(builder, layout.entries, regions=not (classes or mask_type or named))):
         return builder.build()
     plain = [(one.entry.image, one.entry.masks[0], one.size) for one in entries if one.onto is None]
-    check_turned(builder, plain, orientation)
+    check_turned(builder, plain)
     if not named:
         _refuse_two_readings(root, entries, classes, mask_type)
     if mask_type == "instances":
@@ -250,7 +247,7 @@ def _refuse_instances(root: Path, entries: Sequence[_Read]) -> None:
 # --- masks of instances
 
 
-def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str, orientation: str) -> LabelledSet:
+def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str) -> LabelledSet:
     """Add images of which each has several masks with one object each."""
     count = 0
     fitting: list[tuple[Path, Path, tuple[int, int]]] = []
@@ -276,7 +273,7 @@ def _add_files(builder: SetBuilder, entries: Sequence[MaskEntry], name: str, ori
             fitting.append((entry.image, entry.masks[0], size))
             count += len(labels)
             builder.add(entry.image, size, split=entry.split, objects=tuple(labels))
-    check_turned(builder, fitting, orientation)
+    check_turned(builder, fitting)
     builder.understand(f"each file is one {name}: {count} objects")
     return builder.build(object_classes=(name,))
 

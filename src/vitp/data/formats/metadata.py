@@ -24,7 +24,7 @@ from typing import Any
 
 from vitp.core.errors import DataError
 from vitp.data.formats.places import known_geometry
-from vitp.data.formats.tables import IMAGE_KEYS, find_key, first_table_rows, raw_rows
+from vitp.data.formats.tables import IMAGE_KEYS, find_key, first_table_rows, raw_rows, refuse_doubles
 from vitp.data.formats.walk import within
 from vitp.io.ground import centre_lonlat, file_tags
 from vitp.records.labels import LabelledImage, LabelledSet
@@ -109,6 +109,7 @@ class _Reading:
             self.table = None
             return
         for _, row in raw_rows(self.table):
+            refuse_doubles(row, (key,))
             name = str(row.get(key) or "").strip()
             for known in (name, Path(name).stem):
                 self.rows.setdefault(known, row)
@@ -157,6 +158,7 @@ def _values(row: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, columns in _COLUMNS.items():
         key = find_key(dict(row), columns)
+        refuse_doubles(row, filter(None, (key,)))
         text = " ".join(str(row[key]).split()) if key is not None and row[key] is not None else ""
         if (
             text

@@ -32,6 +32,7 @@ class ReadOptions:
         plane: Of the slices of volumes ("axial", "coronal", "sagittal", "stored"); by default across their widest step.
         every: Of volumes with masks each slice whose number this divides, by default all; of volumes that are labelled
             as a whole, by default the middle one alone.
+        orientation: "shown": labels lie on images that EXIF turns as viewers show these, where nothing else tells it.
         modality: DICOM's code (CT, MR, …) of medical images whose files don't tell it.
         dates: Most dates of one place that are joined into one record; 1: each image is one of its own.
         studies: Two studies of a patient on equal grids are pairs of a prior and a current one.
@@ -56,12 +57,13 @@ class ReadOptions:
     abnormal: str | list[str] = ""
     plane: Literal["", "axial", "coronal", "sagittal", "stored"] = ""
     every: int = 0
+    orientation: Literal["", "shown"] = ""
     modality: str = ""
 
     def __post_init__(self) -> None:
         if type(self.every) is not int or not 0 <= self.every <= 10_000:
             raise ConfigError(f"is {self.every!r}", where="every", fix="give a whole number from 1")
-        for name in ("group", "splits", "plane"):
+        for name in ("group", "splits", "plane", "orientation"):
             known = get_args(get_type_hints(ReadOptions)[name])
             if getattr(self, name) not in known:
                 fix = f"choose {' or '.join(filter(None, known))}"

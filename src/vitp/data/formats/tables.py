@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -129,20 +129,45 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 )
             cells = cells + [""] * (len(keys) - len(cells))
             row = dict(zip(keys, cells, strict=True))
-            if len(row) < len(keys):
-                _refuse_doubles(keys, cells, f"{path}:{line}")
-            yield line, row
+            yield line, row if len(row) == len(keys) else _with_doubles(keys, cells, f"{path}:{line}")
     except csv.Error as error:
         raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
 
 
-def _refuse_doubles(keys: Sequence[str], cells: Sequence[str], where: str) -> None:
-    """Raise where two columns of one name hold different cells, of which only one could be read."""
-    first: dict[str, str] = {}
+class TwoCells(str):
+    """What a row holds in columns of one name whose cells differ; `refuse_doubles` of who reads it.
+
+    Attributes:
+        cells: Of the first of the columns, and of the first that differs.
+        where: File and line.
+    """
+
+    cells: tuple[str, str]
+    where: str
+
+    @classmethod
+    def of(cls, cells: tuple[str, str], where: str) -> TwoCells:
+        """Return the two cells of a row."""
+        made = cls(" and ".join(f'"{cell[:40]}"' for cell in cells))
+        made.cells, made.where = cells, where
+        return made
+
+
+def _with_doubles(keys: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+    """Return a row of which columns share a name; an empty name is nobody's."""
+    row: dict[str, str] = {}
     for key, cell in zip(keys, cells, strict=True):
-        if key and first.setdefault(key, cell) != cell:
-            what = f'has "{first[key][:40]}" and "{cell[:40]}" in two columns that are both called "{key}"'
-            raise DataError(what, where=where, fix="give each column a name of its own")
+        if key and row.setdefault(key, cell) != cell and not isinstance(row[key], TwoCells):
+            row[key] = TwoCells.of((row[key], cell), where)
+    return row
+
+
+def refuse_doubles(row: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Raise where columns of one name that are read hold different cells; columns that nobody reads may."""
+    for key in keys:
+        if isinstance(held := row.get(key), TwoCells):
+            what = f'has {held} in two columns that are both called "{key}"'
+            raise DataError(what, where=held.where, fix="give each column a name of its own")
 
 
 def find_key(row: dict[str, Any], keys: Sequence[str]) -> str | None:

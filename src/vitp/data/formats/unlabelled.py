@@ -40,6 +40,7 @@ from vitp.data.formats.walk import (
     images_below,
     list_images,
     role_of,
+    volume_files,
     within,
 )
 
@@ -145,6 +146,22 @@ def _refuse_bare_series(root: Path) -> None:
             fix=f"where they are classes, put each series into a folder of its own in them ({series[0].name}/1/*.dcm); or "
             "add a table of image and class, masks, or --format images for volumes without labels",
         )
+
+
+def refuse_images_alone(root: Path) -> None:
+    """Raise for a folder of images, or of volumes, and nothing else."""
+    images = set(images_below(root))
+    if not images or images < set(files_below(root, whole=images.__contains__)):
+        return
+    volumes = images <= set(volume_files(root))
+    beside = "imagesTr/ and labelsTr/, a folder a case" if volumes else "masks/, labels/, annotations/"
+    noun = "volumes" if volumes else "images"
+    raise DataError(
+        f"no labels found: the folder holds {len(images):,} {noun} and nothing else",
+        where=str(root),
+        fix=f"name the folder that holds their labels, too ({beside}), or add a table of image and class; --format images "
+        f"reads {noun} without labels",
+    )
 
 
 def _refuse_several_names(root: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from vitp.core.config import make_config
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import to_json, write_json
-from vitp.core.reading import lines_of, parse_json
+from vitp.core.reading import lines_of, no_such, parse_json
 from vitp.data.formats.pixel_masks import MaskReader, mask_from_json, mask_to_json
 from vitp.data.formats.walk import parse_label_json, read_label_text, within
 from vitp.io.images import is_scene
@@ -164,7 +164,8 @@ def channels_from_json(value: Any, where: str | Path) -> Channels | None:
 def _head(path: Path) -> dict[str, Any]:
     if not path.is_file():
         fix = "make them with `vitp data compile`"
-        raise DataError("holds no compiled labels", where=str(path.parent.parent), fix=fix)
+        where = path.parent.parent
+        raise DataError(no_such(where) or "holds no compiled labels", where=str(where), fix=fix)
 
     def refuse(what: str) -> DataError:
         return DataError(what, where=str(path), fix=_COMPILE_AGAIN)

@@ -100,7 +100,7 @@ def read_voc(
             size = builder.size_of(image)
             if size is None:
                 continue
-            if not _size_agrees(builder, path, tree, size):
+            if not _size_agrees(builder, path, tree, size, image):
                 continue
             found = builder.labels_of(size, builder.place(place.labels), folder=True)
             for title, node in ((f"object {n}", node) for n, node in enumerate(tree.iter("object"), 1)):
@@ -135,10 +135,14 @@ def _take(
         found.ignore(where, "an object without a class", "unknown", shape)
 
 
-def _size_agrees(builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int]) -> bool:
+def _size_agrees(
+    builder: SetBuilder, path: Path, tree: ElementTree.Element, size: tuple[int, int], image: Path
+) -> bool:
     fix = "write whole numbers of pixels"
     told = [_number(tree, f"size/{key}", f"{path}: size", fix) for key in ("width", "height")]
-    return 0 in told or builder.agree(builder.place(path), told, size)  # several tools leave the size at 0
+    return 0 in told or builder.agree(
+        builder.place(path), told, size, image
+    )  # several tools leave the size at 0
 
 
 def _number(node: ElementTree.Element, key: str, where: str, fix: str) -> int:

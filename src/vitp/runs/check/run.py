@@ -10,7 +10,7 @@ from vitp.core import distributed
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.leftovers import temporary_folder
-from vitp.core.reading import read_text
+from vitp.core.reading import no_such, read_text
 from vitp.runs.check import runs
 from vitp.runs.check.batches import BatchChecks
 from vitp.runs.check.findings import CheckFinding
@@ -48,7 +48,9 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     """
     file = path / CONFIG_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError("holds no config.yaml", where=str(path), fix="name a pretraining run")
+        raise ConfigError(
+            no_such(path) or "holds no config.yaml", where=str(path), fix="name a pretraining run"
+        )
     config = load_config(PretrainConfig, file, overrides)
     if path.is_dir() and (path / "model").is_dir():
         config = config.model_copy(update={"model": config.model.model_copy(update={"init": str(path)})})
