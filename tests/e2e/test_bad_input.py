@@ -187,7 +187,7 @@ def test_data_that_is_not_there_is_named(tmp_path: Path) -> None:
         ("optim.schedule=cosin", "optim.schedule is 'cosin': input should be 'cosine'"),
         ("objective.vrl.ratio=1.5", "objective.vrl.ratio is 1.5"),
         ("model.freeze=[vison]", "'vison' fits no parameter"),
-        ("model.init=nowhere", "nowhere: holds no vision-language model"),
+        ("model.init=nowhere", "nowhere: there is no such file or folder"),
         ("train.device=cuda:99", "train.device"),
         ("train.must_train=[vision]", 'unknown part "vision"; did you mean "vision tower"?'),
         ("train.loss_weights={langage: 2}", 'did you mean "language"?'),

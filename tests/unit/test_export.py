@@ -418,8 +418,11 @@ def test_a_failed_export_leaves_nothing(run, tmp_path, monkeypatch):
 
 
 def test_what_is_no_backbone_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no backbone"):
+    with pytest.raises(CheckpointError, match="there is no such file or folder; name an export"):
         load_backbone(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no backbone"):
+        load_backbone(tmp_path / "empty")
     write_json(tmp_path / "hf" / "config.json", {"model_type": "qwen2"})
     (tmp_path / "hf" / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match="is no configuration of a vitp model"):

@@ -129,8 +129,11 @@ def test_configurations_that_describe_no_model_are_refused(
     (folder / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=message):
         load_task(folder)
-    with pytest.raises(CheckpointError, match="holds no finetuned model"):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
         load_task(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(CheckpointError, match="holds no finetuned model"):
+        load_task(tmp_path / "empty")
 
 
 def test_backbones_come_from_all_the_places() -> None:
@@ -152,7 +155,7 @@ def test_backbones_come_from_all_the_places() -> None:
     ("settings", "message"),
     [
         ({"init": "timm:resnet19"}, 'no model "resnet19"'),
-        ({"init": "nowhere"}, "holds no backbone"),
+        ({"init": "nowhere"}, "there is no such file or folder"),
         ({"init": "starter", "arguments": {"depth": 3}}, "takes neither arguments nor weights"),
         ({"init": "starter", "vision": VISION}, "has its own architecture"),
         ({"init": "timm:resnet18", "patch_size": 16}, "aren't resampled here"),

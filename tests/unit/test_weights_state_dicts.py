@@ -250,5 +250,5 @@ def test_several_towers_are_an_error_unless_one_is_a_teacher():
 
 
 def test_missing_files(tmp_path: Path):
-    with pytest.raises(CheckpointError, match="holds no backbone"):
+    with pytest.raises(CheckpointError, match="there is no such file or folder"):
         load_backbone(tmp_path / "none.pth", architecture="vit_base_patch16_224")
