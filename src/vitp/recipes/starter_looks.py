@@ -11,7 +11,7 @@ are there for it.
    images lose half of their tokens.
 
 Command: `vitp recipes run starter-looks --out runs/looks` (resumable: run it again; `--scale 0.01` for a dry run).
-Hardware and time: two CPU cores, about an hour and a half.
+Hardware and time: one CPU core, about an hour.
 Result: `runs/looks/starter`, of the packaged starter's sizes.
 """
 
