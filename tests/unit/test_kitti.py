@@ -31,7 +31,8 @@ def test_boxes_are_the_columns_five_to_eight_and_dont_care_is_ignored(tmp_path: 
     assert detect_format(tmp_path) == "kitti" and found.object_classes == ("Car",)
     assert [label.box for item in found.items for label in item.objects or ()] == [(2.0, 3.5, 20.0, 25.0)] * 6
     assert [label.box for item in found.items for label in item.ignored] == [(30.0, 1.0, 39.0, 9.0)] * 6
-    assert "6 places of DontCare are ignored: neither objects nor background" in found.understood
+    line = "6 places of DontCare ignored, which is no class by its name: neither objects nor background"
+    assert line in found.understood
     assert not found.findings
     # What KITTI calls "training" is all that is labelled.
     assert {item.split for item in found.items} == {"train", "val", "test"}

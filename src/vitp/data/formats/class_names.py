@@ -15,12 +15,24 @@ from vitp.data.formats.walk import Note
 _RESERVED = frozenset({"background", "none"})
 """Words of answers about objects: a cell without any, and the answer where there is nothing."""
 
-_IGNORED = frozenset(
+_PASSED_OVER = frozenset(
     (
-        *("ignore", "ignored", "ignorelabel", "void", "unknown", "unlabeled", "unlabelled"),
-        *("nodata", "undefined", "unannotated"),
+        "dontcare",
+        "don'tcare",
+        "ignore",
+        "ignored",
+        "ignorelabel",
+        "ignoreregion",
+        "ignoredregion",
+        "ignoredregions",
     )
 )
+"""What sets call a place where nobody said what is there (KITTI, HIT-UAV, VisDrone)."""
+
+_IGNORED = _PASSED_OVER | {
+    *("void", "unknown", "unlabeled", "unlabelled"),
+    *("nodata", "undefined", "unannotated"),
+}
 _RENAME = "rename it where it is defined, or with the option classes"
 _MARKUP = re.compile(r"[<>\[\]{}|]")
 _NUMBERED = re.compile(r"(\d+)(?:\s*[:,;\t]\s*|\s+)(\S.*)$")
@@ -58,7 +70,9 @@ def check_names(names: Iterable[str], where: str, note: Note) -> None:
 def without_reserved(
     names: Iterable[str], used: Collection[str], where: str
 ) -> tuple[tuple[str, ...], list[str]]:
-    """Return the object classes that can be asked for, and those called "background" or "none" without objects.
+    """Return the object classes that can be asked for, and those without objects that are no class by their names.
+
+    These are "background", "none", and those of places that nobody cares about.
 
     Raises:
         DataError: There are objects of such a class: answers use these words for places without any object.
@@ -72,6 +86,7 @@ def without_reserved(
                 where=where,
                 fix=f"{_RENAME}, which can also leave it out in COCO, VOC and DOTA",
             )
+    reserved += [name for name in names if is_passed_over(name) and name not in used]
     return tuple(name for name in names if name not in reserved), reserved
 
 
@@ -100,7 +115,22 @@ def is_ignored_name(name: str) -> bool:
     >>> is_ignored_name("No Data"), is_ignored_name("unlabelled"), is_ignored_name("avoid")
     (True, True, False)
     """
-    return re.sub(r"[\s_\-]+", "", name).lower() in _IGNORED
+    return _letters(name) in _IGNORED
+
+
+def is_passed_over(name: str) -> bool:
+    """Return whether objects are called like a place where nobody said what is there ("DontCare").
+
+    "void" and "unknown" aren't among these names: an object may be of a kind that nobody knows.
+
+    >>> is_passed_over("DontCare"), is_passed_over("ignored regions"), is_passed_over("unknown")
+    (True, True, False)
+    """
+    return _letters(name) in _PASSED_OVER
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\s_\-]+", "", name).lower()
 
 
 def numbered(lines: Sequence[str], values: Collection[int] = ()) -> list[tuple[int, str]] | None:

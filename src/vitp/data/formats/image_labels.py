@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.formats.class_names import is_passed_over
 from vitp.data.formats.walk import Note
 from vitp.records.geometry import Box, area, as_flat, as_points, bounds, clockwise, is_convex, min_area_quad
 from vitp.records.labels import ObjectLabel
@@ -50,6 +51,7 @@ class Tally:
         lost: Labels that can't be used, by (source, class); the class is "" where it isn't known.
         flat: Labels without area, likewise.
         excluded: Labels of classes that weren't asked for, by class.
+        unasked: Places where nobody said what is there, by what they are called.
         largest: Largest coordinate of a source's used boxes in pixels.
         doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, those
             that reach far outside, and those whose numbers would be two corners in it.
@@ -67,6 +69,7 @@ class Tally:
     lost: Counter[_Key] = field(default_factory=Counter)
     flat: Counter[_Key] = field(default_factory=Counter)
     excluded: Counter[str] = field(default_factory=Counter)
+    unasked: Counter[str] = field(default_factory=Counter)
     largest: dict[str, float] = field(default_factory=dict)
     doubtful: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
     outlined: dict[str, tuple[int, int]] = field(default_factory=dict)
@@ -193,7 +196,13 @@ class Tally:
         if self.unlabelled:
             images = "image" if self.unlabelled == 1 else "images"
             parts.append(f"{self.unlabelled:,} {images} left without object labels")
-        return [f"labels: {self.used.total():,} used, {', '.join(parts)}"] if parts else []
+        lines = [f"labels: {self.used.total():,} used, {', '.join(parts)}"] if parts else []
+        for name, count in self.unasked.items():
+            places = "1 place" if count == 1 else f"{count:,} places"
+            lines.append(
+                f"{places} of {name} ignored, which is no class by its name: neither objects nor background"
+            )
+        return lines
 
 
 @dataclass(frozen=True)
@@ -272,9 +281,13 @@ class ImageLabels:
             where: "file:row" for findings.
             category: Class name.
             shape: Where it lies.
-            known: Classes that are asked for; the place of another one is ignored. None: all.
+            known: Classes that are asked for; the place of another one is ignored. None: all but those whose name
+                says that nobody cares what is there.
             difficult: Hard to see, or a crowd.
         """
+        if is_passed_over(category) and category not in (known or ()):
+            self._pass_over(where, category, shape)
+            return None
         if known is not None and category not in known:
             self._exclude(where, category, shape)
             return None
@@ -313,9 +326,10 @@ class ImageLabels:
         self.note(where, f"{why}; its place is ignored")
         self.tally.lose(self.source, "", f"{where}: {why}")
 
-    def pass_over(self, where: str, category: str, shape: LabelShape) -> None:
+    def _pass_over(self, where: str, category: str, shape: LabelShape) -> None:
         """Ignore the place of a label that itself says that nobody cares what is there; that is no fault."""
         label = self._checked(where, category, shape, False)
+        self.tally.unasked[category] += 1
         if not isinstance(label, _Misfit):
             self.ignored.append(label)
         elif label.fate == "lost":

@@ -28,7 +28,6 @@ from vitp.records.labels import LabelledSet
 _LABEL_FOLDERS = ("label_2", "label_02", "labels", "label")
 _IMAGE_FOLDERS = ("image_2", "image_02", "images", "image")
 _COLUMNS = 15
-_DONT_CARE = "dontcare"
 _TRACKED = (17, 18)
 
 
@@ -80,27 +79,19 @@ def read_kitti(
     builder = SetBuilder(root, options)
     known = comma_list(classes)
     seen: set[str] = set()
-    unasked = 0
 
     def read_one(path: Path, found: ImageLabels) -> int:
-        nonlocal unasked
         count = 0
         for row, words in label_rows(path):
             count += 1
             where = builder.place(path, row)
             name, shape = _parsed(words, f"{path}:{row}")
-            if name.lower() == _DONT_CARE and name not in (known or ()):
-                unasked += 1
-                found.pass_over(where, name, shape)
-            else:
-                found.add(where, name, shape, known=known)
+            found.add(where, name, shape, known=known)
         seen.update(label.category for label in found.objects)
         return count
 
     labels = find_labels(builder, _places(root), not_labels=TEXTS_BESIDE_LABELS)
     add_labels(builder, _listed(builder, labels), read_one, drop_empty=drop_empty)
-    if unasked:
-        builder.understand(f"{unasked:,} places of DontCare are ignored: neither objects nor background")
     return builder.build(object_classes=known or sorted(seen))
 
 
