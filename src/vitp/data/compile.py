@@ -74,6 +74,7 @@ def compile_labels(
     max_tiles: int | None = None,
     force: bool = False,
     told: Told = _tell_nobody,
+    chosen: Callable[[LabelledSet], LabelledSet] | None = None,
     **options: Any,
 ) -> CompileSummary:
     """Read labels, ask questions about them, and write records, mixture, labels and summary.
@@ -92,6 +93,7 @@ def compile_labels(
         max_tiles: Written into the mixture as `max_dynamic_patch`; left to the run by default.
         force: Replace an earlier compilation, in one step and only when the new one is complete.
         told: Called once the labels are read, with the format and the lines about how they were understood.
+        chosen: Takes the set that was read, and returns what is to be compiled of it.
         **options: Of the format, see `vitp.data.formats.read_labels`.
 
     Raises:
@@ -116,7 +118,8 @@ def compile_labels(
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told)
     if fmt == "parquet":
         return _compile_table(job, source, options)
-    return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
+    whole = read_labels(fmt, str(src) if base is None else source, **options)
+    return _compile_read(job, whole if chosen is None else chosen(whole))
 
 
 def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileSummary:

@@ -11,7 +11,7 @@ from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import EXPENSIVE_TASKS
-from vitp.studies.sources import StudySource, extra_scenes, questions, whole_side
+from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questions, whole_side
 
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
 REHEARSED_VITP = "ViTP, cheap instructions and general scenes"
@@ -88,6 +88,7 @@ def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, .
         if source.cell.settings["from"] == "folder":
             side, whole = load_backbone(scale.start).image_size[0], whole_side(source)
             crop = side if whole >= scale.whole_up_to * side else None
+            limits = crop_limits(source, side, scale.empty, scale.scored_crops) if crop else {}
             if crop:
                 said.append(
                     f"{source.name}: images of about {whole} px are cut into crops of {crop} px at full resolution; "
@@ -95,7 +96,17 @@ def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, .
                 )
             elif whole > side:
                 said.append(f"{source.name}: images of about {whole} px are seen whole, at {side} px.")
-            source = source.asking(f"crops-{crop}" if crop else "all", questions(), crop)
+            if "empty" in limits:
+                said.append(
+                    f"{source.name}: more than half of the training crops hold no object; so many are left out that "
+                    f"they are {scale.empty:.0%} of the rest at most."
+                )
+            if "scored_crops" in limits:
+                said.append(
+                    f"{source.name}: of validation and of test images so many are drawn as give {scale.scored_crops:,} "
+                    "crops, with and without objects."
+                )
+            source = source.asking(f"crops-{crop}" if crop else "all", questions(), crop, limits)
         found.append(source)
     tested = [task for source in found for task in source.tasks if task in EXPENSIVE_TASKS]
     if not any(task in scale.downstream for task in tested):

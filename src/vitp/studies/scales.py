@@ -120,6 +120,11 @@ class Scale(SettingsModel):
     whole_up_to: float = Field(1.5, ge=1, le=1e6)
     """In the study of cheap labels: images of so many times the model's side and more are cut into crops at full
     resolution; smaller ones are seen whole, shrunk to its side."""
+    empty: float = Field(0.2, ge=0, le=1)
+    """In the study of cheap labels: share that training crops without any object have at most, in sets in which they
+    are more than half."""
+    scored_crops: int = Field(20_000, gt=0, le=100_000_000)
+    """In the study of cheap labels: validation and test images are drawn until they give so many crops."""
     rehearsal: float = Field(0.0, ge=0, lt=1)
     """In the study of cheap labels: share of generated general scenes, with all their questions, in one more arm of
     ViTP on cheap instructions. The published mixture holds general data too; 0: no such arm."""
@@ -157,6 +162,7 @@ def _micro() -> Scale:
         scenes=SceneScale(count=2400, val=0.06, test=0.07),
         probe_labels=200,
         probe_images=300,
+        scored_crops=2000,
         severities=(1, 3, 5),
         corrupted_images=40,
         tasks={
@@ -188,7 +194,10 @@ def _small() -> Scale:
     }
     whole = {
         name: Scale.model_fields[name].default
-        for name in ("paradigms", "inits", "align_share", "severities", "corrupted_images", "side_draws")
+        for name in (
+            *("paradigms", "inits", "align_share", "severities", "corrupted_images", "side_draws"),
+            "scored_crops",
+        )
     }
     changes = {
         "name": "small",

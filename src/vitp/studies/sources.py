@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
+from types import MappingProxyType
 from typing import Any
+
+import numpy as np
 
 from vitp.core.errors import ConfigError
 from vitp.core.reading import parse_json, read_text
 from vitp.data.compile import compile_labels, compile_set
+from vitp.data.formats.crops import crop_windows, empty_crops
 from vitp.data.synthesis.build import TASK_NAMES, SynthesisConfig
 from vitp.recipes.micro import SYNTHESIS
 from vitp.recipes.real_images import SETS, RealSet
+from vitp.records.labels import LabelledImage, LabelledSet
 from vitp.studies.cheap import CHEAP_QUESTIONS, cheap_labels
 from vitp.studies.grid import StudyCell
 from vitp.studies.process import Context, Input
@@ -48,18 +55,25 @@ class StudySource:
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
 
-    def asking(self, variant: str, synthesis: Mapping[str, Any], crop: int | None = None) -> StudySource:
+    def asking(
+        self,
+        variant: str,
+        synthesis: Mapping[str, Any],
+        crop: int | None = None,
+        limits: Mapping[str, float] = MappingProxyType({}),
+    ) -> StudySource:
         """Return the same images and labels with other questions.
 
         Args:
             variant: Name of the questions.
             synthesis: Fields of `SynthesisConfig`.
             crop: Side of the crops that images of a compiled folder are cut into.
+            limits: Of the crops; see `crop_limits`.
         """
         settings = {**self.cell.settings, "synthesis": dict(synthesis)}
         places = dict(self.cell.places)
         if settings["from"] == "folder":
-            settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": crop}
+            settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": crop, **limits}
             places = {"source": places["root"]}
         name = f"{self.cell.name}/{variant}"
         return replace(self, cell=replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP))
@@ -170,6 +184,44 @@ def whole_side(source: StudySource) -> int:
     return int(median(min(item.width, item.height) for item in labelled.items))
 
 
+def crop_limits(source: StudySource, crop: int, empty: float, scored: int) -> dict[str, float]:
+    """Return what has to be limited where the images of a compiled folder are cut, as settings of its cell.
+
+    A limit that changes nothing is none, so that a small set is found again whatever the limits are.
+
+    Args:
+        source: The folder.
+        crop: Side of the crops in pixels.
+        empty: Share that training crops without labels have at most, where they are more than half: `empty`.
+        scored: Crops of the validation images, and of those that test, from which on no more images are taken:
+            `scored_crops`.
+    """
+    crops, bare = Counter[str](), 0
+    for item in open_labelled(Path(source.cell.places["root"]), "vitp").items:
+        count, without = empty_crops(item, crop) if item.split == "train" else (_crops(item, crop), 0)
+        crops[item.split] += count
+        bare += without
+    limits: dict[str, float] = {"empty": empty} if 2 * bare > crops["train"] and empty < 1 else {}
+    return limits | ({"scored_crops": scored} if max(crops["val"], crops["test"]) > scored else {})
+
+
+def _crops(item: LabelledImage, side: int) -> int:
+    return len(crop_windows(item.width, item.height, side, 0))
+
+
+def _drawn(labelled: LabelledSet, side: int, most: int) -> LabelledSet:
+    """Return the set with as many validation and test images, drawn by chance, as give a number of crops."""
+    kept = {index for index, item in enumerate(labelled.items) if item.split == "train"}
+    for number, split in enumerate(("val", "test")):
+        own, crops = [index for index, item in enumerate(labelled.items) if item.split == split], 0
+        for index in np.random.default_rng([0, number]).permutation(own).tolist():
+            if crops >= most:
+                break
+            kept.add(index)
+            crops += _crops(labelled.items[index], side)
+    return replace(labelled, items=[item for index, item in enumerate(labelled.items) if index in kept])
+
+
 def tasks_of(folder: Path) -> tuple[str, ...]:
     """Return the downstream tasks that the labels of a compiled folder allow.
 
@@ -212,6 +264,10 @@ def provide_data(context: Context) -> Mapping[str, Any]:
         return {"images": _split_sizes(out)}
     scenes = settings["from"] == "scenes"
     own = {"seed": settings["seed"]} if scenes else {"crop": settings.get("crop")}
+    if "empty" in settings:
+        own["empty"] = settings["empty"]
+    if most := settings.get("scored_crops"):
+        own["chosen"] = partial(_drawn, side=settings["crop"], most=most)
     compile_labels(
         settings["domain"] if scenes else places["source"],
         "scenes" if scenes else settings["format"],

@@ -58,6 +58,14 @@ def crop_windows(width: int, height: int, size: int, overlap: int) -> list[MaskW
     ]
 
 
+def empty_crops(item: LabelledImage, size: int) -> tuple[int, int]:
+    """Return how many crops of `size` pixels that don't overlap an image gives, and how many of them meet no label."""
+    labels = (*(item.objects or ()), *(item.later_objects or ()), *item.ignored)
+    boxes_N4 = np.array([label.box for label in labels]).reshape(-1, 4)
+    windows = crop_windows(item.width, item.height, size, 0)
+    return len(windows), sum(not _meeting(boxes_N4, window) for window in windows)
+
+
 def cut(
     labelled_set: LabelledSet,
     size: int,

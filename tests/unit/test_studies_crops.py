@@ -1,0 +1,73 @@
+"""Large images of a set with few objects: which crops a study of cheap labels learns from and scores."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitp.data.compile import compile_labels
+from vitp.data.formats.empty import is_empty
+from vitp.studies.main import make_study
+from vitp.studies.process import Context
+from vitp.studies.scales import scale_of
+from vitp.studies.sources import provide_data
+from vitp.tasks.data import open_labelled
+
+SIDE, EACH = 300, 16
+"""Of the images, in pixels, and the crops of 96 px that each gives."""
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a compiled set: 6, 5 and 4 images that train, validate and test, each with one object of two classes."""
+    root = tmp_path_factory.mktemp("sparse")
+    for split, count in (("train", 6), ("val", 5), ("test", 4)):
+        (root / split / "images").mkdir(parents=True)
+        images, boxes = [], []
+        for i in range(count):
+            pixels = np.random.default_rng(i + 10 * count).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{split}{i}.png")
+            images.append({"id": i, "file_name": f"{split}{i}.png", "width": SIDE, "height": SIDE})
+            box = {"id": i, "image_id": i, "category_id": i % 2, "bbox": [20 + i, 30, 24, 20], "iscrowd": 0}
+            boxes.append(box)
+        names = [{"id": 0, "name": "ship"}, {"id": 1, "name": "crane"}]
+        content = {"images": images, "annotations": boxes, "categories": names}
+        (root / split / "labels.json").write_text(json.dumps(content))
+    compile_labels(root, "coco", root / "out")
+    return root / "out"
+
+
+def study(folder: Path, *words: str) -> tuple[dict[str, object], tuple[str, ...], Context]:
+    """Return the limits in the settings of the cell of crops, what is said, and its context."""
+    scale = scale_of("micro", overrides=["downstream=[detection]", *words], study="cheap-labels")
+    found = make_study("cheap-labels", scale, folder)
+    (cell,) = [cell for cell in found.cells if cell.settings.get("crop")]
+    limits = {name: cell.settings[name] for name in ("empty", "scored_crops") if name in cell.settings}
+    return limits, found.said, Context(cell, folder.parent / f"cell{len(words)}")
+
+
+def test_empty_crops_are_thinned_in_training_and_whole_images_are_drawn_to_be_scored(sparse: Path) -> None:
+    limits, said, context = study(sparse, "scored_crops=40")
+    assert limits == {"empty": 0.2, "scored_crops": 40}
+    assert any("more than half of the training crops hold no object" in line for line in said)
+    assert any("so many are drawn as give 40 crops" in line for line in said)
+    context.folder.mkdir()
+    sizes = provide_data(context)["images"]
+    crops = open_labelled(context.folder / "compiled", "vitp").items
+    # One empty crop to each four of the six with objects, rounded down; three images of 16 crops reach 40.
+    assert sizes == {"train": 7, "val": 3 * EACH, "test": 3 * EACH}
+    assert sum(is_empty(item) for item in crops if item.split == "train") == 1
+    for split in ("val", "test"):
+        own = [item for item in crops if item.split == split]
+        assert len({item.group for item in own}) == 3
+        assert sum(not is_empty(item) for item in own) == 3
+
+
+def test_a_limit_that_changes_nothing_is_none(sparse: Path) -> None:
+    """So cells that are finished are found again, whatever the limits are."""
+    limits, said, _ = study(sparse, "empty=1", f"scored_crops={5 * EACH}")
+    assert not limits and len(said) == 1
