@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,20 @@ def test_loader_keeps_the_order_of_steps(num_workers: int) -> None:
     loader.close()
     assert found == [[(step, micro, 1, 4) for micro in range(3)] for step in range(2, 6)]
     assert loader.wait_s > 0
+
+
+@pytest.mark.parametrize(("num_workers", "told"), [(2, 0), (3, 2)])
+def test_two_workers_on_one_core_are_no_news(
+    num_workers: int, told: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two is the default; whoever asks for more is told by torch, of the loader and of its workers."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        loader = StepLoader(ToySource(), 0, 4, 1, num_workers=num_workers)
+        loader.next_step()
+    loader.close()
+    assert sum("suggested max number of worker" in str(one.message) for one in found) == told
 
 
 def test_to_device_keeps_the_structure() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,6 +20,9 @@ from vitp.core import distributed
 from vitp.core.errors import DataError, VitpError
 from vitp.core.tensors import TensorFields
 from vitp.objectives.base import BatchSource, Objective
+
+_UNASKED_WORKERS = 2
+"""What `train.num_workers` is by default."""
 
 
 @dataclasses.dataclass
@@ -102,16 +107,18 @@ class StepLoader:
         dataset = _StepDataset(source, start, steps, micro_batches, rank, world)
         self.micro_batches = micro_batches
         self.wait_s = 0.0
-        self._loader: DataLoader[Any] = DataLoader(
-            dataset,
-            # The items are whole batches already.
-            batch_size=None,
-            shuffle=False,
-            num_workers=min(num_workers, len(dataset)),
-            collate_fn=_as_is,
-            pin_memory=pin_memory,
-            worker_init_fn=_start_worker,
-        )
+        self._workers = min(num_workers, len(dataset))
+        with self._few_workers():
+            self._loader: DataLoader[Any] = DataLoader(
+                dataset,
+                # The items are whole batches already.
+                batch_size=None,
+                shuffle=False,
+                num_workers=self._workers,
+                collate_fn=_as_is,
+                pin_memory=pin_memory,
+                worker_init_fn=_start_worker,
+            )
         self._batches: Iterator[Any] | None = None
 
     def next_step(self) -> list[Any]:
@@ -124,7 +131,8 @@ class StepLoader:
         began = time.perf_counter()
         try:
             if self._batches is None:
-                self._batches = iter(self._loader)
+                with self._few_workers():
+                    self._batches = iter(self._loader)
             batches = [next(self._batches) for _ in range(self.micro_batches)]
         except RuntimeError as error:
             if "DataLoader worker" in str(error):
@@ -140,11 +148,18 @@ class StepLoader:
                 raise batch.error or RuntimeError(f"preparing a batch failed in a worker: {batch.traceback}")
         return batches
 
+    @contextlib.contextmanager
+    def _few_workers(self) -> Iterator[None]:
+        """Keep torch from warning on a machine with one core that two workers, which nobody asked for, are many."""
+        with warnings.catch_warnings():
+            if self._workers <= _UNASKED_WORKERS:
+                warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+            yield
+
     def close(self) -> None:
         """Stop the workers."""
         # Without this they run until the iterator is collected, which a traceback in flight can put off.
-        # torch has no public way to end the workers of an iterator.
-        # A loader has no public way of ending its workers before its batches are used up.
+        # torch has no public way to end the workers of an iterator before its batches are used up.
         shutdown = getattr(self._batches, "_shutdown_workers", None)
         if shutdown is not None:
             shutdown()
