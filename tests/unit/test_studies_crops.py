@@ -1,4 +1,4 @@
-"""Large images of a set with few objects: which crops a study of cheap labels learns from and scores."""
+"""Sets with large images, few objects or few images: what a study learns from and scores, and which shares it can ask."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vitp.core.errors import ConfigError
 from vitp.data.compile import compile_labels
 from vitp.data.formats.empty import is_empty
 from vitp.studies.main import make_study
@@ -71,3 +72,22 @@ def test_a_limit_that_changes_nothing_is_none(sparse: Path) -> None:
     """So cells that are finished are found again, whatever the limits are."""
     limits, said, _ = study(sparse, "empty=1", f"scored_crops={5 * EACH}")
     assert not limits and len(said) == 1
+
+
+def test_shares_of_fewer_than_two_images_are_left_out_and_said(sparse: Path) -> None:
+    scale = scale_of("micro", overrides=["downstream=[detection]"])
+    found = make_study("data-efficiency", scale, sparse)
+    assert {cell.settings["labels"] for cell in found.cells if cell.name.startswith("finetune/")} == {None}
+    assert {claim.group for claim in found.claims} == {"100 % of the labels"}
+    left_out = [line for line in found.said if "fewer than two" in line]
+    assert left_out == [
+        f"sparse: {share} % of 6 training images is fewer than two; that share is left out."
+        for share in (20, 10, 5, 2)
+    ]
+    assert set(left_out) <= set(found.notes)
+
+
+def test_a_set_of_which_no_share_can_be_asked_is_refused(sparse: Path) -> None:
+    words = ["downstream=[detection]", "shares=[0.05, 0.2]", "whole_up_to=9"]
+    with pytest.raises(ConfigError, match="no share of the labels that is asked for is two images or more"):
+        make_study("cheap-labels", scale_of("micro", overrides=words, study="cheap-labels"), sparse)

@@ -11,7 +11,7 @@ from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import EXPENSIVE_TASKS
-from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questions, whole_side
+from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questions, usable_shares, whole_side
 
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
 REHEARSED_VITP = "ViTP, cheap instructions and general scenes"
@@ -30,9 +30,11 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
     plan.sources, said = _prepared(plan)
     arms, claims = _compared(plan), []
     ours, untrained = arms[CHEAP_VITP], untrained_arm("start")
+    shares, too_few = usable_shares(plan.sources, scale.shares)
+    said += too_few
     for budget in scale.budgets:
         words = {"images": "equal images", "flops": "equal operations"}[budget]
-        for share in scale.shares:
+        for share in shares:
             if budget == "flops" and share > _FEW:
                 continue
             group = f"{100 * share:g} % of the expensive labels, {words}"
@@ -43,7 +45,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
                 for seed in plan.seeds(arm, draws):
                     run, facts = plan.pretrained(arm, seed), plan.facts(arm, group, seed, 100 * share)
                     # Probes do not depend on the share of the labels: one share has them.
-                    if share == scale.shares[0]:
+                    if share == shares[0]:
                         plan.probed(run, {**facts, "group": f"frozen features, {words}"})
                     labels = None if share == 1 else share
                     plan.finetuned(run, facts, tasks=EXPENSIVE_TASKS, labels=labels, tune=tune, draws=draws)

@@ -30,7 +30,7 @@ from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import Scale
-from vitp.studies.sources import extra_scenes, questions, study_sources
+from vitp.studies.sources import extra_scenes, questions, study_sources, usable_shares
 
 
 def paradigms_study(plan: StudyPlanner) -> Study:
@@ -313,7 +313,8 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
     ]
     names = [arm.name for arm in compared]
     claims = []
-    for share in (1.0, 0.2, 0.1, 0.05, 0.02):
+    shares, said = usable_shares(plan.sources, (1.0, 0.2, 0.1, 0.05, 0.02))
+    for share in shares:
         group = f"{100 * share:g} % of the labels"
         for arm in compared:
             for seed in plan.seeds(arm):
@@ -335,8 +336,10 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
         x_label="labels (%)",
         information={name: text for name, text in information_of(plan.scale).items() if name in names},
         notes=(
+            *said,
             "All labels are given more steps than a share of them; shares have the same number of steps.",
         ),
+        said=said,
     )
 
 

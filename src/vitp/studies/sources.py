@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,14 @@ class StudySource:
         cell: The cell that provides it.
         tasks: Downstream tasks that its labels allow; empty: it teaches and is not tested on.
         rate: Sampling rate in pretraining.
+        train: Images that train, where that is known before the set is there.
     """
 
     name: str
     cell: StudyCell
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
+    train: int | None = None
 
     def asking(
         self,
@@ -76,7 +78,8 @@ class StudySource:
             settings |= {"from": "labels", "format": "vitp", "options": {}, "crop": crop, **limits}
             places = {"source": places["root"]}
         name = f"{self.cell.name}/{variant}"
-        return replace(self, cell=replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP))
+        cell = replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP)
+        return replace(self, cell=cell, train=self.train if crop is None else None)
 
     def cheap(self) -> StudySource:
         """Return the same images with their cheap labels only; see `cheap_labels`."""
@@ -119,6 +122,31 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
     )
 
 
+def usable_shares(
+    sources: Sequence[StudySource], shares: Sequence[float]
+) -> tuple[tuple[float, ...], tuple[str, ...]]:
+    """Return the shares of the labels that are two images or more in every set, and lines about the others.
+
+    Raises:
+        ConfigError: None is.
+    """
+    few = {
+        share: source
+        for source in sources
+        for share in shares
+        if source.tasks and source.train is not None and round(share * source.train) < 2
+    }
+    kept = tuple(share for share in shares if share not in few)
+    said = tuple(
+        f"{source.name}: {100 * share:g} % of {source.train} training images is fewer than two; that share is left out."
+        for share, source in few.items()
+    )
+    if not kept:
+        what = "no share of the labels that is asked for is two images or more"
+        raise ConfigError(what, where=sources[0].name, fix="choose larger shares, or label more images")
+    return kept, said
+
+
 def questions() -> dict[str, Any]:
     """Return what is asked of each image unless a study varies it: fields of `SynthesisConfig` as JSON values."""
     found: dict[str, Any] = json.loads(json.dumps(SYNTHESIS.stated()))
@@ -154,7 +182,7 @@ def _compiled(folder: Path) -> StudySource:
     name = str(summary.get("name") or folder.name)
     # The folder itself is no part of what decides a result: it may be moved.
     cell = StudyCell(f"data/{name}", "data", settings, places={"root": str(folder)}, keep=(str(folder),))
-    return StudySource(name, cell, tasks_of(folder))
+    return StudySource(name, cell, tasks_of(folder), train=_split_sizes(folder).get("train"))
 
 
 def _real(folder: Path, one: RealSet) -> StudySource:
