@@ -325,7 +325,10 @@ def test_what_is_given_twice_or_is_no_form_is_refused(known: Served) -> None:
         answer = known.client.post("/predict", data=data, files=files)
         assert answer.status_code == 422
         assert answer.json() == {"error": f'the field "{name}" is given 2 times, and one is read'}
-    for body in ({"json": {"model": "boxes"}}, {"content": picture, "headers": {"content-type": "image/png"}}):
+    for body in (
+        {"json": {"model": "boxes"}},
+        {"content": picture, "headers": {"content-type": "image/png"}},
+    ):
         answer = known.client.post("/predict", **body)
         assert answer.status_code == 415 and "send a form (multipart/form-data)" in answer.json()["error"]
 
