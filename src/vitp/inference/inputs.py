@@ -243,7 +243,7 @@ def open_ground(
 
 
 def _said_by_files(dates: Sequence[str]) -> tuple[str, ...]:
-    """Return what a user should know of how files that may have a place were understood, if only that they have none."""
+    """Return what a user should know of how files were understood that may have a place, if only that none has one."""
     said: list[str] = []
     for date in filter(may_be_placed, dates):
         with open_pixels(date) as pixels:
