@@ -9,6 +9,7 @@ import pyproj
 import pytest
 import shapely
 
+from vitp.core.errors import DataError
 from vitp.inference.degrees import in_degrees
 
 
@@ -79,6 +80,12 @@ def test_fields_on_both_sides_of_a_zone_keep_their_places_and_areas() -> None:
         assert found.contains(degrees_of(x, y, crs))
     for x, y in ((299_000, 7_020_000), (348_000, 7_041_000), (401_000, 7_020_000)):
         assert not found.contains(degrees_of(x, y, crs))
+
+
+def test_what_has_no_longitude_is_refused() -> None:
+    """A globe seen from far away ends at its radius."""
+    with pytest.raises(DataError, match=r"doesn't reach as far.*choose --vector gpkg"):
+        placed(shapely.box(6_300_000, 0, 6_500_000, 100_000), "+proj=ortho +lat_0=0 +lon_0=0 +datum=WGS84")
 
 
 @pytest.mark.parametrize(("crs", "sign"), [("EPSG:3413", 1), ("EPSG:3031", -1)])

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.io.ground import LONGITUDE_LATITUDE, reproject
 
@@ -28,6 +29,9 @@ def in_degrees(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     Args:
         polygons_P: Shapely polygons and multipolygons.
         crs: Their reference system.
+
+    Raises:
+        DataError: The system doesn't reach as far as a polygon does.
     """
     shapely = need("geo", "shapely", _WHERE)
 
@@ -37,6 +41,9 @@ def in_degrees(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     degrees_P: np.ndarray = shapely.transform(polygons_P, to_degrees)
     if not len(degrees_P):
         return degrees_P
+    if not np.isfinite(shapely.get_coordinates(degrees_P)).all():
+        what = "its reference system doesn't reach as far as its polygons, so they have no longitude and latitude"
+        raise DataError(what, where=crs[:60], fix="choose --vector gpkg, which keeps the system")
     west_P, _, east_P, _ = shapely.bounds(degrees_P).T
     for number in np.flatnonzero((west_P < -180) | (east_P > 180) | (east_P - west_P > _SUSPECT)):
         one = polygons_P[number]
