@@ -13,7 +13,14 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from tests.e2e.conftest import done, litter, refused, snapshot, vitp, write_config
+from tests.e2e.conftest import done, finish, litter, refused, snapshot, vitp, write_config
+from tests.forks import Forked
+from tests.unit.test_volume_predictions import HighValues
+from vitp.inference.prediction_files import predict_files
+from vitp.inference.raster_files import MapOptions
+from vitp.scenes.volume_files import write_nifti
+from vitp.scenes.volumes import make_volume
+from vitp.tasks.base import TestSettings
 
 
 def full(*_: Any, **__: Any) -> None:
@@ -111,3 +118,21 @@ def test_an_export_to_a_real_disk_that_is_full(
     assert "the disk is full" in refused("data", "compile", scenes, "--out", disk / "compiled")
     assert list(disk.iterdir()) == []
     assert vitp("export", finished, "--out", disk / "backbone", "--force").code == 2
+
+
+@pytest.mark.parametrize("kilobytes", [16, 64])
+def test_a_prediction_of_a_volume_on_a_real_disk_that_fills_up(
+    tmp_path: Path, small_disk: Callable[[int], Path], kilobytes: int
+) -> None:
+    """Labels are 42 kB, probabilities twice that; in a process of its own, as the system might end it."""
+    disk = small_disk(kilobytes)
+    write_nifti(make_volume(3, size=(64, 56, 12), orientation="LPS"), tmp_path / "a.nii.gz")
+
+    def predict() -> None:
+        options = MapOptions(probabilities=True)
+        model = HighValues(plane="axial")
+        predict_files(model, [tmp_path / "a.nii.gz"], disk / "out", TestSettings(), options=options)
+
+    result = finish(Forked(predict))
+    assert result.code == 1 and "the disk is full; free some space" in result.err
+    assert not (disk / "out").exists()

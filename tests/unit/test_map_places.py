@@ -107,3 +107,26 @@ def test_maps_lie_where_their_rasters_do(
     # Only regions of fewer than four pixels have no outline: squares that the border of what is known cuts.
     missed = (drawn == 1) != (expected == 1)
     assert missed.mean() < 0.01 and not (drawn.astype(bool) & (expected != 1)).any()
+
+
+@pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+@pytest.mark.parametrize("kind", ["uint8", "uint16"])
+def test_a_raster_whose_place_is_not_used_says_so(tmp_path: Path, kind: str) -> None:
+    """8 bits are a picture then, 16 a map in pixels: neither lies where its points or its pixels say."""
+    values = np.full((3, 40, 50), 200).astype(kind)
+    points = [
+        rasterio.control.GroundControlPoint(row, column, 13 + column / 1000, 52 - row / 1000)
+        for row, column in [(0, 0), (0, 50), (40, 0), (40, 50)]
+    ]
+    with rasterio.open(write_raster(tmp_path / "points.tif", values, None), "r+") as file:
+        file.gcps = points, rasterio.CRS.from_epsg(4326)
+    no_system = write_raster(tmp_path / "no_system.tif", values, None, transform=PLACES["utm"][1])
+    placed = write_raster(tmp_path / "placed.tif", values, "utm")
+    channels = None if kind == "uint8" else Channels(channels=tuple(Channel(band=b) for b in "123"))
+    said: list[str] = []
+    files = [tmp_path / "points.tif", no_system, placed]
+    predict_files(BrightestBand(channels=channels), files, tmp_path / "out", TestSettings(), say=said.append)
+    assert [line for line in said if "aren't used" in line] == [
+        f"{files[0]}: it is placed by control points alone, which aren't used (gdalwarp makes a map of it)",
+        f"{files[1]}: its pixels have places, but in no coordinate system that it names, so they aren't used",
+    ]

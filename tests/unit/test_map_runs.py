@@ -20,6 +20,7 @@ from tests.map_models import PLACES, Brighter, BrightestBand, BrightObjects, cha
 from tests.map_toys import BANDS, WINDOWS, Context, blocks, expected_classes, read, scene
 from vitp.core.errors import DataError, VitpError
 from vitp.inference import maps
+from vitp.inference import raster_files as raster_files_module
 from vitp.inference import unfinished as unfinished_module
 from vitp.inference.inputs import Unusable
 from vitp.inference.map_files import write_class_cog, written_by_gdal
@@ -329,6 +330,26 @@ def test_a_kill_after_the_last_file_leaves_nothing_to_go_on_with(
         note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
     predict_files(BrightestBand(), [raster], out, WINDOWS, overwrite=True, resume=True)
     assert outputs(out) == whole and not folder.exists()
+
+
+def test_a_raster_whose_picture_cannot_be_read_leaves_no_file_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Damage that windows don't meet, as of a slide where it has no tissue, is met by the picture, the last file."""
+    values = scene(60, 40, 4)
+    first, second = (write_raster(tmp_path / name, values) for name in ("a.tif", "a.b.tif"))
+    real = raster_files_module.ground_picture
+
+    def damaged(ground: Any, most: int) -> Any:
+        if ground.pixels.where == str(first):
+            raise DataError("a tile is damaged", where=str(first))
+        return real(ground, most)
+
+    monkeypatch.setattr(raster_files_module, "ground_picture", damaged)
+    count, left_out = predict_files(BrightestBand(), [second, first], tmp_path / "out", WINDOWS)
+    assert count == 1 and [Path(one.image).name for one in left_out] == ["a.tif"]
+    maps_of = {"masks/a.b.tif", "masks/a.b.tif.aux.xml", "vectors/a.b.gpkg", "pictures/a.b.png"}
+    assert outputs(tmp_path / "out").keys() == maps_of | {"vitp_predictions.json"}
 
 
 @contextmanager

@@ -227,6 +227,37 @@ def test_the_readme_of_a_graph_of_bands_says_what_an_array_must_hold() -> None:
     assert 'predict_file("image.png")' in card._use(contract(), GraphOptions(kind="onnx"), "graph")
 
 
+@pytest.mark.parametrize(
+    ("changes", "rows"),
+    [
+        ({}, ["first get | their own size", "Larger than the graph | windows that overlap by 25%"]),
+        (
+            {"resize": {"mode": "fixed", "size": 32}, "parts": (48.0, 1.0)},
+            [
+                "first get | 32 × 32 px, bilinear with antialiasing",
+                "longer than 48 px | their own size, and are seen through windows",
+            ],
+        ),
+        (
+            {"resize": {"mode": "long", "size": 64}, "parts": (0.0, 0.5)},
+            ["first get | 0.5 times their own size, and are seen through windows"],
+        ),
+        ({"task": "classification"}, ["Larger than the graph | made as small as the graph"]),
+        (
+            {"task": "panoptic", "mask_patch": 8},
+            ["Larger than the graph | refused", "logits of the whole image; the runtime merges them"],
+        ),
+        ({"task": "instance", "mask_patch": 8}, ["logits of the whole image, to be enlarged to it"]),
+    ],
+)
+def test_the_readme_of_a_graph_says_how_images_are_seen(changes: dict[str, Any], rows: list[str]) -> None:
+    said = card._what_it_takes(contract(**changes))
+    assert all(row in said for row in rows), said
+    windows = changes.get("task") not in ("classification", "panoptic")
+    assert ("merged by the runtime" in said) == windows
+    assert said.count("Images first get") == 1
+
+
 def test_a_contract_comes_back(tmp_path: Path) -> None:
     own = contract(channels=({"band": "VV", "low": 0.0, "high": 1.0, "transform": "db"},))
     assert contract_of({"vitp": json.dumps(own.to_values())}, where="m") == own
@@ -329,6 +360,36 @@ def test_one_bad_picture_stops_no_other(
     assert [json.loads(line)["probabilities"]["a"] for line in out.splitlines()] == [0.75, 0.75]
     assert err == f"error: {bad}: the file is empty; copy it again\n"
     assert run_runtime(["model", str(bad)]) == 2
+
+
+@pytest.mark.parametrize("task", ["segmentation", "change"])
+def test_what_is_found_replaces_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], task: str
+) -> None:
+    class Model:
+        contract = contract(task=task)
+
+        def predict_file(self, image: str, later: str | None) -> GraphPrediction:
+            return GraphPrediction(classes_HW=np.ones((4, 4), np.uint8))
+
+    monkeypatch.setattr("vitp.runtime.__main__.open_graph", lambda path: Model())
+    monkeypatch.chdir(tmp_path)
+    first, later = tmp_path / "a.png", tmp_path / "later" / "a.png"
+    later.parent.mkdir()
+    for file in (first, later):
+        Image.new("RGB", (4, 4), (9, 9, 9)).save(file)
+    before = first.read_bytes()
+    dates = ["--later", str(later)] if task == "change" else []
+    for out in (".", *(["later"] if dates else [])):
+        assert run_runtime(["model", "a.png", *dates, "--out", out]) == 2
+        assert "would be replaced by what is found in it; name another folder" in capsys.readouterr().err
+    assert first.read_bytes() == later.read_bytes() == before
+    assert run_runtime(["model", "a.png", *dates, "--out", "found"]) == 0
+    assert np.asarray(Image.open("found/a.png")).tolist() == [[1] * 4] * 4
+    assert json.loads(Path("found/a.json").read_text())["pixels"] == {"a": 0, "b": 16}
+    assert sorted(path.name for path in Path("found").iterdir()) == ["a.json", "a.png"]
+    assert run_runtime(["model", "a.png", *dates, "--out", "a.png"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_command_says_that_its_packages_are_missing() -> None:

@@ -315,6 +315,36 @@ def test_fields_in_the_address_are_not_lost(known: Served) -> None:
         assert answer.status_code == 422 and words in answer.json()["error"]
 
 
+def test_what_is_given_twice_or_is_no_form_is_refused(known: Served) -> None:
+    """Of two files the last one would be answered, and of JSON nothing would be read."""
+    picture = png(bright((1, 2, 30, 40)))
+    for data, files, name in (
+        ({"model": "boxes"}, [("file", ("a.png", picture)), ("file", ("b.png", picture))], "file"),
+        ({"model": ["boxes", "map"]}, [("file", ("a.png", picture))], "model"),
+    ):
+        answer = known.client.post("/predict", data=data, files=files)
+        assert answer.status_code == 422
+        assert answer.json() == {"error": f'the field "{name}" is given 2 times, and one is read'}
+    for body in (
+        {"json": {"model": "boxes"}},
+        {"content": picture, "headers": {"content-type": "image/png"}},
+    ):
+        answer = known.client.post("/predict", **body)
+        assert answer.status_code == 415 and "send a form (multipart/form-data)" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(("form", "says"), [("TIFF", "holds 2 pages"), ("GIF", "holds 2 images")])
+def test_a_file_of_several_images_is_refused_without_words_of_the_command_line(
+    known: Served, form: str, says: str
+) -> None:
+    pages = [Image.fromarray(bright((1, 2, 30, 40))), Image.fromarray(bright((5, 6, 20, 20)))]
+    file = io.BytesIO()
+    pages[0].save(file, form, save_all=True, append_images=pages[1:])
+    answer = known.post("/predict", file.getvalue(), model="boxes")
+    assert answer.status_code == 422 and says in answer.json()["error"]
+    assert answer.json()["error"].endswith("; save it as a file of its own")
+
+
 # Images, samples, tiles.
 
 

@@ -1,9 +1,11 @@
 """Predictions of volumes: a model that says where values are high is seen in every orientation and comes back whole."""
 
 import csv
+import errno
 import itertools
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -357,6 +359,37 @@ def test_an_interrupted_prediction_of_a_volume_goes_on_to_the_same_bits(
         assert (out / name).read_bytes() == (
             tmp_path / "whole" / name
         ).read_bytes() or name == "vitp_predictions.json"
+
+
+def test_a_disk_that_fills_up_is_one_line_and_the_volume_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written through a mapped file, the system would end the process instead."""
+    write_nifti(volume(size=(20, 18, 9)), tmp_path / "a.nii.gz")
+    settings, options = TestSettings(batch_size=2), MapOptions(probabilities=True)
+    model, out = HighValues(plane="axial"), tmp_path / "out"
+    predict_files(model, [tmp_path / "a.nii.gz"], tmp_path / "whole", settings, options=options)
+    real, left = os.pwrite, 4 * 2 * 20 * 18
+
+    def pwrite(file: int, content: bytes, place: int) -> int:
+        nonlocal left
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        written = real(file, content[:left], place)
+        left -= written
+        return written
+
+    with monkeypatch.context() as patched, pytest.raises(VitpError, match="the disk is full"):
+        patched.setattr(os, "pwrite", pwrite)
+        predict_files(model, [tmp_path / "a.nii.gz"], out, settings, options=options)
+    assert not out.exists()
+    for note in unfinished_folder(out).glob(".owner.*"):
+        note.rename(note.with_name(note.name.replace("-", "-9", 1)))  # as if another process had left it
+    model.seen.clear()
+    predict_files(model, [tmp_path / "a.nii.gz"], out, settings, resume=True, options=options)
+    assert model.seen == [2, 2, 2, 1], "the first block fitted"
+    for name in ("masks/a.nii.gz", "probabilities/a.nii.gz", "volumes.csv"):
+        assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_what_cannot_be_read_is_known_first(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from vitp.checkpoints.description import without_places
 from vitp.checkpoints.origin import Origin
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
+from vitp.deployment.seen import seen_rows
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 from vitp.runtime.contract import GraphContract
@@ -116,13 +117,7 @@ def _what_it_takes(contract: GraphContract) -> str:
         "width": width,
         "shares": "sigmoid" if contract.multi_label else "softmax",
     }
-    mode, side = contract.resize["mode"], contract.resize["size"]
-    first = {
-        "none": "their own size",
-        "fixed": f"{side} × {side} px",
-        "long": f"{side} px on the long side",
-        "short": f"{side} px on the short side",
-    }[mode]
+    of_queries = contract.task == "instance" and contract.mask_patch > 0
     rows = [
         (
             "Input",
@@ -132,10 +127,8 @@ def _what_it_takes(contract: GraphContract) -> str:
             "Inside",
             f"normalisation (mean {_numbers(contract.mean)}, std {_numbers(contract.std)}), network, decoding",
         ),
-        ("Output", _OUTPUTS["queries" if contract.mask_patch else contract.task].format(**values)),
-        ("Images first get", first),
-        ("Larger than the graph", f"windows that overlap by {contract.overlap:.0%}, merged by the runtime"),
-        ("Smaller than the graph", "black at the bottom and the right"),
+        ("Output", _OUTPUTS["queries" if of_queries else contract.task].format(**values)),
+        *seen_rows(contract),
         ("Classes", ", ".join(contract.classes)),
     ]
     bands = ""

@@ -27,7 +27,7 @@ from vitp.inference.volume_inputs import (
     volumes_in,
 )
 from vitp.io.band_folders import is_band_folder
-from vitp.io.ground import is_map, reproject
+from vitp.io.ground import is_map, may_be_placed, reproject
 from vitp.io.images import MissingBands, image_size, is_scene, load_image
 from vitp.io.open_pixels import Geometry, Pixels, Window, open_pixels
 from vitp.io.parts import split_address
@@ -210,6 +210,8 @@ def sources_of(
             else:
                 reason = _picture_reason(dates)
                 notes = tuple(filter(None, map(stretch_note, dates)))
+            if not volume:
+                notes = (*_said_by_files(dates), *notes)
         except DataError as error:
             reason = str(error) if len(dates) > 1 else error.advice
         return InputFile(name, dates, raster, reason, (*said, *notes), placed, slide, volume)
@@ -238,6 +240,15 @@ def open_ground(
     """Yield an open raster as a model sees it; see `RasterGround`."""
     with open_pixels(address) as pixels:
         yield RasterGround(pixels, channels, bands, missing_bands, tissue)
+
+
+def _said_by_files(dates: Sequence[str]) -> tuple[str, ...]:
+    """Return what a user should know of how files were understood that may have a place, if only that none has one."""
+    said: list[str] = []
+    for date in filter(may_be_placed, dates):
+        with open_pixels(date) as pixels:
+            said += [f"{date}: {note}" for note in pixels.notes]
+    return tuple(said)
 
 
 def _picture_reason(dates: Sequence[str]) -> str | None:

@@ -222,8 +222,8 @@ class _RawMap:
     def __init__(self, folder: Path, size: tuple[int, int], classes: int) -> None:
         self._size, self._classes = size, classes
         height, width = size
-        self._file = _sparse(folder / "classes.raw", height * width)
-        self._shares = _sparse(folder / "shares.raw", height * width * classes) if classes else None
+        self._file = sparse_file(folder / "classes.raw", height * width)
+        self._shares = sparse_file(folder / "shares.raw", height * width * classes) if classes else None
 
     def __enter__(self) -> _RawMap:
         return self
@@ -261,7 +261,8 @@ def _share_bytes(strip: Strip, classes: int) -> np.ndarray:
     return np.ascontiguousarray(bytes_KRW.numpy().transpose(1, 0, 2))
 
 
-def _sparse(path: Path, size: int) -> int:
+def sparse_file(path: Path, size: int) -> int:
+    """Open a file of so many bytes, of which those that nobody has written are 0; return its descriptor."""
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     os.ftruncate(file, size)  # keeps what is there, and takes no room where nothing is written
     return file
@@ -270,13 +271,17 @@ def _sparse(path: Path, size: int) -> int:
 def _write_rows(file: int, rows_RW: np.ndarray, start: int, width: int) -> None:
     """Write rows whose beginnings lie `width` bytes apart."""
     if rows_RW.shape[1] == width:
-        _write_all(file, np.ascontiguousarray(rows_RW).tobytes(), start)
+        write_at(file, np.ascontiguousarray(rows_RW).tobytes(), start)
         return
     for number, row in enumerate(rows_RW):
-        _write_all(file, row.tobytes(), start + number * width)
+        write_at(file, row.tobytes(), start + number * width)
 
 
-def _write_all(file: int, content: bytes, start: int) -> None:
+def write_at(file: int, content: bytes, start: int) -> None:
+    """Write bytes at a place of an open file.
+
+    A mapped file would do it without copying, but a disk that is full ends the process there, without a word.
+    """
     rest = memoryview(content)
     while rest:
         # It may write less than it is given.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -109,7 +110,9 @@ class LargeWork(ABC, Generic[PredictionT]):
         say: Callable[[str], None],
     ) -> None:
         self.model, self.source, self.settings, self.options = model, source, settings, options
-        self.part, self.out, self.say = part, out, say
+        self.part, self.say = part, say
+        # Files come into the output together, once all are written: an input that turns out to be damaged leaves none.
+        self.out, self._target = part / "files", out
 
     def run(self, model_sha256: str) -> str | None:
         """Predict the input, all processes together; return why it can't be used, if that turns out.
@@ -129,13 +132,16 @@ class LargeWork(ABC, Generic[PredictionT]):
             if not reasons and distributed.rank() == 0:
                 assert prediction is not None
                 try:
-                    with written_by_gdal(self.out):
+                    shutil.rmtree(self.out, ignore_errors=True)  # of an attempt that was stopped
+                    with written_by_gdal(self._target):
                         self._write(prediction, model_sha256)
+                    self._hand_over()
                     (self.part / "done").touch()
                 except DataError as error:
                     reason = str(error)
             reasons = reasons or [each for each in distributed.gather(reason) if each is not None]
         if distributed.rank() == 0:
+            shutil.rmtree(self.out, ignore_errors=True)
             # Working files. What else lies there tells a resumed prediction that this input is done.
             for file in self.part.glob("*"):
                 if reasons or file.suffix in (".raw", ".npz", ".vrt") or file.name.startswith("slice-"):
@@ -143,13 +149,20 @@ class LargeWork(ABC, Generic[PredictionT]):
         distributed.barrier()
         return reasons[0] if reasons else None
 
+    def _hand_over(self) -> None:
+        """Move the finished files into the output."""
+        for file in [path for path in self.out.rglob("*") if path.is_file()]:
+            place = self._target / file.relative_to(self.out)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(place)
+
     @abstractmethod
     def _opened(self, files: ExitStack) -> PredictionT:
         """Return the prediction to compute; `files` closes what has to stay open until all is written."""
 
     @abstractmethod
     def _write(self, prediction: PredictionT, model_sha256: str) -> None:
-        """Write all files of the input. What an earlier attempt has begun is replaced."""
+        """Write all files of the input into `out`, which is empty."""
 
 
 class RasterWork(LargeWork[RasterPrediction]):

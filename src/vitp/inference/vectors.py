@@ -17,6 +17,7 @@ import numpy as np
 
 from vitp.core.extras import need
 from vitp.core.leftovers import temporary_folder
+from vitp.inference.degrees import in_degrees
 from vitp.inference.outputs import PIXEL_SUFFIX
 from vitp.io.ground import metres_of_unit
 from vitp.io.open_pixels import Geometry
@@ -242,7 +243,7 @@ class _GeoParquet(_Sink):
 
 
 class _GeoJson(_Sink):
-    """RFC 7946: longitude and latitude, outer rings counter-clockwise."""
+    """RFC 7946: longitude and latitude, cut at the 180th meridian, outer rings counter-clockwise."""
 
     head: ClassVar[dict[str, Any]] = {"type": "FeatureCollection"}
     decimals = _DEGREES
@@ -275,16 +276,7 @@ class _GeoJson(_Sink):
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the map in longitude and latitude."""
-        shapely = need("geo", "shapely", _WHERE)
-
-        # Longitude first, as in GeoJSON; EPSG:4326 itself has latitude first.
-        to_degrees = need("geo", "pyproj", str(self.path)).Transformer.from_crs(
-            self.crs, "EPSG:4326", always_xy=True
-        )
-        degrees: np.ndarray = shapely.transform(
-            polygons_P, lambda points_N2: np.stack(to_degrees.transform(*points_N2.T), axis=1)
-        )
-        return degrees
+        return in_degrees(polygons_P, self.crs)
 
     def close(self) -> None:
         if self.path.exists():

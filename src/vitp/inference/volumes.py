@@ -13,6 +13,8 @@ Shapes: K classes, N slices of H × W pixels, M objects.
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,12 +24,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vitp.core import distributed
 from vitp.core.files import write_json
 from vitp.core.reading import parse_json, read_text
 from vitp.core.tensors import present
-from vitp.inference.maps import SHARE_SCALE, share
+from vitp.inference.maps import SHARE_SCALE, share, sparse_file, write_at
 from vitp.inference.unfinished import done_parts, note_done
 from vitp.io.parts import split_address
 from vitp.io.volumes import Volume, open_volume
@@ -182,10 +185,8 @@ class VolumePrediction:
         return strips
 
     def _make_maps(self) -> None:
-        for file in self._map_files():
-            with file[0].open("ab") as made:
-                # Keeps what is there, and takes no room where nothing is written.
-                made.truncate(int(np.prod(file[1])))
+        for path, shape in self._map_files():
+            os.close(sparse_file(path, math.prod(shape)))
 
     def _map_files(self) -> list[tuple[Path, tuple[int, ...]]]:
         maps = [(self.folder / "classes.raw", self.shape)]
@@ -193,21 +194,26 @@ class VolumePrediction:
         return [*maps, shares] if self.shares else list(maps)
 
     def _write_maps(self, block: int, strips: Sequence[Strip]) -> None:
-        first, last = self.blocks[block].start, self.blocks[block].stop
-        classes_NHW = np.memmap(self.folder / "classes.raw", np.uint8, "r+", shape=self.shape)
-        classes_NHW[first:last] = torch.stack([strip.classes_RW for strip in strips]).numpy()
-        # Before the block is noted as done: what is noted is never computed again.
-        classes_NHW.flush()
+        first = self.blocks[block].start
+        bytes_of_maps = [torch.stack([strip.classes_RW for strip in strips])]
         if self.shares:
-            shares_NHWK = np.memmap(
-                self.folder / "shares.raw", np.uint8, "r+", shape=(*self.shape, len(self.model.classes))
-            )
-            for number, strip in zip(self.blocks[block], strips, strict=True):
-                if strip.shares_KRW is not None:
-                    bytes_KHW = (strip.shares_KRW * SHARE_SCALE).round().to(torch.uint8)
-                    bytes_KHW[:, strip.classes_RW == IGNORE] = 0
-                    shares_NHWK[number] = bytes_KHW.permute(1, 2, 0).numpy()
-            shares_NHWK.flush()
+            bytes_of_maps.append(torch.stack([self._share_bytes(strip) for strip in strips]))
+        for (path, shape), bytes_NHW in zip(self._map_files(), bytes_of_maps, strict=True):
+            file = sparse_file(path, math.prod(shape))
+            try:
+                write_at(file, bytes_NHW.numpy().tobytes(), first * math.prod(shape[1:]))
+                # Before the block is noted as done: what is noted is never computed again.
+                os.fsync(file)
+            finally:
+                os.close(file)
+
+    def _share_bytes(self, strip: Strip) -> Tensor:
+        """Return (H, W, K) bytes of probabilities."""
+        if strip.shares_KRW is None:
+            return torch.zeros((*self.shape[1:], len(self.model.classes)), dtype=torch.uint8)
+        bytes_KHW = (strip.shares_KRW * SHARE_SCALE).round().to(torch.uint8)
+        bytes_KHW[:, strip.classes_RW == IGNORE] = 0
+        return bytes_KHW.permute(1, 2, 0).contiguous()
 
     def classes_IJK(self) -> np.ndarray:
         """Return the finished class map in the volume's own voxels: a view into the file."""

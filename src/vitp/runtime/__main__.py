@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -76,11 +77,27 @@ def picture_of(prediction: GraphPrediction, least_score: float) -> Image.Image |
 
 def write_found(folder: Path, image: str, values: Mapping[str, Any], picture: Image.Image | None) -> None:
     """Write `NAME.json`, and `NAME.png` where there is a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
     stem = Path(image).stem
-    (folder / f"{stem}.json").write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    if picture is not None:
-        picture.save(folder / f"{stem}.png")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _put(folder / f"{stem}.json", (json.dumps(values, indent=1) + "\n").encode())
+        if picture is not None:
+            png = io.BytesIO()
+            picture.save(png, format="PNG")
+            _put(folder / f"{stem}.png", png.getvalue())
+    except OSError as error:
+        fix = "free some space, or check the path and its permissions"
+        raise VitpError(f"can't be written ({error.strerror})", where=str(folder), fix=fix) from error
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file that is never there in half: the writers of `vitp.core.files` need packages that lack here."""
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def run_runtime(arguments: Sequence[str] | None = None) -> int:
@@ -97,7 +114,7 @@ def run_runtime(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--score", type=float, help="objects with a lower score are left out")
     chosen = parser.parse_args(arguments)
     try:
-        _check_names(chosen.images, chosen.out)
+        _check_names(chosen.images, chosen.later or [], chosen.out)
         model = open_graph(chosen.model)
         least = model.contract.shown_score if chosen.score is None else chosen.score
         bad = 0
@@ -117,13 +134,21 @@ def run_runtime(arguments: Sequence[str] | None = None) -> int:
     return 2 if bad == len(chosen.images) else min(bad, 1)
 
 
-def _check_names(images: Sequence[str], out: Path | None) -> None:
+def _check_names(images: Sequence[str], later: Sequence[str], out: Path | None) -> None:
+    """Refuse to write where the file of an image would replace that of another, or an image itself."""
+    if out is None:
+        return
     stems = [Path(image).stem for image in images]
-    if out is not None and (twice := sorted({stem for stem in stems if stems.count(stem) > 1})):
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
         raise VitpError(
             f"several images are called {twice[0]}, and their files would replace each other",
             where="--out",
             fix="name them in several commands, with folders of their own",
+        )
+    written = {(out / f"{stem}{suffix}").resolve() for stem in stems for suffix in (".json", ".png")}
+    if lost := next((image for image in (*images, *later) if Path(image).resolve() in written), None):
+        raise VitpError(
+            f"{lost} would be replaced by what is found in it", where="--out", fix="name another folder"
         )
 
 

@@ -53,6 +53,7 @@ _REFUSED: dict[int | str, dict[str, Any]] = {
 }
 
 Model = Annotated[str, Form(description="Name of a model; may be left out where only one can do this.")]
+_FORMS = frozenset({"multipart/form-data", "application/x-www-form-urlencoded"})
 Upload = Annotated[UploadFile | None, File(description="The image itself.")]
 Kept = Annotated[str | None, Form(description="Id of an image that `/images` has returned.")]
 BelowRoot = Annotated[str | None, Form(description="Its place below the server's root.")]
@@ -115,9 +116,15 @@ async def _known_fields(request: Request) -> None:
             raise Refusal(422, f'"{name}" is read from the form, not from the address')
         if name not in address:
             raise Refusal(422, f'there is no "{name}" in the address; {_nearest(name, form)}')
-    for name in await request.form():
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind and kind not in _FORMS:
+        raise Refusal(415, f"the request is {kind[:60]}; send a form (multipart/form-data), as curl -F does")
+    given = [name for name, _ in (await request.form()).multi_items()]
+    for name in given:
         if name not in form:
-            raise Refusal(422, f'there is no field "{name}"; {_nearest(name, form)}')
+            raise Refusal(422, f'there is no field "{name[:60]}"; {_nearest(name, form)}')
+        if given.count(name) > 1:
+            raise Refusal(422, f'the field "{name}" is given {given.count(name)} times, and one is read')
 
 
 def _names(dependant: Any, kind: str) -> set[str]:

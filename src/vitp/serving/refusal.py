@@ -42,8 +42,10 @@ def refusal_of(error: Exception, names: Mapping[str, str]) -> Refusal:
         where = "the image"
     what = error.what.removeprefix("image ") if where.endswith("image") else error.what
     sentence = f"{where} {what}" if where.startswith("the ") else f"{where}: {what}"
-    if error.fix and "--" not in error.fix:  # options of commands are of no use here
-        sentence += f"; {error.fix}"
+    # Options of commands, and parts of files, are of no use to a client.
+    of_use = [way for way in (error.fix or "").split(", or ") if not ("--" in way or "FILE#" in way)]
+    if any(of_use):
+        sentence += f"; {', or '.join(of_use)}"
     for address, word in names.items():
         file = address.partition("#")[0]
         for known in (address, file, *([Path(file).name] if "." in Path(file).name else [])):
