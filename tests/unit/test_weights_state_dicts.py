@@ -159,6 +159,23 @@ def test_timm_folders_say_all_that_is_needed(tmp_path, name):
     assert torch.equal(own["norm.weight"], model.norm.weight)
 
 
+@pytest.mark.parametrize("size", [[16, 64], [24, 40]])
+def test_tables_of_oblong_images_are_refused_and_computed_positions_go(tmp_path, size):
+    """2 × 8 cells are as many as 4 × 4: read as these, every position would be another's."""
+    for name in ("vit_base_patch16_224", "vit_small_patch16_dinov3"):
+        (tmp_path / name).mkdir()
+        model = timm.create_model(name, num_classes=0, img_size=size, **SMALL | {"patch_size": 8})
+        save_file(model.state_dict(), tmp_path / name / "model.safetensors")
+        config = {"architecture": name, "model_args": SMALL | {"img_size": size, "patch_size": 8}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"for images of {size[0]} × {size[1]} px"):
+        load_backbone(tmp_path / "vit_base_patch16_224")
+    model.eval()
+    tower = load_backbone(tmp_path / "vit_small_patch16_dinov3")
+    image = torch.randn(1, 3, *size)
+    assert torch.equal(tower.forward_tokens(image), model.forward_features(image)[:, 5:])
+
+
 def test_open_clip_files_hold_the_tower_under_a_prefix(tmp_path):
     weights = vit(class_token=False, global_pool="map")
     plain = {name: t for name, t in weights.items() if not name.startswith("attn_pool")}

@@ -242,7 +242,7 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
         return _read_internvl(folder, source, config, hints, vision_only)
     if "architecture" in config or hints.architecture is not None:
-        timm_config = timm_config_of(config, hints.architecture, hints.arguments)
+        timm_config = timm_config_of(config, hints.architecture, hints.arguments, where=source)
         return _read_timm(weights_file(folder), source, timm_config)
     if is_transformers_vit(config, where=str(folder / CONFIG)):
         return _read_transformers(folder, source, config)
@@ -412,7 +412,8 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
     ImageNet is. Of other files nothing tells the normalisation.
     """
     if hints.architecture is not None:
-        return _read_timm(path, source, timm_config_of({}, hints.architecture, hints.arguments))
+        config = timm_config_of({}, hints.architecture, hints.arguments, where=source)
+        return _read_timm(path, source, config)
     state = read_weights(path)
     if path.suffix in (".safetensors", ".json") and (renamed := layouts.internvit_names(state)) is not None:
         # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.

@@ -139,7 +139,7 @@ def open_tower(
     stated = read_config(path) if path.is_dir() else {}
     with described_by(path):
         known = stated if "architecture" in stated else {}
-        config = timm_config_of(known, hints.architecture, hints.arguments)
+        config = timm_config_of(known, hints.architecture, hints.arguments, where=str(source))
     wanted = wanted_channels(config.channels, hints.channels, hints.data, where=str(source))
     config, trained = with_channels(config, wanted), config.channels
     origin = origin_of(str(source), path if path.is_dir() else None, stated, config.architecture)
