@@ -328,12 +328,13 @@ def test_numbered_channels_take_the_ranges_of_the_data(tmp_path, caplog):
     assert stated.in_channels == bands("VV VH", low=400, high=3600)
 
     settings = BackboneSettings(init=str(tmp_path))
-    labelled = LabelledSet(name="set", items=(), channels=bands("1 2", low=400, high=3600))
+    labelled = LabelledSet(name="set", items=(), channels=data)
     channels, lines = tower_channels(settings, labelled, 0.0)
     assert channels == bands("1 2", low=400, high=3600)
     assert not [line for line in lines if "not by its own" in line]
     named = settings.model_copy(update={"channels": bands("1 2")})  # who says 0–255 gets it
-    assert tower_channels(named, labelled, 0.0)[0] == bands("1 2")
+    channels, lines = tower_channels(named, labelled, 0.0)
+    assert channels == bands("1 2") and "set is read by these bands and ranges, not by its own" in lines
 
 
 def test_files_of_runs_tell_their_channels_by_their_shape(tmp_path):

@@ -82,7 +82,9 @@ def _chosen(
         return None, []
     lines = [f"the tower sees {channels_in_words(channels)}{', as the data declare' if own is None else ''}"]
     for name, data in sets:
-        if own is not None and matching(own, data, where=name) is not None and not own.reads_like(data):
+        if own is None or matching(own, data, where=name) is None:
+            continue
+        if data is None or any(channel not in data.channels for channel in own.channels):
             lines.append(f"{name} is read by these bands and ranges, not by its own")
     return channels.model_copy(update={"dropout": band_dropout}), lines
 
