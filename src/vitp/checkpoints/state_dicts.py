@@ -27,9 +27,10 @@ from vitp.records.channels import Channels
 
 _CONTAINERS = (
     *("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "module"),
-    *("student", "encoder", "target_encoder"),
+    *("student", "target_encoder", "encoder"),
 )
-"""Entries under which files keep their weights, the better ones first: a teacher is what DINO is used as."""
+"""Entries under which files keep their weights, the better ones first: a teacher is what DINO is used as, and the
+average that JEPA calls the target encoder is its teacher."""
 
 _MARK = "patch_embed.proj.weight"
 """A name that every ViT of timm's family has: what stands in front of it is the prefix of all."""
