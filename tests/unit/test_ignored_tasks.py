@@ -69,7 +69,7 @@ def test_targets_hold_ignored_places_as_boxes_quads_and_masks(tmp_path: Path) ->
     assert truth.boxes_N4.tolist() == [[1, 1, 5, 5]] and [1, 1, 9, 9] in truth.ignored_M4.tolist()
     known = QueryInstances.truth(None, target)  # type: ignore[arg-type]
     assert len(known.labels_N) == 1 and not known.known_HW[7, 7] and known.known_HW[2, 2]
-    note = "train: 1 objects have a box and no outline: neither learned nor counted"
+    note = "train: objects with a box and no outline, neither learned nor counted: 1"
     assert note in label_notes({"train": boxed}, "instances", boxed.object_classes)
     assert not label_notes({"train": boxed}, "objects", ("car",))
     alone = one_image(tmp_path, at("car", 1, 1, 9, 9))

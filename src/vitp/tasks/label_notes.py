@@ -25,12 +25,7 @@ _SLICEWISE = (
     "objects of volumes are found and scored slice by slice (AP), and not joined across slices, so there are no scores "
     "by case in mm and ml; class maps have them (vitp finetune segmentation)"
 )
-_HOLDERS = {
-    "semantic": "a labelled pixel",
-    "change": "a changed pixel",
-    "scene": "a class",
-    "instances": "an object with an outline",
-}
+_HOLDERS = {"semantic": "a labelled pixel", "change": "a changed pixel", "scene": "a class"}
 
 
 def _are_slices(part: LabelledSet, kind: LabelKind) -> bool:
@@ -70,7 +65,8 @@ def label_notes(
             # Ground that stays the same is nothing that could be learned.
             held.pop(CHANGE_CLASSES[0], None)
         if not held and all_seen:
-            what = f"none of the {len(part)} {name} images holds {_HOLDERS.get(kind, 'an object')}"
+            holder = _HOLDERS.get(kind, "an object with an outline" if boxes else "an object")
+            what = f"none of the {len(part)} {name} images holds {holder}"
             if name == learned:
                 raise DataError(
                     f"{what}: there is nothing to learn",
@@ -81,7 +77,7 @@ def label_notes(
                 )
             notes.append(f"{what}: they can't be scored")
         if boxes:
-            notes.append(f"{name}: {boxes:,} objects have a box and no outline: neither learned nor counted")
+            notes.append(f"{name}: objects with a box and no outline, neither learned nor counted: {boxes:,}")
         if kind == "change" and name == learned and any(item.transition is not None for item in part.items):
             notes.append(
                 "where something changed is learned, not what became what; visual instructions teach that (vitp pretrain)"
