@@ -31,6 +31,7 @@ from vitp.evaluation.feature_pictures import (
     rollout_picture,
     side_by_side,
 )
+from vitp.models.adapt import PromptSettings
 from vitp.models.timm_backbone import TimmSettings, timm_backbone
 from vitp.models.vision import VisionSettings, VisionTower
 
@@ -62,6 +63,22 @@ def test_rows_sum_to_one_and_reproduce_the_layer(image: Image.Image) -> None:
         mixed = torch.from_numpy(found[1]) @ value
         expected = module.proj(mixed.permute(1, 0, 2).reshape(1, 17, 32))
     assert torch.allclose(seen["out"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [3, 8])
+def test_prompts_are_no_places_of_the_image(count: int, image: Image.Image) -> None:
+    """With 8 of them 2 heads × (16 + 8) weights could be folded into 3 maps of 4 × 4, none of which is a head's."""
+    tower = tiny_tower().eval()
+    tower.attach(PromptSettings(count=count))
+    seen_HTT = tower.attention(as_batch(tower, image), 1)[
+        0
+    ].numpy()  # rows and columns of [CLS] and patches alone
+    assert seen_HTT.shape == (2, 17, 17) and (seen_HTT.sum(-1) < 0.99).all()
+    maps_Hhw = head_maps(tower, image, (1, 2), [1])[0]
+    assert np.allclose(maps_Hhw, seen_HTT[:, 1 + 6, 1:].reshape(2, 4, 4), atol=1e-6)
+    assert np.allclose(patch_attention(tower, image, [1], heads=True)[0], seen_HTT[:, 1:, 1:], atol=1e-6)
+    assert rollout_map(tower, image, (1, 2)).shape == (4, 4) and rollout_map(tower, image).sum() < 1
+    assert distance_profile(tower, [image]).shape == (2, 2)
 
 
 def test_one_pass_gives_what_each_layer_gives_alone(image: Image.Image) -> None:

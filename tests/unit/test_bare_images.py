@@ -20,11 +20,13 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.shards import write_shards
 from vitp.data.synthesis.build import SynthesisConfig
-from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, colour_names, gradients
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, colour_names, gradients, look_at, turned_copy
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
 from vitp.objectives.image_rows import read_image_rows, read_uncompiled
+from vitp.records.channels import Channel, Channels
 from vitp.records.instructions import InstructionRecord, Turn
+from vitp.records.labels import LabelledImage
 from vitp.runs.pretrain import PretrainConfig, build
 
 
@@ -51,6 +53,26 @@ def folder_of(root: Path, count: int = 24) -> Path:
         (root / "sub").mkdir(parents=True, exist_ok=True)
         Image.fromarray(array).save(root / ("sub" if number % 5 == 0 else ".") / f"view_{number}.png")
     return root
+
+
+def test_images_of_many_bands_are_looked_at_band_by_band(tmp_path: Path) -> None:
+    """OpenCV takes means over areas of four channels at most."""
+    rasterio = pytest.importorskip("rasterio")
+    rng = np.random.default_rng(0)
+    planes = [cv2.resize(rng.integers(0, 4000, (9, 12)).astype(np.float32), (240, 180)) for _ in range(6)]
+    with rasterio.open(
+        tmp_path / "six.tif", "w", driver="GTiff", width=240, height=180, count=6, dtype="uint16"
+    ) as file:
+        file.write(np.stack(planes).astype(np.uint16))
+    channels = Channels(channels=tuple(Channel(band=str(n + 1), high=4000) for n in range(6)))
+    look = look_at(LabelledImage("six", str(tmp_path / "six.tif"), 240, 180), channels)
+    assert look is not None and look.small_HWC.shape == (72, 96, 6)
+    for number, plane_HW in enumerate(planes):
+        seen_HW = np.rint(plane_HW.astype(np.uint16) * (255 / 4000)).astype(np.float32) / 255
+        small_HW = cv2.resize(seen_HW, (96, 72), interpolation=cv2.INTER_AREA)
+        assert np.abs(look.small_HWC[..., number] - small_HW).max() < 0.005
+    question = turned_copy(look, np.random.default_rng(1))
+    assert question is not None
 
 
 # --- views of an image

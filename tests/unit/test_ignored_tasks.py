@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.ignored_places import CLASSES, CROWD, at, one_image, ring, target_of
 from vitp.core.errors import DataError
+from vitp.core.tensors import present
 from vitp.data.augment import AugmentSettings, augment
 from vitp.data.ignored import presence_of, read_mask
 from vitp.data.image_sample import ImageSample, crop, flip, quarter_turns, resize
@@ -33,6 +34,8 @@ from vitp.tasks.base import TaskBatch
 from vitp.tasks.build import build_model
 from vitp.tasks.classification import multi_label_scores
 from vitp.tasks.detection import image_truths
+from vitp.tasks.eomt import QueryInstances
+from vitp.tasks.label_notes import label_notes
 from vitp.tasks.oriented import oriented_truths
 
 # Targets
@@ -58,8 +61,20 @@ def test_targets_hold_ignored_places_as_boxes_quads_and_masks(tmp_path: Path) ->
     # A crowd may have a box alone where objects have outlines.
     crowd = target_of(one_image(tmp_path, at("car", 1, 1, 9, 9, difficult=True)), "instances")
     assert crowd.masks_NHW is not None and int(crowd.masks_NHW.sum()) == 64
-    with pytest.raises(DataError, match="has no outline"):
-        target_of(one_image(tmp_path, at("car", 1, 1, 9, 9)), "instances")
+    # And so may an object that nobody outlined: it is neither learned nor background.
+    boxed = one_image(tmp_path, at("car", 1, 1, 9, 9), car)
+    target = target_of(boxed, "instances")
+    assert present(target.difficult_N).tolist() == [True, False]
+    truth = image_truths([target], [(32, 40)], with_masks=True)[0]
+    assert truth.boxes_N4.tolist() == [[1, 1, 5, 5]] and [1, 1, 9, 9] in truth.ignored_M4.tolist()
+    known = QueryInstances.truth(None, target)  # type: ignore[arg-type]
+    assert len(known.labels_N) == 1 and not known.known_HW[7, 7] and known.known_HW[2, 2]
+    note = "train: objects with a box and no outline, neither learned nor counted: 1"
+    assert note in label_notes({"train": boxed}, "instances", boxed.object_classes)
+    assert not label_notes({"train": boxed}, "objects", ("car",))
+    alone = one_image(tmp_path, at("car", 1, 1, 9, 9))
+    with pytest.raises(DataError, match=r"holds an object with an outline: .*choose the task detection"):
+        label_notes({"train": alone}, "instances", ("car",))
 
 
 def test_detectors_look_away_from_ignored_places(tmp_path: Path) -> None:

@@ -233,3 +233,8 @@ def test_spellings(folder: Path, tmp_path: Path) -> None:
             make_config(PretrainConfig, {"objectives": wrong, "data": {"mixture": ["x"]}})
     with pytest.raises(ConfigError, match="no objective has a weight above 0"):
         build(config(folder, {"mae": 0.0}))
+
+
+def test_an_objective_that_is_named_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--objective: mae stands there twice"):
+        pretrain_settings(None, "mae=1,dino=1,mae=0.5", [])

@@ -24,6 +24,7 @@ from vitp.deployment.qgis import qgis_obstacle
 from vitp.engine.config import OptimSettings, TrainSettings
 from vitp.engine.loop import Trainer
 from vitp.metrics.results import Prediction, Target
+from vitp.models.adapt import PromptSettings
 from vitp.models.heads.mask_losses import MaskTruth, mask_loss_counts, mask_losses
 from vitp.models.heads.mask_queries import MaskOutputs, MaskQuerySettings, masked_shares
 from vitp.models.timm_backbone import timm_backbone
@@ -101,6 +102,35 @@ def test_queries_are_prefix_tokens_to_the_blocks(kind: str) -> None:
     assert found.map_BDhw.shape == (2, 32, 4, 3)
     order = [*range(5, 5 + prefix), *range(5), *range(5 + prefix, 17 + prefix)]
     assert torch.allclose(found.tokens_BLD, wanted_BLD[:, order], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+@pytest.mark.parametrize("deep", [True, False])
+def test_masked_queries_run_beside_learned_prompts(kind: str, deep: bool) -> None:
+    """A mask over the tokens of an image says nothing of prompts: these see all and are seen by all."""
+    model = model_of("segmentation", kind)
+    model.tower.attach(PromptSettings(count=5, deep=deep))
+    model.train()
+    losses = model(batch_of("segmentation"))
+    assert all(bool(loss.isfinite()) for loss in losses.values())
+    model.eval()
+    grid = model.tower.embed_tokens(torch.randn(2, 3, 32, 32)).with_queries(model.head.queries)
+    count = grid.tokens_BLD.shape[1]
+    everything = torch.ones(2, 1, count, count, dtype=torch.bool)
+    with torch.no_grad():
+        free, masked = (model.tower.run_blocks(grid, 0, 2, seen).tokens_BLD for seen in (None, everything))
+        # A query that no other token may read changes nothing of the others.
+        hidden = everything.clone()
+        query = count - 16 - 1
+        hidden[..., :query, query] = hidden[..., query + 1 :, query] = False
+        found = model.tower.run_blocks(grid, 0, 2, hidden).tokens_BLD
+        moved = grid.tokens_BLD.clone()
+        moved[:, query] += 1
+        again = model.tower.run_blocks(grid.with_tokens(moved), 0, 2, hidden).tokens_BLD
+    assert torch.allclose(free, masked, atol=1e-5)
+    others = [number for number in range(count) if number != query]
+    assert torch.allclose(found[:, others], again[:, others], atol=1e-6)
+    assert not torch.allclose(found[:, query], again[:, query], atol=1e-3)
 
 
 def test_masked_queries_see_their_mask_alone() -> None:

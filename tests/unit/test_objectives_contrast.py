@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, image_text, labelled_folder, simclr
+from vitp.core.errors import ConfigError
 from vitp.data.mixture import Sample
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.image_rows import ImageRows
@@ -63,6 +64,15 @@ def test_nt_xent_finds_the_other_view_among_all_but_itself() -> None:
         similar = [math.exp(float(everything[row] @ other) / 0.2) for other in everything]
         total += -math.log(similar[partner] / (sum(similar) - similar[row]))
     assert nt_xent(first, second, 0.2).item() == pytest.approx(total / 2, rel=1e-5)
+
+
+def test_one_image_alone_is_refused_where_others_are_needed() -> None:
+    """Its loss is 0 whatever the vectors are, which would look like a run that has learned all."""
+    one, other = vectors(1, 0), vectors(1, 1)
+    for loss in (lambda: nt_xent(one, other, 0.1), lambda: clip_loss(one, other, torch.tensor(7.0))):
+        with pytest.raises(ConfigError, match=r"data\.global_batch: a micro-batch has a single one"):
+            loss()
+    assert siglip_loss(one, other, torch.tensor(1.0), torch.tensor(0.0)) > 0  # a pair has its own loss
 
 
 def test_aligned_views_have_the_lowest_loss() -> None:

@@ -111,7 +111,6 @@ def test_masks_and_scenes_are_read_in_the_model_s_numbers(tmp_path: Path) -> Non
         ("objects", {"objects": (ObjectLabel("shipp", (1, 1, 2, 2)),)}, 'class "shipp" is not.*did you mean "ship"'),
         ("objects", {"objects": (ObjectLabel("ship", (15, 1, 30, 9)),)}, "lies outside the image of 20×16"),
         ("objects", {"objects": (ObjectLabel("ship", (5, 5, 5, 9)),)}, "has no area"),
-        ("instances", {"objects": (ObjectLabel("ship", (1, 1, 5, 5)),)}, "no outline, only a box"),
         ("semantic", {"semantic": mask_of(7)}, "mask holds class 7, but there are 3"),
         ("semantic", {"semantic": mask_of(size=(8, 8))}, "mask of 8×8 px for an image of 20×16"),
         ("scene", {"scene": "harbour"}, 'class "harbour" is not'),

@@ -33,6 +33,9 @@ from vitp.core.errors import CheckpointError, DataError
 from vitp.evaluation.robustness_comparison import tower_to_probe
 from vitp.models.vision import VisionTower
 from vitp.models.vlm import VisionLanguageModel
+from vitp.records.channels import Channel, Channels
+from vitp.records.labels import LabelledSet
+from vitp.runs.channels import tower_channels
 from vitp.tasks.build import BackboneSettings, NeckSettings, build_model, open_backbone
 from vitp.tasks.model_folder import load_task
 
@@ -299,6 +302,39 @@ def test_folders_of_timm_with_other_channels_call_them_by_number(tmp_path, caplo
     rotated = load_backbone(folder, architecture="vit_tiny_patch16_224", channels=bands("5 1"))
     torch.testing.assert_close(rotated.model.patch_embed.proj.weight, kernel[:, [4, 0]] * 2.5)
     assert rotated.mean == (0.5, 0.1)
+
+
+def test_numbered_channels_take_the_ranges_of_the_data(tmp_path, caplog):
+    """0–255 isn't what such a tower was trained on: 12-bit values would nearly all be white."""
+    made = timm.create_model("vit_tiny_patch16_224", depth=1, num_classes=0, in_chans=2, img_size=32)
+    save_file(made.state_dict(), tmp_path / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "model_args": {"depth": 1, "in_chans": 2, "img_size": 32},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    data = bands("2 1", low=400, high=3600)
+    tower = load_backbone(tmp_path, data=data)
+    assert tower.in_channels == bands("1 2", low=400, high=3600)
+    assert torch.equal(tower.model.patch_embed.proj.weight, made.patch_embed.proj.weight)
+    assert "0–255 are those of the data (400 to 3600)" in caplog.text
+    assert tower.in_channels.scale(np.array([[[400.0]], [[1680.0]]])).ravel().tolist() == [0, 102]
+    with pytest.raises(DataError, match="doesn't say which of them its 2 channels are"):
+        load_backbone(tmp_path, data=bands("VV VH", low=400, high=3600))
+    windows = Channels(channels=(*data.channels, Channel(band="1", low=0, high=50)))
+    with pytest.raises(DataError, match="doesn't say which of them"):
+        load_backbone(tmp_path, data=windows)
+    stated = load_backbone(tmp_path, channels=bands("VV VH", low=400, high=3600))
+    assert stated.in_channels == bands("VV VH", low=400, high=3600)
+
+    settings = BackboneSettings(init=str(tmp_path))
+    labelled = LabelledSet(name="set", items=(), channels=data)
+    channels, lines = tower_channels(settings, labelled, 0.0)
+    assert channels == bands("1 2", low=400, high=3600)
+    assert not [line for line in lines if "not by its own" in line]
+    named = settings.model_copy(update={"channels": bands("1 2")})  # who says 0–255 gets it
+    channels, lines = tower_channels(named, labelled, 0.0)
+    assert channels == bands("1 2") and "set is read by these bands and ranges, not by its own" in lines
 
 
 def test_files_of_runs_tell_their_channels_by_their_shape(tmp_path):

@@ -159,6 +159,50 @@ def test_timm_folders_say_all_that_is_needed(tmp_path, name):
     assert torch.equal(own["norm.weight"], model.norm.weight)
 
 
+@pytest.mark.parametrize("size", [[16, 64], [24, 40]])
+def test_tables_of_oblong_images_are_refused_and_computed_positions_go(tmp_path, size):
+    """2 × 8 cells are as many as 4 × 4: read as these, every position would be another's."""
+    for name in ("vit_base_patch16_224", "vit_small_patch16_dinov3"):
+        (tmp_path / name).mkdir()
+        model = timm.create_model(name, num_classes=0, img_size=size, **SMALL | {"patch_size": 8})
+        save_file(model.state_dict(), tmp_path / name / "model.safetensors")
+        config = {"architecture": name, "model_args": SMALL | {"img_size": size, "patch_size": 8}}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=f"for images of {size[0]} × {size[1]} px"):
+        load_backbone(tmp_path / "vit_base_patch16_224")
+    model.eval()
+    tower = load_backbone(tmp_path / "vit_small_patch16_dinov3")
+    image = torch.randn(1, 3, *size)
+    assert torch.equal(tower.forward_tokens(image), model.forward_features(image)[:, 5:])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["vit_small_patch16_224", "vit_huge_patch14_224", "vit_giant_patch14_224"],
+)
+def test_heads_of_runs_are_those_of_the_published_vit(tmp_path, name):
+    """Shapes don't tell them, and with 20 heads instead of 16 a ViT-H loads and computes something else."""
+    with torch.device("meta"):
+        published = timm.create_model(name)
+    small = {"mlp_ratio": 0.1, "depth": 1, "patch_size": 8, "img_size": 16, "num_classes": 0}
+    made = timm.create_model("vit_base_patch16_224", embed_dim=published.embed_dim, num_heads=1, **small)
+    torch.save({"teacher": prefixed("backbone.", made.state_dict())}, tmp_path / "run.pth")
+    tower, report = open_tower(tmp_path / "run.pth")
+    assert tower.heads == published.blocks[0].attn.num_heads
+    assert any(f"{tower.heads} heads and ImageNet's normalisation assumed" in note for note in report.notes)
+    assert open_tower(tmp_path / "run.pth", hints=Hints(heads=4))[0].heads == 4
+
+
+def test_of_jepa_the_target_encoder_is_used(tmp_path):
+    """As its publication does: it is the average of the encoder that is trained beside it."""
+    target, context = vit(), {name: tensor + 1 for name, tensor in vit().items()}
+    file = tmp_path / "jepa.pth"
+    torch.save({"encoder": prefixed("module.", context), "target_encoder": prefixed("module.", target)}, file)
+    hints = Hints(architecture="vit_base_patch16_224", arguments=SMALL | {"patch_size": 8}, image_size=32)
+    tower, _ = open_tower(file, hints=hints)
+    assert_holds(tower, target)
+
+
 def test_open_clip_files_hold_the_tower_under_a_prefix(tmp_path):
     weights = vit(class_token=False, global_pool="map")
     plain = {name: t for name, t in weights.items() if not name.startswith("attn_pool")}

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from vitp.core.errors import CheckpointError
-from vitp.models.inflation import inflation_note, inheritance, unnamed_channels
+from vitp.models.inflation import in_ranges_of, inflation_note, inheritance, unnamed_channels
 from vitp.records.channels import PICTURE, Channels, matching
 
 _log = logging.getLogger("vitp")
@@ -50,7 +50,8 @@ def wanted_channels(
     """
     if asked is not None or own is None:
         return asked or data
-    return own if data is None else matching(own, data, where=f"the data for {where}")
+    seen = in_ranges_of(data, own, where=f"the data for {where}")
+    return seen if data is None else matching(seen, data, where=f"the data for {where}")
 
 
 def fit_kernel(

@@ -242,7 +242,7 @@ def _read_folder(folder: Path, source: str, hints: Hints, vision_only: bool) -> 
     if kind in ("internvl_chat", "internvl", "intern_vit_6b", "internvl_vision"):
         return _read_internvl(folder, source, config, hints, vision_only)
     if "architecture" in config or hints.architecture is not None:
-        timm_config = timm_config_of(config, hints.architecture, hints.arguments)
+        timm_config = timm_config_of(config, hints.architecture, hints.arguments, where=source)
         return _read_timm(weights_file(folder), source, timm_config)
     if is_transformers_vit(config, where=str(folder / CONFIG)):
         return _read_transformers(folder, source, config)
@@ -412,7 +412,7 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
     ImageNet is. Of other files nothing tells the normalisation.
     """
     if hints.architecture is not None:
-        return _read_timm(path, source, timm_config_of({}, hints.architecture, hints.arguments))
+        return _read_timm(path, source, timm_config_of({}, hints.architecture, hints.arguments, where=source))
     state = read_weights(path)
     if path.suffix in (".safetensors", ".json") and (renamed := layouts.internvit_names(state)) is not None:
         # Its folder may describe it, or belong to something else altogether: only the shapes are trusted.
@@ -427,9 +427,9 @@ def _read_file(path: Path, source: str, hints: Hints) -> Checkpoint:
             fix="say timm's name of it: architecture=…, or --architecture",
         )
     vision = plain_vit_of_weights(found.weights, heads=hints.heads, where=str(path))
-    stated = vision.model_dump(exclude={"positions", "adapt"})
-    checkpoint = _read_timm(path, source, TimmSettings(**stated))
-    note = f"found at {found.place}; sizes told by the shapes, normalisation taken to be ImageNet's"
+    stated = TimmSettings(**vision.model_dump(exclude={"positions", "adapt"}))
+    checkpoint, heads = _read_timm(path, source, stated), vision.arguments["num_heads"]
+    note = f"found at {found.place}; sizes told by shapes, {heads} heads and ImageNet's normalisation assumed"
     return replace(checkpoint, notes=(*checkpoint.notes, note))
 
 

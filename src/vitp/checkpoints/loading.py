@@ -75,7 +75,7 @@ def load_backbone(
             released ViTP backbone, or an id of the hub.
         architecture: timm's name, for a file under timm's names or those of a publication that timm knows.
         arguments: What `timm.create_model` gets beside the architecture.
-        heads: Attention heads of an InternViT that comes without a configuration; None: heads of 64 channels.
+        heads: Attention heads of a ViT that comes without a configuration; None: as published ones of its width.
         image_size: Side in pixels that the tower is wanted for; positions are resampled. None: as trained.
         positions: How positions are resampled, now and for images of other sizes; None: as the folder says, and in
             InternVL's layouts as its code does. With an architecture timm resamples what is read in its own way.
@@ -139,7 +139,7 @@ def open_tower(
     stated = read_config(path) if path.is_dir() else {}
     with described_by(path):
         known = stated if "architecture" in stated else {}
-        config = timm_config_of(known, hints.architecture, hints.arguments)
+        config = timm_config_of(known, hints.architecture, hints.arguments, where=str(source))
     wanted = wanted_channels(config.channels, hints.channels, hints.data, where=str(source))
     config, trained = with_channels(config, wanted), config.channels
     origin = origin_of(str(source), path if path.is_dir() else None, stated, config.architecture)

@@ -28,7 +28,10 @@ _INTERNVIT_SIZES: dict[str, Any] = {
 }
 
 _HEAD_WIDTH = 64
-"""Channels of an attention head, of every published InternViT without query and key norms, and of every plain ViT."""
+"""Channels of an attention head, of every published InternViT without query and key norms, and of most plain ViTs."""
+
+_WIDER_HEADS = {1280: 16, 1408: 16, 1664: 16}
+"""Width → heads of ViT-H, ViT-g and ViT-G as published (MAE, I-JEPA), whose heads are wider."""
 
 RGB = tuple[float, float, float]
 
@@ -267,15 +270,12 @@ def _sizes_told(weights: Mapping[str, Tensor], heads: int | None, where: str) ->
     """
     width, patch = int(weights[_KERNEL].shape[0]), int(weights[_KERNEL].shape[-1])
     if heads is None and width % _HEAD_WIDTH:
-        raise CheckpointError(
-            f"is {width} channels wide, and its number of attention heads can't be told from that",
-            where=where,
-            fix="say it: heads=…, or --heads",
-        )
+        what = f"is {width} channels wide, and its number of attention heads can't be told from that"
+        raise CheckpointError(what, where=where, fix="say it: heads=…, or --heads")
     return {
         "width": width,
         "layers": max(int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d+)\.", name))) + 1,
-        "heads": heads or width // _HEAD_WIDTH,
+        "heads": heads or _WIDER_HEADS.get(width, width // _HEAD_WIDTH),
         "mlp": int(weights[_MLP].shape[0]),
         "patch": patch,
     }
@@ -289,7 +289,7 @@ def internvit_of_weights(
     Args:
         weights: Name → tensor.
         where: The file, for messages.
-        heads: Number of attention heads; None: heads of 64 channels.
+        heads: Number of attention heads; None: as published ViTs of its width have.
 
     Raises:
         CheckpointError: Tensors are missing, or the number of heads has to be said.

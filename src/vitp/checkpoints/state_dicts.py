@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,9 +27,10 @@ from vitp.records.channels import Channels
 
 _CONTAINERS = (
     *("teacher", "state_dict_ema", "model_ema", "state_dict", "model", "module"),
-    *("student", "encoder", "target_encoder"),
+    *("student", "target_encoder", "encoder"),
 )
-"""Entries under which files keep their weights, the better ones first: a teacher is what DINO is used as."""
+"""Entries under which files keep their weights, the better ones first: a teacher is what DINO is used as, and the
+average that JEPA calls the target encoder is its teacher."""
 
 _MARK = "patch_embed.proj.weight"
 """A name that every ViT of timm's family has: what stands in front of it is the prefix of all."""
@@ -144,7 +145,7 @@ class TimmWeights:
 
 
 def timm_config_of(
-    config: Mapping[str, Any], architecture: str | None, arguments: Mapping[str, Any]
+    config: Mapping[str, Any], architecture: str | None, arguments: Mapping[str, Any], *, where: str
 ) -> TimmSettings:
     """Return the model that a `config.json` of timm describes.
 
@@ -152,6 +153,10 @@ def timm_config_of(
         config: Content of the file; empty without one.
         architecture: timm's name of it, which goes first.
         arguments: Arguments of `timm.create_model`, which go before those of the file.
+        where: The file or folder, for messages.
+
+    Raises:
+        CheckpointError: It has a table of positions for images that aren't square.
     """
     published = config.get("pretrained_cfg") or {}
     stated = {**(config.get("model_args") or {}), **arguments}
@@ -160,7 +165,7 @@ def timm_config_of(
     own = {"num_classes", "global_pool", "img_size", "dynamic_img_size", "pretrained", "in_chans"}
     own |= {"fc_norm", "use_fc_norm"}
     bands = (config.get(EXTRA) or {}).get("channels")
-    return TimmSettings(
+    described = TimmSettings(
         architecture=architecture or config["architecture"],
         arguments={key: value for key, value in stated.items() if key not in own},
         image_size=size[0] if isinstance(size, list | tuple) else size,
@@ -171,6 +176,22 @@ def timm_config_of(
         if bands is None
         else Channels.model_validate(bands),
     )
+    if isinstance(size, list | tuple) and len(set(size)) > 1:
+        _refuse_oblong_table(described, size, where)
+    return described
+
+
+def _refuse_oblong_table(config: TimmSettings, size: Sequence[int], where: str) -> None:
+    """Raise an error for a table of 2 × 8 cells, which would be read as one of 4 × 4; computed positions go."""
+    with torch.device("meta"):
+        model = timm_backbone(config).model
+    if getattr(model, "pos_embed", None) is not None:
+        sides = " × ".join(str(side) for side in size)
+        raise CheckpointError(
+            f"has a table of positions for images of {sides} px (img_size), and towers here take square ones",
+            where=where,
+            fix=f"make it in timm with img_size={max(size)}, which resamples the table, and save that model",
+        )
 
 
 def convert_state(

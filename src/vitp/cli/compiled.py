@@ -74,7 +74,8 @@ def _unasked_words(summary: CompileSummary) -> str:
     why = []
     if unknown:
         why.append(
-            f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty)"
+            f"{unknown:,} because no label of theirs is known (nobody labelled them, or not with certainty; bare images "
+            "are asked about where they are large enough, and the answer is plain)"
         )
     if rest:
         why.append(

@@ -285,6 +285,7 @@ def features_command(
     from vitp.core.distributed import resolve_device
     from vitp.core.targets import check_output_file
     from vitp.inference.inputs import load_named_images
+    from vitp.models.inflation import is_numbered
     from vitp.report.features_page import write_features_page, write_pictures
     from vitp.tasks.build import BackboneSettings, open_backbone
 
@@ -300,8 +301,10 @@ def features_command(
         tower = open_backbone(BackboneSettings(init=source))
         opened[label] = tower.eval().to(resolve_device("auto"))
     bands = (tower.in_channels for tower in opened.values() if tower.in_channels is not None)
-    shown = load_named_images(images, most, next(bands, None))
     console = make_console()
+    for label in (label for label, tower in opened.items() if is_numbered(tower.in_channels)):
+        console.print(f"note: {label} doesn't say which values its channels are trained on; 0–255 are taken")
+    shown = load_named_images(images, most, next(bands, None))
     page = write_features_page(opened, shown, out, place=place, shared=shared)
     console.print(f"wrote {page}")
     if pictures is not None:

@@ -49,14 +49,16 @@ def _recorded(
 ) -> Iterator[dict[int, np.ndarray]]:
     """Yield a dictionary that a forward pass of one image fills: layer → `reduce` of its (heads, T, T) attention.
 
+    Learned prompts, which stand in front of the T tokens within each block, are cut off.
     The fused kernel keeps no weights, so these layers compute attention step by step meanwhile; what leaves the
     softmax passes the dropout, where it is caught.
     """
     found: dict[int, np.ndarray] = {}
     handles, fused = [], []
+    prompts = tower.prompts
 
     def keep(layer: int, module: object, arguments: object, weights_BHTT: Tensor) -> None:
-        found[layer] = reduce(weights_BHTT[0].float()).cpu().numpy()
+        found[layer] = reduce(weights_BHTT[0, :, prompts:, prompts:].float()).cpu().numpy()
 
     for layer in set(layers):
         module: Any = getattr(tower.model.blocks[layer], "attn", None)
@@ -100,7 +102,7 @@ def patch_attention(
 ) -> np.ndarray:
     """Return (layers, N, N), or (layers, heads, N, N), attention among patches.
 
-    Prefix tokens (`[CLS]`, registers) are cut off, so that a row sums to 1 minus what they draw.
+    Prefix tokens (`[CLS]`, registers) and prompts are cut off, so that a row sums to 1 minus what they draw.
     """
     prefix = tower.model.num_prefix_tokens
 
@@ -148,10 +150,10 @@ def rollout(attention_LTT: np.ndarray) -> np.ndarray:
     """Return (T, T): attention traced through all layers, residual connections included.
 
     Each layer passes on ½ (A + I); their product, first layer rightmost, tells how much of each input token is
-    in each output token. Abnar and Zuidema 2020, section 3. Rows sum to 1.
+    in each output token. Abnar and Zuidema 2020, section 3. Rows sum to 1, or to less by what prompts draw.
 
     Args:
-        attention_LTT: Attention of each layer, first layer first, averaged over heads; rows sum to 1.
+        attention_LTT: Attention of each layer, first layer first, averaged over heads.
     """
     traced_TT = np.eye(attention_LTT.shape[-1])
     for layer_TT in attention_LTT:

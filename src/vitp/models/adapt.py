@@ -83,8 +83,10 @@ class Prompts(nn.Module):
         self._before = (before,)  # in a tuple it is no part of this one
         self._out_BnD: Tensor | None = None
 
-    def insert(self, block: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Put the prompts in front of a block's input."""
+    def insert(
+        self, block: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Put the prompts in front of a block's input; where a mask says what is seen, they see and are seen."""
         x_BLD = arguments[0]
         if self.tokens_nD is not None:
             prompts_BnD = self.tokens_nD.to(x_BLD.dtype).expand(len(x_BLD), -1, -1)
@@ -93,7 +95,10 @@ class Prompts(nn.Module):
             assert before is not None and before._out_BnD is not None
             # Taken out at once: kept until the next batch, it would hold the graph and the memory of this one.
             prompts_BnD, before._out_BnD = before._out_BnD, None
-        return (torch.cat([prompts_BnD, x_BLD], dim=1), *arguments[1:])
+        if named.get("attn_mask") is not None:
+            more = (self.count, 0) * 2
+            named = {**named, "attn_mask": F.pad(named["attn_mask"], more, value=True)}
+        return (torch.cat([prompts_BnD, x_BLD], dim=1), *arguments[1:]), named
 
     def remove(self, block: nn.Module, arguments: tuple[Any, ...], output_BLD: Tensor) -> Tensor:
         """Take them out of its output."""
@@ -163,7 +168,7 @@ def attach(vit: Any, settings: PromptSettings | AdapterSettings) -> nn.ModuleDic
                 settings.count,
                 carry=not settings.deep and not last,
             )
-            block.register_forward_pre_hook(prompts.insert)
+            block.register_forward_pre_hook(prompts.insert, with_kwargs=True)
             block.register_forward_hook(prompts.remove)
             if hasattr(block.attn, "num_prefix_tokens"):  # rotary positions are of the patches behind them
                 block.attn.num_prefix_tokens += settings.count

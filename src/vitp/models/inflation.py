@@ -24,7 +24,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vitp.core.errors import ConfigError
+from vitp.core.errors import ConfigError, DataError
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 from vitp.records.channels import MOST_CHANNELS, PICTURE, Channel, Channels, band_key
@@ -85,6 +85,38 @@ def unnamed_channels(count: int) -> Channels | None:
     return Channels(channels=tuple(Channel(band=str(number)) for number in range(1, count + 1)))
 
 
+def is_numbered(channels: Channels | None) -> bool:
+    """Return whether these are channels of a tower whose file says neither which bands they are nor their ranges."""
+    if channels is None or len(channels) == 3:
+        return False
+    return channels.reads_like(unnamed_channels(len(channels)))
+
+
+def in_ranges_of(data: Channels | None, own: Channels | None, *, where: str) -> Channels | None:
+    """Return a tower's channels, with the data's ranges where they are only numbered: 0–255 is nobody's statement.
+
+    Args:
+        data: Of the data that it is to see; None: pictures, whose values are 0–255.
+        own: Of the tower; None: RGB pictures.
+        where: The data, for messages.
+
+    Raises:
+        DataError: The data have other bands, or read one of them in several ways.
+    """
+    if data is None or own is None or not is_numbered(own):
+        return own
+    known = [c for place, c in enumerate(data.channels) if c not in data.channels[:place]]
+    ways = [[c for c in known if band_key(c.band) == band] for band in own.bands]
+    if any(len(found) != 1 for found in ways):
+        raise DataError(
+            f"has the channels {_listed(data.bands)}, and the tower doesn't say which of them its {len(own)} channels are",
+            where=where,
+            fix="name them in the tower's order, with the values that become 0 and 255, in model.channels "
+            "(backbone.channels of a finetuning): {channels: [{band: B2, low: 0, high: 3000}, …]}",
+        )
+    return own.model_copy(update={"channels": tuple(channel for found in ways for channel in found)})
+
+
 def inheritance(old: Channels | None, new: Channels | None) -> Inheritance:
     """Return which channels of `old` those of `new` continue; None: RGB pictures. See the module for the rule."""
     before, after = old or PICTURE, new or PICTURE
@@ -132,6 +164,9 @@ def inflation_note(old: Channels | None, new: Channels | None) -> str:
     """Return in one line what becomes of a kernel."""
     heirs, before, after = inheritance(old, new), old or PICTURE, new or PICTURE
     if list(map(band_key, before.bands)) == list(map(band_key, after.bands)):
+        if is_numbered(old):
+            ranges = ", ".join(dict.fromkeys(channel.range_words for channel in after.channels[:13]))
+            return f"doesn't say which values its channels are trained on; 0–255 are those of the data ({ranges})"
         return f"the values of {_listed(after.bands)} are scaled otherwise than in its training"
     change = f"patch kernel of {_listed(before.bands)} for {_listed(after.bands)}"
     if heirs.is_same:

@@ -105,6 +105,11 @@ class PlainViT(Backbone):
         heads: int = self.model.blocks[0].attn.num_heads
         return heads
 
+    @property
+    def prompts(self) -> int:
+        """Learned tokens that stand in front of an image's own within each block."""
+        return 0
+
     def embed_tokens(self, image_BCHW: Tensor) -> TokenGrid:
         """Return the tokens that the first block gets. Sides must be multiples of the patch size."""
         model = self.model

@@ -163,6 +163,11 @@ class VisionTower(PlainViT):
         self.adapt = attach(self.model, settings)
 
     @property
+    def prompts(self) -> int:
+        """Learned tokens that stand in front of an image's own within each block."""
+        return self.config.adapt.count if isinstance(self.config.adapt, PromptSettings) else 0
+
+    @property
     def grid(self) -> int:
         """Cells on a side of a tile at the pretraining size."""
         return self.image_size[0] // self.patch_size
@@ -208,8 +213,7 @@ class VisionTower(PlainViT):
         seen: list[Tensor] = []
         module = self.model.blocks[layer].attn
         fused, module.fused_attn = module.fused_attn, False
-        adapt = self.config.adapt
-        prompts = adapt.count if isinstance(adapt, PromptSettings) else 0
+        prompts = self.prompts
         # What enters the dropout are the weights after softmax; prompts stand in front of the image's own tokens.
         handle = module.attn_drop.register_forward_pre_hook(
             lambda _module, args: seen.append(args[0][..., prompts:, prompts:])

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from vitp.core import distributed
+from vitp.core.errors import ConfigError
 
 
 class _Gather(torch.autograd.Function):
@@ -49,6 +50,24 @@ def similarities(left_AE: Tensor, right_BE: Tensor) -> Tensor:
     """
     with torch.autocast(left_AE.device.type, enabled=False):
         return left_AE.float() @ right_BE.float().T
+
+
+def check_others(count: int, what: str) -> None:
+    """Do nothing where a row is compared with others: alone its loss is 0, and nothing is learned from it.
+
+    Args:
+        count: Rows of all ranks that one is compared with, its own among them.
+        what: What the rows are, in the plural.
+
+    Raises:
+        ConfigError: There is its own alone.
+    """
+    if count < 2:
+        raise ConfigError(
+            f"a micro-batch has a single one of the {what} that are told apart, so there is nothing to learn",
+            where="data.global_batch",
+            fix="choose a larger data.global_batch or fewer train.micro_batches",
+        )
 
 
 def first_row(rows: int) -> int:

@@ -27,7 +27,7 @@ from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.synthesis.edited import edited
 from vitp.models.vision import VisionTower
-from vitp.objectives.gathering import first_row, gather_rows, similarities
+from vitp.objectives.gathering import check_others, first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
     ImageObjective,
     backward_factor,
@@ -281,6 +281,7 @@ def clip_loss(image_BE: Tensor, text_BE: Tensor, scale: Tensor, image_share: flo
     own_B = first_row(len(image_BE)) + torch.arange(len(image_BE), device=image_BE.device)
     to_texts = scale * similarities(image_BE, gather_rows(text_BE))
     to_images = scale * similarities(text_BE, gather_rows(image_BE))
+    check_others(to_texts.shape[1], "images and texts")
     of_images, of_texts = (
         F.cross_entropy(logits, own_B, reduction="sum") for logits in (to_texts, to_images)
     )

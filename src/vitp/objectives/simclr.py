@@ -18,7 +18,7 @@ from vitp.core.tensors import TensorFields
 from vitp.data.augment import ViewSettings
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.models.vision import VisionTower
-from vitp.objectives.gathering import first_row, gather_rows, similarities
+from vitp.objectives.gathering import check_others, first_row, gather_rows, similarities
 from vitp.objectives.image_base import (
     ImageObjective,
     folders_of,
@@ -123,6 +123,9 @@ def nt_xent(first_BE: Tensor, second_BE: Tensor, temperature: float) -> Tensor:
         first_BE: Unit vectors of the first views.
         second_BE: Of the second views.
         temperature: Divides the similarities.
+
+    Raises:
+        ConfigError: There is no other image.
     """
     own = torch.cat([first_BE, second_BE])
     rows, images = len(own), len(first_BE)
@@ -130,6 +133,7 @@ def nt_xent(first_BE: Tensor, second_BE: Tensor, temperature: float) -> Tensor:
     # All first views stand before all second ones, so a view's partner is half of this rank's rows away.
     partner = first_row(rows) + (torch.arange(rows, device=own.device) + images) % rows
     logits = similarities(own, gather_rows(own)) / temperature
+    check_others(logits.shape[1] // 2, "images")
     logits = logits.scatter(1, own_index[:, None], float("-inf"))
     return F.cross_entropy(logits, partner, reduction="sum") / 2
 

@@ -235,7 +235,11 @@ def pretrain_settings(config: Path | None, objective: str | None, overrides: Seq
         ConfigError: There is no such objective, or a setting is wrong.
     """
     if objective is not None and "=" in objective:
-        pairs = (part.split("=", 1) if "=" in part else (part, "1") for part in objective.split(","))
+        pairs = [part.split("=", 1) if "=" in part else (part, "1") for part in objective.split(",")]
+        names = [name.strip() for name, _ in pairs]
+        if twice := [name for place, name in enumerate(names) if name in names[:place]]:
+            fix = "name each objective once"
+            raise ConfigError(f"{twice[0]} stands there twice", where="--objective", fix=fix)
         weights = ", ".join(f"{name.strip()}: {weight}" for name, weight in pairs)
         overrides = [f"objectives={{{weights}}}", *overrides]
     elif objective is not None:

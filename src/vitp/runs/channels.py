@@ -12,7 +12,7 @@ from vitp.data.formats.channels import agreed
 from vitp.data.formats.vitp_labels import SET_FILE, channels_from_json, read_channels
 from vitp.data.sources import read_mixture_table
 from vitp.models.backbone import Backbone
-from vitp.models.inflation import inflation_note, inheritance
+from vitp.models.inflation import in_ranges_of, inflation_note, inheritance, is_numbered
 from vitp.models.vision import VisionSettings
 from vitp.objectives.image_rows import read_uncompiled
 from vitp.objectives.settings import Run, RunSettings
@@ -36,7 +36,7 @@ def fill_channels(config: Run) -> tuple[Run, list[str]]:
     """
     model, sets = config.model, list(declared_channels(config))
     vision = model.vision if model.scratch is None else model.scratch.vision
-    own = model.channels or trained_channels(model.init, vision)
+    own = model.channels or _in_ranges_of(sets, trained_channels(model.init, vision))
     channels, lines = _chosen(own, sets, config.data.band_dropout)
     model = model.model_copy(update={"channels": channels})
     return config.model_copy(update={"model": model}), lines
@@ -50,8 +50,18 @@ def tower_channels(
     Raises:
         DataError: The set lacks bands of the backbone.
     """
-    own = settings.channels or trained_channels(settings.init, settings.vision)
-    return _chosen(own, [(labelled.name, labelled.channels)], band_dropout)
+    sets = [(labelled.name, labelled.channels)]
+    own = settings.channels or _in_ranges_of(sets, trained_channels(settings.init, settings.vision))
+    return _chosen(own, sets, band_dropout)
+
+
+def _in_ranges_of(sets: Sequence[tuple[str, Channels | None]], own: Channels | None) -> Channels | None:
+    """Return the channels of weights; those that are only numbered get the ranges that all sets declare."""
+    return (
+        agreed([(name, in_ranges_of(data, own, where=name)) for name, data in sets])
+        if is_numbered(own)
+        else own
+    )
 
 
 def _chosen(
@@ -72,7 +82,9 @@ def _chosen(
         return None, []
     lines = [f"the tower sees {channels_in_words(channels)}{', as the data declare' if own is None else ''}"]
     for name, data in sets:
-        if own is not None and matching(own, data, where=name) is not None and not own.reads_like(data):
+        if own is None or matching(own, data, where=name) is None:
+            continue
+        if data is None or any(channel not in data.channels for channel in own.channels):
             lines.append(f"{name} is read by these bands and ranges, not by its own")
     return channels.model_copy(update={"dropout": band_dropout}), lines
 

@@ -118,6 +118,11 @@ def is_labelled(item: LabelledImage, kind: LabelKind) -> bool:
     return item.objects is not None or (kind == "presence" and item.tags is not None)
 
 
+def lacks_outline(label: ObjectLabel, kind: LabelKind) -> bool:
+    """Return whether a clear object has a box alone, where outlines are learned."""
+    return kind in ("instances", "panoptic") and not label.polygons and not label.difficult
+
+
 def labelled_only(labelled: LabelledSet, kind: LabelKind) -> LabelledSet:
     """Return the images that have labels of a kind; how many were left out is a finding.
 
@@ -311,12 +316,9 @@ class LabelReader:
                 where=f"image {item.id}",
                 fix="mend the label or compile the set again",
             )
-        if self.kind in ("instances", "panoptic") and not label.polygons and not label.difficult:
-            raise DataError(
-                f"a {label.category} has no outline, only a box",
-                where=f"image {item.id}",
-                fix="choose the task detection, or read masks with the option instances=true",
-            )
+        if lacks_outline(label, self.kind):
+            # Where it lies within its box nobody knows: neither learned nor background.
+            return replace(label, difficult=True)
         return label
 
     def target(self, sample: ImageSample) -> Target:

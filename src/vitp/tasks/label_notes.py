@@ -13,7 +13,7 @@ from vitp.data.nodata import nodata_note
 from vitp.io.parts import split_address
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind
-from vitp.tasks.data import CHANGE_CLASSES, LabelReader
+from vitp.tasks.data import CHANGE_CLASSES, LabelReader, lacks_outline
 
 MOST_MASKS = 500
 """Masks that are read at most to find the classes that none of them holds."""
@@ -60,18 +60,24 @@ def label_notes(
         if not isinstance(part.items, list | tuple) or not len(part):
             continue
         held, all_seen = _classes_held(part, kind, classes)
+        boxes = sum(lacks_outline(label, kind) for item in part.items for label in item.objects or ())
         if kind == "change":
             # Ground that stays the same is nothing that could be learned.
             held.pop(CHANGE_CLASSES[0], None)
         if not held and all_seen:
-            what = f"none of the {len(part)} {name} images holds {_HOLDERS.get(kind, 'an object')}"
+            holder = _HOLDERS.get(kind, "an object with an outline" if boxes else "an object")
+            what = f"none of the {len(part)} {name} images holds {holder}"
             if name == learned:
                 raise DataError(
                     f"{what}: there is nothing to learn",
                     where=part.name,
-                    fix="check the labels and how they are read (vitp data compile tells), or choose other images",
+                    fix="choose the task detection, or read masks with the option instances=true"
+                    if boxes
+                    else "check the labels and how they are read (vitp data compile tells), or choose other images",
                 )
             notes.append(f"{what}: they can't be scored")
+        if boxes:
+            notes.append(f"{name}: objects with a box and no outline, neither learned nor counted: {boxes:,}")
         if kind == "change" and name == learned and any(item.transition is not None for item in part.items):
             notes.append(
                 "where something changed is learned, not what became what; visual instructions teach that (vitp pretrain)"
@@ -97,7 +103,8 @@ def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) ->
         return things + Counter(stuff), all_things and all_pixels
     if kind not in ("semantic", "change"):
         labels = (label for item in part.items for label in item.objects or ())
-        return Counter(label.category for label in labels if not label.difficult), True
+        clear = (label for label in labels if not label.difficult and not lacks_outline(label, kind))
+        return Counter(label.category for label in clear), True
     names = CHANGE_CLASSES if kind == "change" else part.semantic_classes
     held: Counter[str] = Counter()
     for item in part.items[:MOST_MASKS]:

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.data.augment import resize_image
 from vitp.data.seen import SeenBands
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.choosing import one_of, one_weighted, worded
@@ -115,9 +116,9 @@ def look_at(item: LabelledImage, channels: Channels | None) -> SmallImage | None
     except DataError:
         return None
     scale = min(1.0, _LOOKED_AT / max(pixels_HWC.shape[:2]))
-    side = tuple(max(8, round(n * scale)) for n in pixels_HWC.shape[1::-1])
-    small_HWC = cv2.resize(pixels_HWC.astype(np.float32) / 255, side, interpolation=cv2.INTER_AREA)
-    return SmallImage(small_HWC.reshape(*small_HWC.shape[:2], -1), (item.width, item.height), seen.is_rgb)
+    height, width = (max(8, round(n * scale)) for n in pixels_HWC.shape[:2])
+    values_HWC = pixels_HWC.astype(np.float32).reshape(*pixels_HWC.shape[:2], -1) / 255
+    return SmallImage(resize_image(values_HWC, (height, width)), (item.width, item.height), seen.is_rgb)
 
 
 # --- questions about the image itself
@@ -197,10 +198,7 @@ def gradients(grey_HW: np.ndarray) -> np.ndarray:
 
 
 def _unlike(one_HWC: np.ndarray, other_HWC: np.ndarray) -> bool:
-    a, b = (
-        cv2.resize(np.ascontiguousarray(x), (32, 32), interpolation=cv2.INTER_AREA)
-        for x in (one_HWC, other_HWC)
-    )
+    a, b = (resize_image(x, (32, 32)) for x in (one_HWC, other_HWC))
     return float(np.abs(a - b).mean()) > _ALIKE
 
 
