@@ -132,7 +132,9 @@ def held_transition(item: LabelledImage, held_HW: np.ndarray | None) -> np.ndarr
 
 def _check_shape(mask_HW: np.ndarray, held_HW: np.ndarray | None, item: LabelledImage) -> None:
     if held_HW is not None and held_HW.shape != mask_HW.shape:
-        what = f"mask of {mask_HW.shape[1]}×{mask_HW.shape[0]} px for an image of {item.width}×{item.height} px"
+        what = (
+            f"mask of {mask_HW.shape[1]}×{mask_HW.shape[0]} px for an image of {item.width}×{item.height} px"
+        )
         raise DataError(what, where=f"image {item.id}", fix="mend the mask")
 
 

@@ -108,7 +108,9 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
     if wanted.mpp is not None:
         how = f"all read at {wanted.mpp:g} µm, with their labels"
     line = f"slides: {counted}: {how}"
-    left_out = tuple(f"{name}: doesn't say how many micrometres its pixels have: left out" for name in lacking)
+    left_out = tuple(
+        f"{name}: doesn't say how many micrometres its pixels have: left out" for name in lacking
+    )
     return replace(
         labelled,
         items=items,

@@ -167,7 +167,10 @@ def refuse_images_alone(root: Path) -> None:
 def _refuse_several_names(root: Path) -> None:
     """Raise for a folder in which each image has several files of its name and a word: of several people, perhaps."""
     for folder in image_folders(root):
-        for named, shown in ((_with_endings(folder.stems), "{0}{1}"), (_with_beginnings(folder.stems), "{1}{0}")):
+        for named, shown in (
+            (_with_endings(folder.stems), "{0}{1}"),
+            (_with_beginnings(folder.stems), "{1}{0}"),
+        ):
             common = set.intersection(*named.values()) if named else set()
             if len(named) < 2 or len(common) < 2 or 2 * len(named) * (1 + len(common)) <= len(folder.files):
                 continue
