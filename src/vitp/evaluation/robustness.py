@@ -181,8 +181,7 @@ def robustness_of_task(
     resize = settings.resize or model.input_size
     seen = SeenBands.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands)
     facts = {
-        **_facts(images, seed),
-        **nodata_facts(images, seen),
+        **_facts(images, seed, seen),
         "weights": content_hash(tensor_digests(model.state_dict())),
         "test": _stated(settings) | {"resize": resize.model_dump(mode="json")},
     }
@@ -212,7 +211,7 @@ def _stated(settings: TestSettings) -> dict[str, Any]:
     return values
 
 
-def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
+def _facts(images: LabelledSet, seed: int, seen: SeenBands) -> dict[str, Any]:
     items = images.items
     # Items of a lazy set are rendered when touched: a few of them stand for all.
     eager = isinstance(items, list | tuple)
@@ -223,6 +222,7 @@ def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
         "images": len(images),
         "image_names": hashlib.sha256(names.encode()).hexdigest(),
         "seed": seed,
+        **nodata_facts(images, seen),
     }
 
 
@@ -258,11 +258,9 @@ def robustness_of_backbone(
     splits = {part: subset(images, max_images) for part, images in splits_of(labelled_set).items()}
     data = probe_data(tower, splits, max_images=max_images)
     probes = fit_probes(data, seeds=seeds, labels_per_seed=labels_per_seed)
-    test = splits["test"]
-    seen = SeenBands.by(tower.in_channels, test)
+    seen = SeenBands.by(tower.in_channels, test := splits["test"])
     facts = {
-        **_facts(test, seed),
-        **nodata_facts(test, seen),
+        **_facts(test, seed, seen),
         "weights": content_hash(tensor_digests(tower.state_dict())),
         "probes": {
             "tasks": list(probes.tasks),
