@@ -224,7 +224,8 @@ class Facts:
         """The change mask (H, W) bool, false where a date holds nothing, or None; None, too, where nothing is held."""
         if self.item.change is None or (self.held is not None and not self.held.any()):
             return None
-        return held_change(self.item, self.held) == 1
+        changed_HW: np.ndarray = held_change(self.item, self.held) == 1
+        return changed_HW
 
     def change_counts(self, n: int) -> np.ndarray:
         """Return the unchanged and the changed pixels of each cell of an n×n grid, (n·n, 2), of those that both hold."""
