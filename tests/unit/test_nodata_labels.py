@@ -33,7 +33,7 @@ CLASSES = ("background", "water", "wood", "rock")
 
 
 class Rows:
-    """Rock where the image holds nothing, water in the ten rows below but one, then a row of wood and background."""
+    """Rock where the image holds nothing, below it 15 rows of water, 3 of wood and 12 of background."""
 
     def __call__(self) -> np.ndarray:
         mask_HW = np.zeros((SIDE, SIDE), np.uint8)
@@ -92,7 +92,10 @@ def test_hectares_are_of_the_ground_that_is_seen(tmp_path: Path) -> None:
     facts = facts_of(replace(labelled, items=[item]))
     rng = np.random.default_rng(0)
     asked = [QUESTION_TASKS["cover_hectares"].ask(facts, rng) for _ in range(20)]
-    assert {(one.about, one.answer) for one in asked if one} == {("water", "about 600 ha"), ("wood", "about 120 ha")}
+    assert {(one.about, one.answer) for one in asked if one} == {
+        ("water", "about 600 ha"),
+        ("wood", "about 120 ha"),
+    }
 
 
 def test_what_changed_is_of_the_pixels_that_both_dates_hold(tmp_path: Path) -> None:
@@ -149,7 +152,8 @@ def test_notes_cheap_labels_and_pages_see_no_class_where_nothing_is_held(tmp_pat
     assert [label.category for label in cheap.objects or ()] == ["water", "wood"] and not cheap.ignored
     figures = example_figures(labelled, "semantic", [], 1, 0)
     picture = np.asarray(figures[0].image.convert("RGB"))
-    assert not picture[: picture.shape[0] * EMPTY // SIDE - 8].any()  # nothing is laid over what holds nothing
+    nothing = picture[: picture.shape[0] * EMPTY // SIDE - 8]
+    assert not nothing.any()  # no class is laid over it
 
 
 @pytest.mark.parametrize("corruption", ["gaussian_noise", "rotation"])

@@ -286,7 +286,8 @@ def test_slides_without_a_resolution_are_read_as_they_are(tmp_path: Path) -> Non
         )
         write_qupath(tmp_path / f"{name}.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
     with pytest.raises(
-        DataError, match=r"6 of 8 slides .* of them: a.svs, d.svs, e.svs, f.svs, g.svs and 1 more; -o no_mpp=leave_out"
+        DataError,
+        match=r"6 of 8 slides .* of them: a.svs, d.svs, e.svs, f.svs, g.svs and 1 more; -o no_mpp=leave_out",
     ):
         read(tmp_path, mpp=0.5)
     rest = read(tmp_path, mpp=0.5, no_mpp="leave_out")
