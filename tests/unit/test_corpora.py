@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -191,3 +192,37 @@ def test_the_command_converts(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert "levir_cc: converted (2 records, 2 questions, 2 images)" in capsys.readouterr().out
     assert run([*arguments, "--crop", "64"]) == 2
     assert "is a pretraining set" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "column", "other"),
+    [
+        ("quilt_1m", "quilt_1M_lookup.csv", "caption", "Necrosis."),
+        ("quilt_1m", "quilt_1M_lookup.csv", "split", "val"),
+        ("pmc_vqa", "train.csv", "Choice B", "B:US"),
+        ("gmai_mmbench", "GMAI_mm_bench_VAL.tsv", "A", "no lung"),
+    ],
+)
+def test_two_columns_of_one_name_are_refused_where_they_are_read_and_differ(
+    tmp_path: Path, name: str, file: str, column: str, other: str
+) -> None:
+    root = write_corpus(name, tmp_path / "download")
+    mark = "\t" if file.endswith(".tsv") else ","
+    with (root / file).open(newline="") as table:
+        head, *rows = csv.reader(table, delimiter=mark)
+
+    def written(named: str, cell: str | None) -> None:
+        with (root / file).open("w", newline="") as table:
+            own = [row[head.index(column)] if cell is None else cell for row in rows]
+            lines = [[*head, named], *([*row, one] for row, one in zip(rows, own, strict=True))]
+            csv.writer(table, delimiter=mark).writerows(lines)
+
+    written(column, other)
+    with pytest.raises(DataError, match=f'in two columns that are both called "{column}"') as caught:
+        convert_corpus(name, root, tmp_path / "out")
+    assert str(caught.value).startswith(f"{root / file}:2: ") and other in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    # Columns that agree, and those that nobody reads, say nothing of the rows.
+    for named, cell in ((column, None), ("", other), ("note", other)):
+        written(named, cell)
+        assert convert_corpus(name, root, tmp_path / f"out-{named or 'blank'}").records == COUNTS[name][0]

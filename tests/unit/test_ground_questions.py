@@ -491,3 +491,16 @@ def test_a_number_of_dates_that_is_none_is_refused(tmp_path: Path, most: object)
     dated(tmp_path, ["2020-07-01"])
     with pytest.raises(ConfigError, match="dates"):
         read_labels("geo", tmp_path, dates=most)
+
+
+def test_a_picture_whose_name_holds_a_hash_has_its_row_of_the_table(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number in range(4):
+        (tmp_path / "ab"[number % 2]).mkdir(exist_ok=True)
+        pixels = np.random.default_rng(number).integers(0, 255, (20, 20, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "ab"[number % 2] / f"{number} #1.png")
+    rows = [{"image": f"{n} #1.png", "sensor": f"S{n}"} for n in range(4)]
+    write_table(tmp_path / "metadata.csv", rows)
+    labelled = read_labels("folders", tmp_path)
+    assert sorted(row["sensor"] for row in metadata_of(labelled) if row) == ["S0", "S1", "S2", "S3"]

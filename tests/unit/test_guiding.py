@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from tests.conftest import random_tiles, tiny_chat, tiny_vlm_config
 from vitp.core.errors import ConfigError
 from vitp.data.asked_places import asked_place, tokens_inside
+from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.packing import PackedBatch, pack
+from vitp.data.record_set import ListRecords
 from vitp.engine.config import TrainSettings
 from vitp.engine.sharding import shard
 from vitp.models.attention_layouts import packed_attention_mask
 from vitp.models.compute import ComputeSettings, configure
 from vitp.models.language import LanguageSettings
 from vitp.models.vlm import VisionLanguageModel
-from vitp.objectives.guiding import GUIDE_LOSS, GuideSettings, asked
+from vitp.objectives.guiding import GUIDE_LOSS, GuideSettings, asked, places_warning
 from vitp.objectives.packed_layouts import with_layout
 from vitp.objectives.vitp import ViTPObjective
 from vitp.records.instructions import InstructionRecord, Turn
+from vitp.runs.pretrain import PretrainConfig
 
 CHAT = tiny_chat()
 SIDE = 4
@@ -300,3 +303,48 @@ def test_a_sharded_model_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"objective\.guide reads weights") as caught:
         shard(objective, TrainSettings(steps=1, parallel="fsdp"), torch.device("cpu"))
     assert caught.value.where == "train.parallel"
+
+
+def mixture_of(count: int, *questions: str, images: int = 1) -> Mixture[InstructionRecord]:
+    text = "<image>\n" * images
+    rows = [
+        InstructionRecord(
+            str(n),
+            tuple(f"{n}-{k}.png" for k in range(images)),
+            (Turn(text + questions[0], "a"), *(Turn(one, "b") for one in questions[1:])),
+            independent=True,
+        )
+        for n in range(count)
+    ]
+    return Mixture([MixtureEntry(ListRecords(rows, "set"))], seed=0)
+
+
+def test_questions_that_name_no_place_are_told_before_the_run() -> None:
+    """Where all records are looked at it is an error, of a large mixture a warning; one question is enough."""
+    assert places_warning(mixture_of(3, "What is this?", cell(1, 2)), None) == []
+    for mixture, most in (
+        (mixture_of(3, "What is this?", "Is it red?"), None),
+        (mixture_of(3, "What is this?", cell(1, 2)), 1),  # the rest of the questions is left out
+        (mixture_of(3, cell(1, 2), images=2), None),  # of two images nobody knows which one is meant
+    ):
+        with pytest.raises(
+            ConfigError, match=r"no question of the 3 records names a place .* throughout"
+        ) as caught:
+            places_warning(mixture, most)
+        assert caught.value.where == "objective.guide.weight"
+    (line,) = places_warning(mixture_of(5000, "What is this?"), None)
+    assert "no question of the first 4,096 records names a place" in line
+
+
+def test_a_run_without_places_stops_before_its_model_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = PretrainConfig.model_validate(
+        {"data": {"mixture": ["here"]}, "objective": {"guide": {"weight": 1}}}
+    )
+    monkeypatch.setattr("vitp.objectives.vitp.open_mixture", lambda *_: mixture_of(3, "What is this?"))
+    monkeypatch.setattr("vitp.objectives.vitp._initial_model", None)
+    with pytest.raises(ConfigError, match="leave it at 0"):
+        config.objective.build(config, steps=1, micro_batches=1)
+    with pytest.raises(ConfigError, match="leave it at 0"):
+        config.objective.warnings(config)
+    monkeypatch.setattr("vitp.objectives.vitp.open_mixture", lambda *_: mixture_of(5000, "What is this?"))
+    assert any("objective.guide.weight" in line for line in config.objective.warnings(config))

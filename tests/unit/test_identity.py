@@ -18,6 +18,7 @@ from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.formats.identity import join_equal, name_series
+from vitp.data.formats.patients import barcode_patients, folder_patients, told_patients
 from vitp.data.identical import find_equals
 from vitp.records.labels import LabelledImage
 
@@ -253,3 +254,15 @@ def test_folders_of_patients_are_kept_together_under_names_that_tell_nothing(tmp
         read_labels("auto", tmp_path, patient="(")
     with pytest.raises(ConfigError, match=r'group: is "patient"; choose folder'):
         read_labels("auto", tmp_path, group="patient")
+
+
+def test_a_hash_in_a_name_is_no_part_of_a_file() -> None:
+    places = [f"scan #{n % 2}/patient{n}/{k} #2.png" for n in range(3) for k in range(2)]
+    assert folder_patients(places) == [f"patient{n}" for n in range(3) for _ in range(2)]
+    assert told_patients(places, r"patient(\d)", "set") == [str(n) for n in range(3) for _ in range(2)]
+    names = [f"batch #3/TCGA-A1-000{n}-01Z #1.svs#mpp=0.5&window=0,0,9,9" for n in range(2)]
+    assert barcode_patients(names) == ["TCGA-A1-0000", "TCGA-A1-0001"]
+    assert folder_patients(["a#window=b/patient1/x.png", "a#window=b/patient2/x.png"]) == [
+        "patient1",
+        "patient2",
+    ]

@@ -105,6 +105,15 @@ def test_masks_of_people_are_told_by_a_number_or_letter(tmp_path: Path, ending: 
     assert _sums(read_labels("auto", tmp_path, annotator=2)) == [240] * 3
 
 
+def test_several_files_whose_names_begin_with_people_are_named(tmp_path: Path) -> None:
+    for k in range(3):
+        photo(tmp_path / f"p_{k}.png")
+        for person in ("anna", "ben"):
+            mask(tmp_path / f"{person}_p_{k}.png")
+    with pytest.raises(DataError, match=r"anna_p_0, ben_p_0 lie beside p_0, and so for each of 3 images"):
+        read_labels("auto", tmp_path)
+
+
 @pytest.mark.parametrize("ending", ["{}", "mask_{}"])
 def test_several_files_of_each_images_name_are_named(tmp_path: Path, ending: str) -> None:
     for k in range(3):
@@ -124,7 +133,16 @@ def test_several_files_of_each_images_name_are_named(tmp_path: Path, ending: str
     assert _sums(read_labels("auto", tmp_path)) == [120] * 3
 
 
-@pytest.mark.parametrize("place", ["masks/{0}_{1}.png", "masks/{0}_mask_{1}.png", "masks_{1}/{0}.png"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "masks/{0}_{1}.png",
+        "masks/{0}_mask_{1}.png",
+        "masks_{1}/{0}.png",
+        "masks/{1}_{0}.png",
+        "masks/{1}-{0}_mask.png",
+    ],
+)
 def test_masks_of_people_are_told_by_a_word_and_chosen_by_it(tmp_path: Path, place: str) -> None:
     for k in range(3):
         photo(tmp_path / f"images/p{k}.png")
@@ -132,12 +150,16 @@ def test_masks_of_people_are_told_by_a_word_and_chosen_by_it(tmp_path: Path, pla
             mask(tmp_path / place.format(f"p{k}", name), *([255] * person))
     with pytest.raises(DataError, match="of several people") as error:
         read_labels("auto", tmp_path)
-    if "_{1}.png" in place:
-        assert "3 images have several masks each, masks/p0_" in error.value.what
-        assert "-o annotator=anna reads" in error.value.fix
+    if place.startswith("masks/"):
+        names = " and ".join(place.format("p0", name) for name in ("anna", "ben"))
+        assert f"3 images have several masks each, {names} for example" in error.value.what
+        assert "(anna, ben)" in error.value.what
+        verb = "begin" if place.startswith("masks/{1}") else "end"
+        assert error.value.fix is not None
+        assert error.value.fix.startswith(f"-o annotator=anna reads those whose names {verb} so")
     assert _sums(read_labels("auto", tmp_path, annotator="anna")) == [120] * 3
     assert _sums(read_labels("auto", tmp_path, annotator="ben")) == [240] * 3
-    with pytest.raises(DataError, match='no name of a mask ends with the word "carl"'):
+    with pytest.raises(DataError, match='no name of a mask ends or begins with the word "carl"'):
         read_labels("auto", tmp_path, annotator="carl")
 
 

@@ -313,6 +313,13 @@ def test_numbers_read_well():
     )
     assert [format_tick(v) for v in (0, 0.25, 15000, 2.5e6, 2e-5)] == ["0", "0.25", "15k", "2.5M", "2e-5"]
     assert [format_number(v, 1, signed=True) for v in (2.0, 0.0, -2.0)] == ["+2.0", "0.0", "−2.0"]
+    assert [format_number(v, 1, signed=True) for v in (0.04, -0.04, -0.0, 1000.0)] == [
+        "0.0",
+        "0.0",
+        "0.0",
+        "+1,000.0",
+    ]
+    assert format_number(-0.0) == "0"
 
 
 def test_pages_with_equal_titles_have_distinct_anchors():

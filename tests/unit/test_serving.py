@@ -450,9 +450,13 @@ def test_no_file_outside_the_root_is_read(rooted: Served, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "stem", ["a b", "a#b", "50%", "%41", "c:d", "e?f", "g&h", "x=y", "é", "日本", "a+b", "q;r"]
+    "stem",
+    [
+        *("a b", "a#b", "50%", "%41", "c:d", "e?f", "g&h", "x=y", "é", "日本", "a+b", "q;r"),
+        *("a\\b", "a\tb", "a\u00a0b", "a#window=0,0,4,4", "a#slice=3", "a#mirror=1", "a#bands=1"),
+    ],
 )
-def test_a_file_of_any_printable_name_is_read(tmp_path: Path, stem: str) -> None:
+def test_a_file_of_any_name_is_read(tmp_path: Path, stem: str) -> None:
     root = tmp_path / "root"
     (root / "a folder #1").mkdir(parents=True)
     place = f"a folder #1/{stem}.png"

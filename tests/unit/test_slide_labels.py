@@ -275,6 +275,25 @@ def test_slides_without_a_resolution_are_read_as_they_are(tmp_path: Path) -> Non
     write_qupath(tmp_path / "a.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
     labelled = read(tmp_path)
     assert "slides: 1 of unknown resolution: read at their own pixels" in "\n".join(labelled.understood)
-    with pytest.raises(DataError, match="how many micrometres"):
+    with pytest.raises(DataError, match=r"1 of 1 slides don't say how many micrometres") as alone:
+        read(tmp_path, mpp=0.5, no_mpp="leave_out")
+    assert alone.value.fix is not None and "leave_out" not in alone.value.fix
+    for name in "bcdefgh":
+        write_svs(
+            tmp_path / f"{name}.svs",
+            tissue_picture(200, 150, [(80, 70, 50, PINK)]),
+            0.25 if name < "d" else None,
+        )
+        write_qupath(tmp_path / f"{name}.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
+    with pytest.raises(
+        DataError,
+        match=r"6 of 8 slides .* of them: a.svs, d.svs, e.svs, f.svs, g.svs and 1 more; -o no_mpp=leave_out",
+    ):
         read(tmp_path, mpp=0.5)
+    rest = read(tmp_path, mpp=0.5, no_mpp="leave_out")
+    assert [Path(item.image).name for item in rest.items] == ["b.svs#mpp=0.5", "c.svs#mpp=0.5"]
+    assert "h.svs: doesn't say how many micrometres its pixels have: left out" in rest.findings
+    assert len(rest.findings) == 6
+    with pytest.raises(ConfigError, match="choose refuse or leave_out"):
+        read(tmp_path, mpp=0.5, no_mpp="guess")
     assert tifffile.TiffFile(tmp_path / "a.svs").is_svs

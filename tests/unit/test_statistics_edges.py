@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from vitp.core.errors import ConfigError
+from vitp.evaluation.outcomes import difference_table
 from vitp.metrics.power import repeats_needed, spread_of_repeats
 from vitp.metrics.statistics import (
     PairedDifference,
@@ -45,6 +46,10 @@ def test_the_bootstrap_of_pairs_is_its_loop() -> None:
     assert paired_bootstrap(THEIRS, OURS, draws=500).verdict == "worse"
     assert paired_bootstrap(THEIRS, OURS, draws=500, higher_is_better=False).verdict == "better"
     assert str(found).startswith(f"+0.040 [{low:+.3f}, {high:+.3f}], n = 5: better")
+    same = paired_bootstrap(OURS, [value + 1e-5 for value in OURS])
+    assert str(same).startswith("0.000 [0.000, 0.000], n = 5: ")
+    table = difference_table({("patches", "mIoU"): same}, "one")
+    assert [next(iter(column.cells)) for column in table.columns[2:4]] == ["0.0", "0.0 … 0.0"]
     default = paired_bootstrap(OURS, THEIRS)
     again = paired_bootstrap(OURS, THEIRS, confidence=0.95, draws=10_000, seed=0)
     assert default == again

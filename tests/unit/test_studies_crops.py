@@ -81,7 +81,7 @@ def test_shares_of_fewer_than_two_images_are_left_out_and_said(sparse: Path) -> 
     assert {claim.group for claim in found.claims} == {"100 % of the labels"}
     left_out = [line for line in found.said if "fewer than two" in line]
     assert left_out == [
-        f"sparse: {share} % of 6 training images is fewer than two; that share is left out."
+        f"{sparse.parent.name}: {share} % of 6 training images is fewer than two; that share is left out."
         for share in (20, 10, 5, 2)
     ]
     assert set(left_out) <= set(found.notes)

@@ -14,7 +14,7 @@ from torch import nn
 from torchvision.ops import batched_nms
 
 from vitp.checkpoints.graphs import GraphKind
-from vitp.core.errors import CheckpointError, ConfigError
+from vitp.core.errors import CheckpointError, ConfigError, DataError
 from vitp.deployment.comparison import compared_outputs, scores_of_graph
 from vitp.deployment.export import GraphOptions, contract_for, export_task
 from vitp.deployment.images import graph_size
@@ -354,6 +354,35 @@ def test_the_size_is_what_the_model_sees() -> None:
     for text in ("7", "big", "64x", "1x2x3", "9000"):
         with pytest.raises(ConfigError, match="is no size"):
             graph_size(text, model, TestSettings(), None)
+
+
+def test_images_that_do_not_fit_are_refused_before_the_graph_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8}
+    tower = VisionTower(VisionSettings(arguments=arguments, image_size=40))
+    build_model("classification", tower, ["a", "b", "c"]).save_pretrained(tmp_path / "model")
+    for name in ("a", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        for number in range(4):
+            grey = np.full((40, 40, 3), 20 * number, np.uint8)
+            Image.fromarray(grey).save(tmp_path / "set" / name / f"{name}{number}.png")
+
+    def never(*_: object) -> TaskGraph:
+        raise AssertionError("the graph was made")
+
+    monkeypatch.setattr("vitp.deployment.export._graph", never)
+    options = GraphOptions(kind="torch-export", size=40, check=tmp_path / "set")
+    with pytest.raises(DataError, match='has the class "dog", the model has a, b, c'):
+        export_task(tmp_path / "model", tmp_path / "out", options)
+    (tmp_path / "set" / "dog").rename(tmp_path / "set" / "b")
+    with pytest.raises(AssertionError, match="the graph was made"):  # a set that fits goes on
+        export_task(tmp_path / "model", tmp_path / "out", options)
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    with pytest.raises(ConfigError, match="8 bits need training images"):
+        export_task(tmp_path / "model", tmp_path / "out", GraphOptions(size=40, int8=True))
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_that_do_not_fit_are_one_line(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from vitp.cli.options import (
 from vitp.cli.output import make_console, print_table, write_result
 from vitp.cli.panels import JUDGE
 from vitp.core.errors import ConfigError
+from vitp.core.words import decimals
 
 
 class ListCommand(TyperCommand):
@@ -152,9 +153,9 @@ def _looks(names: list[str], data: Path) -> dict[str, Any]:
         rows = [
             (
                 one.task,
-                *(f"{100 * value:.1f}" for value in (one.right, one.shuffled, one.blind)),
+                *(decimals(100 * value, 1) for value in (one.right, one.shuffled, one.blind)),
                 *(
-                    "–" if value is None else f"{value:.2f}"
+                    "–" if value is None else decimals(value, 2)
                     for value in (one.asked, one.elsewhere, one.attention)
                 ),
                 str(one.questions),
@@ -249,7 +250,10 @@ def _show_robustness(test: Any, shown: Any, kind: Any) -> None:
     ]
     print_table(
         ["", *(result.name for result in results)],
-        [(name, *("–" if value != value else f"{100 * value:.1f}" for value in row)) for name, row in rows],
+        [
+            (name, *("–" if value != value else decimals(100 * value, 1) for value in row))
+            for name, row in rows
+        ],
         f"{metric or results[0].clean.headline}, % ({results[0].data})",
         left=1,
     )

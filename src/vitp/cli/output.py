@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from vitp.core.words import decimals
+
 if TYPE_CHECKING:
     from vitp.metrics.results import Scores
 
@@ -88,8 +90,8 @@ def _number(value: float, name: str) -> str:
     if name in ("images", "cases"):
         return f"{value:,.0f}"
     if name.endswith(("pixels", "_mm", "_mm2", "_ml")):
-        return f"{value:.1f}" if abs(value) >= 10 or name.endswith("pixels") else f"{value:.2f}"
-    return f"{100 * value:.1f}"
+        return decimals(value, 1 if abs(value) >= 10 or name.endswith("pixels") else 2)
+    return decimals(100 * value, 1)
 
 
 def write_result(path: Path | None, value: Any) -> None:

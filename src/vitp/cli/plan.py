@@ -12,6 +12,7 @@ from rich.table import Table
 from vitp.cli.options import Images, JsonFlag, Override
 from vitp.cli.output import make_console, print_json, print_lines, print_table
 from vitp.cli.panels import PLAN
+from vitp.core.words import decimals
 
 
 def register(app: typer.Typer) -> None:
@@ -132,7 +133,7 @@ def _print_result(result: dict[str, Any], before: dict[str, Any] | None) -> None
         values = [value] if before is None else [value, before["figures"].get(name)]
         row = [name, *(f"{one:,.4g}" if isinstance(one, float) else str(one) for one in values)]
         if before is not None:
-            change = f"{factors[name] - 1:+.1%}" if name in factors else ""
+            change = f"{decimals(100 * (factors[name] - 1), 1, signed=True)}%" if name in factors else ""
             if name in factors and abs(factors[name] - 1) >= 0.02:
                 better = (factors[name] > 1) == MORE_IS_BETTER[name]
                 change = f"[{'green' if better else 'red'}]{change}[/]"

@@ -191,6 +191,16 @@ def _begins_with_vowel(text: str) -> bool:
     return _SILENT_H.match(head) is not None
 
 
+def decimals(value: float, digits: int, *, signed: bool = False) -> str:
+    """Return a number with so many decimals; what is rounded to nothing has no sign.
+
+    >>> decimals(-0.04, 1), decimals(0.04, 1, signed=True), decimals(0.06, 1, signed=True), decimals(-1.25, 2)
+    ('0.0', '0.0', '+0.1', '-1.25')
+    """
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text if text.strip("+-0.") else text.lstrip("+-")
+
+
 def how_many(count: int, name: str) -> str:
     """Return "one ship", "three ships", "31 ships"."""
     word = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)

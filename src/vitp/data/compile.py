@@ -372,13 +372,16 @@ def _write_lines(
     constant |= constant_pretext(training.items, labelled.channels, config)
     config = without_tasks(config, list(constant))
     counts = {split: SplitCounts() for split in SPLITS}
-    volumes = (
-        VolumeIndex([_named(item, roots) for item in items]) if isinstance(items, list | tuple) else None
-    )
+    volumes = VolumeIndex(items, labelled.channels) if isinstance(items, list | tuple) else None
     with LineWriter(roots.out) as records, LineWriter(roots.out / "labels") as labels:
         for item in items:
             made = synthesize_with_tasks(
-                _named(item, roots), classes, seed=seed, config=config, volumes=volumes
+                item,
+                classes,
+                seed=seed,
+                config=config,
+                volumes=volumes,
+                named=lambda address: relative(address, roots.images),
             )
             if made is not None:
                 records.add(item.split, to_line(made[0]))

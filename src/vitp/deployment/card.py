@@ -18,6 +18,7 @@ from vitp.checkpoints.card import (
 )
 from vitp.checkpoints.description import without_places
 from vitp.checkpoints.origin import Origin
+from vitp.core.words import decimals
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
 from vitp.deployment.seen import seen_rows
@@ -219,7 +220,7 @@ def _score_rows(scored: Sequence[tuple[str, ScoreParity]]) -> list[tuple[str, ..
             if mine is None or other is None:
                 continue
             allowed = f"{scores.tolerance:g}" if name == scores.headline else ""
-            numbers = (f"{100 * mine:.2f}", f"{100 * other:.2f}", f"{100 * (mine - other):.2f}")
+            numbers = tuple(decimals(100 * value, 2) for value in (mine, other, mine - other))
             rows.append((of, name, *numbers, allowed))
     return rows
 
@@ -366,7 +367,7 @@ def _shown(name: str, value: float | None) -> str:
     if value is None:
         return "–"
     plain = name in ("images", "cases") or name.endswith(("pixels", "_mm", "_mm2", "_ml"))
-    return f"{value:.2f}" if plain else f"{100 * value:.1f}"
+    return decimals(value, 2) if plain else decimals(100 * value, 1)
 
 
 def _between(name: str, ends: Mapping[str, Any]) -> str:

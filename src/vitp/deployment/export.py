@@ -58,6 +58,7 @@ from vitp.runtime.graph_model import GraphModel, Runner, open_graph
 from vitp.runtime.views import seen_in_parts
 from vitp.tasks.base import TaskModel, TestSettings, WholeImageModel
 from vitp.tasks.classification import ClassificationModel
+from vitp.tasks.data import label_reader
 from vitp.tasks.detection import DetectionModel
 from vitp.tasks.detr import DETRModel
 from vitp.tasks.eomt import QueryInstances
@@ -151,6 +152,7 @@ def export_task(
     warn_of_licence(origin)
     settings, notes = _plain_settings(stated_settings(model.description))
     images = known_images(source, model, options.check, options.most_images)
+    _check_images(images, model, settings, options)
     work = _Work(
         source, model, settings, options, images if isinstance(images, KnownImages) else None, origin
     )
@@ -188,6 +190,28 @@ def _check_options(options: GraphOptions) -> None:
             need("onnx", package, "--format onnx", ConfigError)
     elif options.int8:
         raise ConfigError("8 bits are written as ONNX", where="--int8", fix="choose --format onnx")
+
+
+def _check_images(
+    images: KnownImages | str, model: TaskModel, settings: TestSettings, options: GraphOptions
+) -> None:
+    """Refuse images that the model can't be compared or calibrated on, before the graph is made.
+
+    Raises:
+        ConfigError, DataError: They have other classes or bands than the model; or 8 bits lack images to be calibrated.
+    """
+    calibration = None if isinstance(images, str) else images.calibration
+    if options.int8 and calibration is None:
+        raise ConfigError(
+            "8 bits need training images to be calibrated, and labelled ones to be compared",
+            where="--int8",
+            fix="name a labelled set that has both with --check",
+        )
+    if isinstance(images, str):
+        return
+    kind = type(model).labels(model.description["head"])
+    for part in (images.compared, *([calibration] if calibration is not None else [])):
+        label_reader(model, part, kind, settings)
 
 
 def _plain_settings(settings: TestSettings) -> tuple[TestSettings, list[str]]:
@@ -364,12 +388,7 @@ def _write_int8(
     work: _Work, contract: GraphContract, folder: Path, path: Path, own: Scores | None
 ) -> ScoreParity:
     options, known = work.options, work.images
-    if known is None or known.calibration is None or own is None:
-        raise ConfigError(
-            "8 bits need training images to be calibrated, and labelled ones to be compared",
-            where="--int8",
-            fix="name a labelled set that has both with --check",
-        )
+    assert known is not None and known.calibration is not None and own is not None
     whole = open_graph(path)
     target = folder / INT8_FILE
     seen = inputs_of(whole, work.model, known.calibration, work.settings, MOST_CALIBRATED)

@@ -6,6 +6,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vitp.core.errors import ConfigError
+from vitp.core.words import decimals
 from vitp.deployment.export import ExportedGraph
 
 
@@ -38,8 +39,8 @@ def graph_summary(done: ExportedGraph) -> Table:
         if scores is None:
             continue
         mine, other = (side[scores.headline] for side in (scores.before, scores.after))
-        numbers = ("–" if value is None else f"{100 * value:.2f}" for value in (mine, other))
-        lost = f"{-scores.lost:+.2f}"
+        numbers = ("–" if value is None else decimals(100 * value, 2) for value in (mine, other))
+        lost = decimals(-scores.lost, 2, signed=True)
         table.add_row(
             escape(f"{of}{scores.headline}, {scores.images} images"), *numbers, lost, f"{scores.tolerance:g}"
         )

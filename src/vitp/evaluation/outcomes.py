@@ -17,6 +17,7 @@ import numpy as np
 from rich.table import Table
 
 from vitp.core.errors import ConfigError
+from vitp.core.words import decimals
 from vitp.evaluation.probe_table import ProbeTable, collect
 from vitp.metrics.classification import mean_average_precision
 from vitp.metrics.statistics import PairedDifference, difference_of_draws
@@ -164,7 +165,7 @@ def difference_table(
         table.add_column(name, justify="right")
     table.add_column("verdict")
     for (task, metric), one in differences.items():
-        table.add_row(task, metric, f"{100 * one.mean:+.1f}", interval(one), one.verdict)
+        table.add_row(task, metric, decimals(100 * one.mean, 1, signed=True), interval(one), one.verdict)
     return table
 
 
@@ -175,4 +176,4 @@ def differences_json(differences: Mapping[tuple[str, str], PairedDifference]) ->
 
 def interval(one: PairedDifference) -> str:
     """Return the bounds of a difference in percent."""
-    return f"{100 * one.low:+.1f} … {100 * one.high:+.1f}"
+    return " … ".join(decimals(100 * bound, 1, signed=True) for bound in (one.low, one.high))

@@ -21,6 +21,7 @@ import numpy as np
 from vitp.checkpoints.description import content_hash, tensor_digests
 from vitp.core.errors import ConfigError
 from vitp.core.leftovers import temporary_folder
+from vitp.data.nodata import nodata_facts
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.data.splits import splits_of, subset
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, checked_severities, corruptions_of
@@ -178,8 +179,9 @@ def robustness_of_task(
         return model.evaluate(part, settings)
 
     resize = settings.resize or model.input_size
+    seen = SeenBands.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands)
     facts = {
-        **_facts(images, seed),
+        **_facts(images, seed, seen),
         "weights": content_hash(tensor_digests(model.state_dict())),
         "test": _stated(settings) | {"resize": resize.model_dump(mode="json")},
     }
@@ -195,7 +197,7 @@ def robustness_of_task(
         known=known,
         on_cell=on_cell,
         keep=2 * max(_READ_AT_ONCE, settings.batch_size),
-        seen=SeenBands.by(model.backbone.in_channels, images, missing_bands=settings.missing_bands),
+        seen=seen,
     )
 
 
@@ -209,7 +211,7 @@ def _stated(settings: TestSettings) -> dict[str, Any]:
     return values
 
 
-def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
+def _facts(images: LabelledSet, seed: int, seen: SeenBands) -> dict[str, Any]:
     items = images.items
     # Items of a lazy set are rendered when touched: a few of them stand for all.
     eager = isinstance(items, list | tuple)
@@ -220,6 +222,7 @@ def _facts(images: LabelledSet, seed: int) -> dict[str, Any]:
         "images": len(images),
         "image_names": hashlib.sha256(names.encode()).hexdigest(),
         "seed": seed,
+        **nodata_facts(images, seen),
     }
 
 
@@ -255,9 +258,9 @@ def robustness_of_backbone(
     splits = {part: subset(images, max_images) for part, images in splits_of(labelled_set).items()}
     data = probe_data(tower, splits, max_images=max_images)
     probes = fit_probes(data, seeds=seeds, labels_per_seed=labels_per_seed)
-    test = splits["test"]
+    seen = SeenBands.by(tower.in_channels, test := splits["test"])
     facts = {
-        **_facts(test, seed),
+        **_facts(test, seed, seen),
         "weights": content_hash(tensor_digests(tower.state_dict())),
         "probes": {
             "tasks": list(probes.tasks),
@@ -281,7 +284,7 @@ def robustness_of_backbone(
         corruptions=corruptions,
         known=known,
         on_cell=on_cell,
-        seen=SeenBands.by(tower.in_channels, test),
+        seen=seen,
     )
 
 

@@ -237,13 +237,35 @@ def load_held(
     options = {"channels": channels, "missing_bands": missing_bands, "moved": moved}
     if channels is None or split_view(address)[1] != WHOLE:
         planes_CHW = load_planes(address, stretch=False, **options)  # type: ignore[arg-type]
-        if split_view(address)[1] != WHOLE or not is_map(address, None):
-            return planes_CHW, None
-        with open_pixels(address) as pixels:
-            return planes_CHW, None if pixels.all_valid else pixels.valid()
+        return planes_CHW, where_valid(address)
     with open_seen(address, channels) as pixels:
         planes_CHW, held_HW = _planes(pixels, channels, None, missing_bands, moved)
     return planes_CHW, None if held_HW.all() else held_HW
+
+
+def where_valid(address: str | Path, channels: Channels | None = None) -> np.ndarray | None:
+    """Return where an image of a set holds something, (H, W) bool, as `load_held` does; None: everywhere.
+
+    Raises:
+        DataError: As `load_planes`.
+    """
+    if split_view(address)[1] != WHOLE or not is_map(address, channels):
+        return None
+    with open_seen(address, channels) as pixels:
+        if pixels.all_valid:
+            return None
+        bands: list[str] | None = None
+        if channels is not None:
+            bands = [name for name in channels.named_in(pixels.names) if name is not None]
+            if not bands:
+                channels.check_bands(pixels.names, where=pixels.where)
+        width, height = pixels.size
+        held_HW = np.zeros((height, width), bool)
+        rows = max(1, _STRIP_VALUES // (len(bands or pixels.bands) * width))
+        for top in range(0, height, rows):
+            bottom = min(top + rows, height)
+            held_HW[top:bottom] = pixels.read_valid((0, top, width, bottom), bands)[1].any(0)
+    return None if held_HW.all() else held_HW
 
 
 _BLANK = 128

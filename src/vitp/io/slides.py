@@ -235,6 +235,19 @@ def slide_place(address: str | Path) -> SlidePlace | None:
     return SlidePlace((x * scale[0], y * scale[1]), scale, mpp)
 
 
+def says_micrometres(address: str | Path) -> bool:
+    """Return whether the file of a slide says how many micrometres its pixels have.
+
+    Raises:
+        DataError: It can't be read, or isn't a slide.
+    """
+    kind = slide_kind(address)
+    if kind is None:
+        raise DataError("isn't a slide", where=str(address), fix="name a slide")
+    base, part = split_address(address)
+    return _opened(base, kind, part, str(address)).mpp is not None
+
+
 def _is_same(wanted: tuple[float, float], own: tuple[float, float], size: tuple[int, int]) -> bool:
     return all(
         abs(step / factor - 1) * length < _SAME

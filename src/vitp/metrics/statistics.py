@@ -10,6 +10,7 @@ import numpy as np
 from scipy.stats import t
 
 from vitp.core.errors import ConfigError
+from vitp.core.words import decimals
 
 Verdict = Literal["better", "worse", "no evidence"]
 
@@ -49,7 +50,8 @@ class PairedDifference:
     p: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], n = {self.n}: {self.verdict}"
+        mean, low, high = (decimals(one, 3, signed=True) for one in (self.mean, self.low, self.high))
+        return f"{mean} [{low}, {high}], n = {self.n}: {self.verdict}"
 
 
 def paired_bootstrap(

@@ -18,11 +18,17 @@ from torch import Tensor
 from vitp.core.config import SettingsModel
 from vitp.core.errors import ConfigError
 from vitp.core.tensors import present
+from vitp.data.asked_places import asked_place
+from vitp.data.mixture import Mixture
 from vitp.data.packing import AskedPlaces, PackedBatch
 from vitp.models.vlm import VisionLanguageModel
 from vitp.models.watching import LayerWatch, attention_layers
+from vitp.records.instructions import InstructionRecord
 
 GUIDE_LOSS = "guide"
+
+_LOOKED_AT = 4096
+"""Records that are looked at for a question about a place; of larger mixtures the first of the run."""
 
 
 class GuideSettings(SettingsModel):
@@ -34,6 +40,38 @@ class GuideSettings(SettingsModel):
     """Layer of the language model, from 0; none: the middle one."""
     heads: int = Field(2, ge=1, le=10_000)
     """Heads of the layer that are told, the first ones; the others stay free."""
+
+
+def places_warning(mixture: Mixture[InstructionRecord], most_turns: int | None) -> list[str]:
+    """Return a line where none of the records that are looked at asks about a place: the loss would be 0.
+
+    Args:
+        mixture: What is learned.
+        most_turns: Most questions of a record; None: all.
+
+    Raises:
+        ConfigError: No record of the mixture does.
+    """
+    count = sum(len(entry.records) for entry in mixture.entries)
+    if count <= _LOOKED_AT:
+        records = (entry.records[number] for entry in mixture.entries for number in range(len(entry.records)))
+    else:
+        records = (mixture[position].record for position in range(_LOOKED_AT))
+    if any(_asks_about_a_place(record, most_turns) for record in records):
+        return []
+    what = "names a place in a single image (a box, a point or a cell of a grid), so that the loss guide is 0"
+    if count <= _LOOKED_AT:
+        raise ConfigError(
+            f"no question of the {count:,} records {what} throughout",
+            where="objective.guide.weight",
+            fix="leave it at 0, or compile data with such questions (--task cell=1)",
+        )
+    return [f"objective.guide.weight: no question of the first {_LOOKED_AT:,} records {what} there"]
+
+
+def _asks_about_a_place(record: InstructionRecord, most_turns: int | None) -> bool:
+    turns = record.turns[:most_turns]
+    return len(record.images) == 1 and any(asked_place(turn.question) is not None for turn in turns)
 
 
 class AttentionGuide:

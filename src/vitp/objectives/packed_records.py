@@ -117,7 +117,7 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
         for sample in samples:
             record, record_tiles = self.encode(sample)
             if sample.augment:
-                rng = np.random.default_rng([sample.position, _JITTER])
+                rng = np.random.default_rng([sample.seed, _JITTER, sample.position])
                 record_tiles = jitter_tiles(record_tiles, rng, rgb=self.seen.is_rgb)
             if (dropped_C := self.seen.dropped(sample.seed, sample.position)) is not None:
                 record_tiles = np.where(dropped_C[:, None, None], np.uint8(0), record_tiles)
@@ -164,6 +164,8 @@ class PackedRecords(Collate[InstructionRecord, PackedBatch]):
             [labels_digest(labelled) for labelled in made if labelled is not None],
             *self.seen.facts(),
             *(["places"] if self.places else []),
+            # Earlier versions changed colours alike for all seeds.
+            *(["colours by seed"] if any(entry.augment for entry in order.entries) else []),
         ]
 
     def _tiles(self, path: str, budget: int, record: InstructionRecord, seen: SeenBands) -> np.ndarray:

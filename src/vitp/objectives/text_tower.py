@@ -212,7 +212,11 @@ def captions_of(sets: Sequence[ImageRows]) -> Captions:
     return Captions(
         tuple(
             SetClasses(
-                s.labelled.object_classes, s.labelled.scene_classes, s.labelled.semantic_classes, s.name
+                s.labelled.object_classes,
+                s.labelled.scene_classes,
+                s.labelled.semantic_classes,
+                s.name,
+                channels=s.labelled.channels,
             )
             for s in sets
         )

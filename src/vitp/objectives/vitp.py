@@ -37,7 +37,7 @@ from vitp.models.vision import VisionTower
 from vitp.models.vlm import MOST_LOGITS, PARTS, VisionLanguageModel
 from vitp.models.vrl import VisualRobustness, VRLSettings
 from vitp.objectives.base import Objective, ParameterGroup
-from vitp.objectives.guiding import GUIDE_LOSS, AttentionGuide, GuideSettings, asked
+from vitp.objectives.guiding import GUIDE_LOSS, AttentionGuide, GuideSettings, asked, places_warning
 from vitp.objectives.lexicon import LexiconSettings, LexiconWeights
 from vitp.objectives.packed_records import PackedRecords
 from vitp.objectives.prior_weights import PriorSettings, PriorWeights, TextOnlyObjective, TextReference
@@ -83,6 +83,7 @@ class ViTPSettings(ObjectiveSettings):
         """Return the objective over the instruction records of the mixture."""
         torch.manual_seed(run.seed)
         mixture = open_mixture(run.data, run.seed)
+        self._places_warning(run, mixture)
         loaded = _initial_model(run, mixture)
         if run.model.locations:
             loaded.chat.add_locations(run.model.locations)
@@ -173,7 +174,11 @@ class ViTPSettings(ObjectiveSettings):
 
     def warnings(self, run: RunSettings) -> list[str]:
         """Return what the records of the mixture lack."""
-        return mixture_warnings(open_mixture(run.data, run.seed))
+        mixture = open_mixture(run.data, run.seed)
+        return [*mixture_warnings(mixture), *self._places_warning(run, mixture)]
+
+    def _places_warning(self, run: RunSettings, mixture: Mixture) -> list[str]:
+        return places_warning(mixture, run.data.sequence.max_turns) if self.guide.weight > 0 else []
 
 
 def _with_model(run: Run, **changes: object) -> Run:

@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 
 from vitp.core.files import write_json, write_text
 from vitp.core.reading import parse_json, read_text
+from vitp.core.words import decimals
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
 from vitp.recipes.demo_starts import SegmentedScenes
@@ -188,4 +189,4 @@ def _card(
     tables: Mapping[str, ProbeTable], key: tuple[str, str], name: str, than: str, label: str, over: str
 ) -> Card:
     score, before = (100 * tables[init][key].mean for init in (name, than))
-    return Card(f"{score:.1f}", label, f"{score - before:+.1f} {over}")
+    return Card(f"{score:.1f}", label, f"{decimals(score - before, 1, signed=True)} {over}")

@@ -28,6 +28,7 @@ from vitp.checkpoints.loading import load_backbone, random_backbone
 from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json, write_text
+from vitp.core.words import decimals
 from vitp.data.check import check_records
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
@@ -267,6 +268,9 @@ def _markdown(results: Mapping[str, SetResult], draws: int) -> str:
                 for values in of.values()
                 for mean, std in [mean_std(values)]
             ]
-            shown += [f"{gain.mean():+.1f} ({gain.min():+.1f} … {gain.max():+.1f})", interval(difference)]
+            mean, least, most = (
+                decimals(float(one), 1, signed=True) for one in (gain.mean(), gain.min(), gain.max())
+            )
+            shown += [f"{mean} ({least} … {most})", interval(difference)]
             lines.append(f"| {name} ({difference.n}) | {row.task}, {row.metric} | {' | '.join(shown)} |")
     return "\n".join(lines) + "\n"

@@ -87,6 +87,8 @@ class LabelledImage:
         level: Where a slice lies in its volume, from 0 (the first) to 1 (the last).
         unknown: Classes of the whole image of which nobody said whether they fit; none of them is in `tags`.
         fold: Part of the set that it belongs to in cross-validation, from 0, where the publisher says so.
+        held: Reads where the image, both dates of a pair, holds something, (H, W) bool; for images whose files no
+            longer tell it, such as corrupted ones. None: the files tell.
     """
 
     id: str
@@ -114,6 +116,7 @@ class LabelledImage:
     level: float | None = None
     unknown: tuple[str, ...] = ()
     fold: int | None = None
+    held: Callable[[], np.ndarray | None] | None = None
 
 
 @dataclass(frozen=True)

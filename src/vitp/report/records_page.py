@@ -15,6 +15,7 @@ from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats import vitp_labels
+from vitp.data.nodata import held_by, held_change, held_classes
 from vitp.data.permutation import Permutation
 from vitp.data.sources import Source, open_sources
 from vitp.io.images import is_scene, load_image
@@ -371,7 +372,7 @@ def record_card(
     pictures = []
     for number, address in enumerate(record.images):
         image = load_image(address, channels=channels)
-        mask, names = _mask(labels, number, classes, colours)
+        mask, names = _mask(labels, number, classes, colours, channels)
         outlines = [
             PlaceOutline(region.label, region.quad or box_corners(region.box))
             for region in record.regions
@@ -394,13 +395,17 @@ def _question_parts(text: str) -> list[TextPart]:
 
 
 def _mask(
-    labels: LabelledImage | None, number: int, classes: tuple[str, ...], colours: Colours
+    labels: LabelledImage | None,
+    number: int,
+    classes: tuple[str, ...],
+    colours: Colours,
+    channels: Channels | None,
 ) -> tuple[str, tuple[str, ...]]:
     """Return the data address of the mask of a record's `number`-th image, "" without one, and the classes in it."""
     if labels is not None and number == 0 and labels.semantic is not None:
-        mask_HW = labels.semantic()
+        mask_HW = held_classes(labels, held_by(labels, channels))
     elif labels is not None and number == 1 and labels.change is not None:
-        mask_HW, classes = labels.change().astype(np.uint8), ("", "changed")
+        mask_HW, classes = held_change(labels, held_by(labels, channels)), ("", "changed")
     else:
         return "", ()
     rgba_HW4 = np.zeros((*mask_HW.shape, 4), np.uint8)

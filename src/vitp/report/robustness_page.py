@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageColor, ImageDraw
 
 from vitp.core.files import write_text
-from vitp.data.ignored import known_semantic, rings_of
+from vitp.data.ignored import rings_of
 from vitp.data.image_sample import ImageSample
+from vitp.data.nodata import held_by, held_change, held_classes
 from vitp.data.seen import SeenBands
 from vitp.evaluation.corruptions.catalogue import CORRUPTIONS, EXTRAS, Corruption
 from vitp.evaluation.corruptions.sets import corrupt_sample, load_pixels
@@ -283,9 +284,9 @@ def _sample(item: LabelledImage, kind: LabelKind | None, channels: Channels | No
     image_CHW = image_CHW.contiguous()
     semantic_HW = None
     if kind in ("semantic", "panoptic") and item.semantic is not None:
-        semantic_HW = torch.from_numpy(np.array(known_semantic(item), np.uint8))
+        semantic_HW = torch.from_numpy(held_classes(item, held_by(item, channels)).copy())
     elif kind == "change" and item.change is not None:
-        semantic_HW = torch.from_numpy(item.change().astype(np.uint8))
+        semantic_HW = torch.from_numpy(held_change(item, held_by(item, channels)))
     if kind not in ("objects", "instances", "oriented", "presence", "panoptic"):
         return ImageSample(image_CHW, semantic_HW=semantic_HW)
     return ImageSample(image_CHW, objects=item.objects, semantic_HW=semantic_HW, ignored=item.ignored)

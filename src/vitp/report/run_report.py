@@ -13,6 +13,7 @@ from vitp.checkpoints.loading import load_vlm, vlm_folder
 from vitp.core.config import CONFIG_FILE, load_config
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
+from vitp.core.words import decimals
 from vitp.data.formats.vitp_labels import channels_from_json, read_compiled
 from vitp.data.seen import lone_image
 from vitp.evaluation.answers import Answered, ask_all, questions_of
@@ -236,7 +237,8 @@ def _overview(run: RunFolder, probes: Mapping[str, Points]) -> Section:
         cards.append(Card(change, "change of the vision tower's weights", delta))
     for name in [name for name in probes if "cka" not in name][:2]:  # CKA measures change, not quality
         (step, first), (_, last) = probes[name][0], probes[name][-1]
-        delta = f"{last - first:+.3f} since step {step:,}" if len(probes[name]) > 1 else ""
+        moved = decimals(last - first, 3, signed=True)
+        delta = f"{moved} since step {step:,}" if len(probes[name]) > 1 else ""
         cards.append(Card(format_number(last, 3), _spoken(name), delta, last > first if delta else None))
     rates = sorted(rate for _, rate in _points(run.steps, "samples_per_s"))
     if rates:

@@ -18,6 +18,7 @@ def format_number(value: float, digits: int | None = None, *, signed: bool = Fal
     """
     if not math.isfinite(value):
         return "–"
+    value = value or 0.0  # of the two zeros the one without a sign
     if value < 0:
         positive = format_number(-value, digits)
         # What is rounded to nothing has no sign.
@@ -30,7 +31,7 @@ def format_number(value: float, digits: int | None = None, *, signed: bool = Fal
         text = f"{value:,.0f}"
     else:
         text = format_tick(value) if value < 1e-3 else f"{value:.4g}"
-    return f"+{text}" if signed and value > 0 else text
+    return f"+{text}" if signed and text.strip("0.,") else text
 
 
 def format_tick(value: float) -> str:

@@ -18,6 +18,7 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError
 from vitp.core.files import or_null, write_json
 from vitp.core.reading import parse_json, read_text
+from vitp.core.words import decimals
 from vitp.metrics.statistics import mean_std
 from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
 from vitp.runs.folder import settings_that_differ, started
@@ -153,4 +154,4 @@ def _shown(name: str, values: Sequence[float]) -> str:
         return f"{sum(known):,.0f}"
     mean, sd = mean_std(values)
     factor = 1 if name.endswith(_IN_UNITS) else 100
-    return f"{factor * mean:.1f}" + (f" ± {factor * sd:.1f}" if len(values) > 1 else "")
+    return decimals(factor * mean, 1) + (f" ± {factor * sd:.1f}" if len(values) > 1 else "")

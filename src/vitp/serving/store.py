@@ -23,6 +23,7 @@ from vitp.io.rasters import raster_driver
 from vitp.io.slides import slide_kind
 from vitp.io.volume_kinds import volume_kind
 from vitp.io.volumes import is_volume, open_volume
+from vitp.records.instructions import text_problem
 from vitp.serving.refusal import Refusal, refusal_of
 
 MOST_IMAGES = 64
@@ -171,7 +172,7 @@ class ImageStore:
         """Return the image of a file below the root.
 
         Args:
-            name: Its place there, parts separated by `/`.
+            name: Its place there, parts separated by `/`, or by `\\` where no file is called so.
 
         Raises:
             Refusal: There is no root, no such file below it, or it is no image.
@@ -185,21 +186,20 @@ class ImageStore:
 
     def _path_below(self, name: str) -> Path:
         assert self.root is not None
-        missing = Refusal(404, "there is no such file below the root")
-        parts = name.replace("\\", "/").split("/")
         # A name is never decoded, and an address of a part (`#window=…`) is no file: what is named must be there.
         # On Windows a colon would name a drive, or another stream of a file.
-        odd = "\0" in name or not name.isprintable() or (os.name == "nt" and ":" in name)
-        if odd or not name.strip("/") or name.startswith(("/", "\\")) or ".." in parts or len(name) > 4096:
-            raise missing
-        try:
-            # Links are followed before it is asked whether the file lies below the root.
-            path = (self.root / "/".join(parts)).resolve(strict=True)
-            if not (path.is_relative_to(self.root) and path.is_file()):
-                raise missing
-        except (OSError, ValueError, RuntimeError) as error:
-            raise missing from error
-        return path
+        odd = text_problem(name) is not None or (os.name == "nt" and ":" in name)
+        slashed = name.replace("\\", "/")
+        # Elsewhere a backslash may belong to the name itself.
+        for one in () if odd or len(name) > 4096 else (slashed,) if os.name == "nt" else (name, slashed):
+            if not one.strip("/") or one.startswith("/") or ".." in one.split("/"):
+                continue
+            with suppress(OSError, ValueError, RuntimeError):
+                # Links are followed before it is asked whether the file lies below the root.
+                path = (self.root / one).resolve(strict=True)
+                if path.is_relative_to(self.root) and path.is_file():
+                    return path
+        raise Refusal(404, "there is no such file below the root")
 
     def samples(self, most: int) -> list[dict[str, Any]]:
         """Return name and bytes of images below the root, by name; links that lead out of it are left out."""

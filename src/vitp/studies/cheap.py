@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.ignored import known_semantic
+from vitp.data.synthesis.classes import class_pixels
+from vitp.records.channels import Channels
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledImage, LabelledSet, ObjectLabel
 
 CHEAP_QUESTIONS: dict[str, float] = {
@@ -42,7 +43,7 @@ def cheap_labels(labelled: LabelledSet) -> LabelledSet:
         )
     names = labelled.semantic_classes
     items = [
-        _of_mask(item, names) if masks else _of_objects(item)
+        _of_mask(item, names, labelled.channels) if masks else _of_objects(item)
         for item in (labelled.items[index] for index in range(len(labelled)))
         if item.second_image is None
     ]
@@ -61,10 +62,10 @@ def _of_objects(item: LabelledImage) -> LabelledImage:
     return replace(item, objects=objects, ignored=tuple(spread(item.ignored)), semantic=None)
 
 
-def _of_mask(item: LabelledImage, names: tuple[str, ...]) -> LabelledImage:
-    if item.semantic is None:
+def _of_mask(item: LabelledImage, names: tuple[str, ...], channels: Channels | None) -> LabelledImage:
+    if (pixels := class_pixels(item, channels)) is None:
         return replace(item, objects=None, ignored=())
-    there = np.unique(known_semantic(item)).tolist()
+    there = np.flatnonzero(pixels).tolist()
     found = [names[value] for value in there if value < len(names) and names[value] != BACKGROUND]
     ignored = (_everywhere(item, NOT_LABELLED),) if IGNORE in there else ()
     objects = tuple(_everywhere(item, name) for name in found)

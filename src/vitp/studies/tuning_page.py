@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vitp.core.reading import read_text
+from vitp.core.words import decimals
 from vitp.report.charts import Bar, BarChart, Curve, LineChart
 from vitp.report.page import Block, Code, Column, HtmlPage, KeyValue, Section, Table, TableCell, Text
 from vitp.studies.cost import duration
@@ -29,7 +30,7 @@ def table_of_trials(tuned: Tuned, most: int = 10) -> tuple[list[str], list[list[
     keys = list(dict.fromkeys(key for row in tuned.rows for key in row.values))
     rows = []
     for row in ranked(tuned)[:most]:
-        score = "–" if row.score is None else f"{100 * row.score:.1f}"
+        score = "–" if row.score is None else decimals(100 * row.score, 1)
         shown = [short_value(row.values.get(key)) for key in keys]
         rows.append([str(row.number), row.state, score, *shown])
     return ["trial", "state", "score", *keys], rows
@@ -40,7 +41,7 @@ def write_page(tuned: Tuned, order: TuneOrder) -> Path:
     best = tuned.best
     facts = [
         ("trials", str(len(tuned.rows))),
-        ("best score", "–" if best is None or best.score is None else f"{100 * best.score:.1f}"),
+        ("best score", "–" if best is None or best.score is None else decimals(100 * best.score, 1)),
         ("seed", str(order.seed)),
     ]
     sections = [_best(tuned, order), *_charts(tuned), _trials(tuned), _ranges(order)]

@@ -245,6 +245,7 @@ class LabelReader:
         held_HW: np.ndarray | None = None
         if self.is_pixelwise:
             image_CHW, held_HW = self.seen.held(item.image)
+            held_HW = held_HW if item.held is None else item.held()
         else:
             image_CHW = self.seen.planes(item.image, enough)
         # An image that was read smaller doesn't tell its size any more; the file does.

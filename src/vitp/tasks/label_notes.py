@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.data.ignored import known_semantic
-from vitp.data.nodata import nodata_note
+from vitp.data.nodata import held_by, held_change, held_classes, nodata_note
 from vitp.io.parts import split_address
 from vitp.records.labels import LabelledSet
 from vitp.tasks.base import LabelKind
@@ -110,9 +109,9 @@ def _classes_held(part: LabelledSet, kind: LabelKind, classes: Sequence[str]) ->
     for item in part.items[:MOST_MASKS]:
         mask_HW = None
         if kind == "change" and item.change is not None:
-            mask_HW = item.change().astype(np.uint8)
+            mask_HW = held_change(item, held_by(item, part.channels))
         elif kind == "semantic" and item.semantic is not None:
-            mask_HW = known_semantic(item)
+            mask_HW = held_classes(item, held_by(item, part.channels))
         values = [] if mask_HW is None else np.unique(mask_HW).tolist()
         held.update(names[value] for value in values if value < len(names))
         if all(name in held for name in classes):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vitp.core.errors import DataError
+from vitp.data.formats.tables import refuse_doubles, with_doubles
 from vitp.data.formats.walk import parse_label_json, read_label_text
 from vitp.data.published import PublishedSet, any_of
 from vitp.io.images import IMAGE_SUFFIXES
@@ -143,6 +144,8 @@ def json_rows(path: Path, key: str | None = None) -> list[dict[str, Any]]:
 def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line number and columns of a table with a head, `.tsv` by tabs and others by commas.
 
+    Cells of columns that share a name but differ are `TwoCells`, which `column` refuses.
+
     Raises:
         DataError: It can't be read.
     """
@@ -150,9 +153,12 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
-            for row in reader:
-                yield reader.line_num, {(key or "").strip(): value or "" for key, value in row.items()}
+            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            filled = (cells for cells in reader if cells)
+            keys = [key.strip() for key in next(filled, [])]
+            for cells in filled:
+                cells += [""] * (len(keys) - len(cells))
+                yield reader.line_num, with_doubles(keys, cells[: len(keys)], f"{path}:{reader.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"can't be read ({error})", where=str(path), fix="download the file again") from error
 
@@ -161,10 +167,11 @@ def column(row: Mapping[str, Any], path: Path, *names: str) -> str:
     """Return the first of the columns (or, of a JSON row, keys) that the table has, as text.
 
     Raises:
-        DataError: It has none of them.
+        DataError: It has none of them, or two of the name that differ.
     """
     for name in names:
         if name in row:
+            refuse_doubles(row, (name,))
             return str(row[name]).strip()
     raise DataError(
         f"has no column {' or '.join(names)} (it has {', '.join(row)})",

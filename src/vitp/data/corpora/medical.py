@@ -24,7 +24,8 @@ def gmai_mmbench(source: Download) -> Iterator[InstructionRecord]:
     for line, row in table_rows(path):
         index = column(row, path, "index")
         letter = column(row, path, "answer").upper()
-        options = [(name, row[name].strip()) for name in _LETTERS if row.get(name, "").strip()]
+        held = {name: column(row, path, name) for name in _LETTERS if name in row}
+        options = [(name, text) for name, text in held.items() if text]
         if letter not in dict(options):
             source.leave_out(path, line, f'answer "{letter}" is none of the options')
             continue
@@ -128,6 +129,6 @@ def quilt_1m(source: Download) -> Iterator[InstructionRecord]:
     rows = (
         (line, column(row, path, "image_path"), one_line(column(row, path, "caption")))
         for line, row in table_rows(path)
-        if row.get("split", "train").strip() in ("train", "")
+        if "split" not in row or column(row, path, "split") in ("train", "")
     )
     return source.captioned(path, images, rows)

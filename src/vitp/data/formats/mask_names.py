@@ -42,8 +42,8 @@ _VIEW_SHARE = 0.3
 def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
     """Return image → mask of the same name, or of the same name without the word for what it is.
 
-    Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) are
-    theirs, and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
+    Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) or one
+    beginning (`anna_im1.png`) are theirs, and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
 
     Raises:
         DataError: Two masks or two images have the same name.
@@ -67,7 +67,12 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     pairs |= _in_other_case(
         [i for i in images if i not in pairs], [m for m in masks if m not in set(pairs.values())]
     )
-    return pairs or _with_one_ending(images, masks) or _by_core(images, masks)
+    return (
+        pairs
+        or _with_one_ending(images, masks)
+        or _with_one_beginning(images, masks)
+        or _by_core(images, masks)
+    )
 
 
 def _in_other_case(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
@@ -101,6 +106,23 @@ def _with_one_ending(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path
         if None not in pairs and len(pairs) == len(masks):
             return {image: mask for image, mask in pairs.items() if image is not None}
     return {}
+
+
+def _with_one_beginning(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
+    """Return image → mask where each mask's name is one word, the same for all, and an image's name; else nothing."""
+    stems = {_stem(image): image for image in images}
+    names = {_stem(mask): mask for mask in masks}
+    words = {BETWEEN.split(name)[0] for name in names}
+    if len(masks) < 2 or len(words) > 1:
+        return {}
+    (word,) = words
+    pairs = {}
+    for name, mask in names.items():
+        rest = name[len(word) + 1 :]
+        if (image := stems.get(rest) or stems.get(bare_name(rest))) is None or image in pairs:
+            return {}
+        pairs[image] = mask
+    return pairs
 
 
 def _by_core(images: Sequence[Path], masks: Sequence[Path]) -> dict[Path, Path]:
@@ -197,9 +219,31 @@ def without_annotator(stem: str) -> str:
     return _ANNOTATOR.sub("", stem)
 
 
-def is_drawn_by(name: str, who: str) -> bool:
-    """Return whether the name of a file or folder ends with a word ("a_anna", "masks-anna")."""
-    return BETWEEN.split(name)[-1].lower() == who.lower()
+def is_drawn_by(name: str, who: str, places: Sequence[int] = (-1, 0)) -> bool:
+    """Return whether the name of a file or folder ends or begins with a word ("a_anna", "masks-anna", "anna_a").
+
+    Args:
+        name: The name, without suffix.
+        who: The word.
+        places: Which of the name's words count: -1 the last one, 0 the first.
+    """
+    words = BETWEEN.split(unicodedata.normalize("NFC", name).lower())
+    return unicodedata.normalize("NFC", who).lower() in [words[place] for place in places]
+
+
+def _by_word(images: Sequence[Path], masks: Sequence[Path], *, last: bool) -> dict[str, dict[str, Path]]:
+    """Return image's name → word → mask, of masks called after images and a word; nothing where one is not."""
+    stems = {_stem(image) for image in images}
+    named: dict[str, dict[str, Path]] = {}
+    for mask in masks:
+        words = BETWEEN.split(_stem(mask))
+        word = words[-1] if last else words[0]
+        name = _stem(mask)[: -len(word) - 1] if last else _stem(mask)[len(word) + 1 :]
+        name = name if name in stems else bare_name(name)
+        if name not in stems or word.isdigit():
+            return {}
+        named.setdefault(name, {})[word] = mask
+    return named
 
 
 def refuse_readers(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> None:
@@ -208,15 +252,9 @@ def refuse_readers(root: Path, images: Sequence[Path], masks: Sequence[Path]) ->
     Raises:
         DataError: They are so: several people drew them, or each shows one class.
     """
-    stems = {_stem(image) for image in images}
-    named: dict[str, dict[str, Path]] = {}
-    for mask in masks:
-        word = BETWEEN.split(_stem(mask))[-1]
-        name = _stem(mask)[: -len(word) - 1]
-        name = name if name in stems else bare_name(name)
-        if name not in stems or word.isdigit():
-            return
-        named.setdefault(name, {})[word] = mask
+    named = _by_word(images, masks, last=True)
+    ends = "end" if named else "begin"
+    named = named or _by_word(images, masks, last=False)
     words = Counter(word for own in named.values() for word in own)
     several = [own for own in named.values() if len(own) > 1]
     if not several or min(words.values()) < 2:
@@ -227,7 +265,7 @@ def refuse_readers(root: Path, images: Sequence[Path], masks: Sequence[Path]) ->
         f"{len(several)} images have several masks each, {example} for example: of several people ({', '.join(who[:4])}), "
         "who are never mixed, or of one class each",
         where=str(root),
-        fix=f"-o annotator={who[0]} reads those whose names end so; classes of one image have to be in one mask",
+        fix=f"-o annotator={who[0]} reads those whose names {ends} so; classes of one image have to be in one mask",
     )
 
 
@@ -238,9 +276,10 @@ def of_annotator(root: Path, paths: Sequence[Path], annotator: int | str | None)
         DataError: Several people drew the masks, and nobody said whose are read; or none is of the one asked for.
     """
     if isinstance(annotator, str):
-        own = tuple(path for path in paths if is_drawn_by(path.stem, annotator))
+        own = tuple(path for path in paths if is_drawn_by(path.stem, annotator, (-1,)))
+        own = own or tuple(path for path in paths if is_drawn_by(path.stem, annotator, (0,)))
         if paths and not own:
-            what = f'no name of a mask ends with the word "{annotator}"'
+            what = f'no name of a mask ends or begins with the word "{annotator}"'
             raise DataError(
                 what,
                 where=str(root),

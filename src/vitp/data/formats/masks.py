@@ -105,7 +105,7 @@ def read_masks(
         nodata: What the value that the masks' own tags name as nodata is: "ignore" (by default) or "background". Of 0
             beside several classes it must be said.
         annotator: Who drew the masks that are read, where several have: a number ("1st_manual", "_2ndHO"), or the word
-            with which their names end ("a_anna").
+            with which their names end or begin ("a_anna", "anna_a").
 
     Raises:
         DataError: A mask is damaged, or the masks have no or two readings.

@@ -27,6 +27,7 @@ from vitp.data.formats.places import known_geometry
 from vitp.data.formats.tables import IMAGE_KEYS, find_key, first_table_rows, raw_rows, refuse_doubles
 from vitp.data.formats.walk import within
 from vitp.io.ground import centre_lonlat, file_tags
+from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage, LabelledSet
 
 _FILES = ("metadata.csv", "metadata.tsv", "metadata.json", "metadata.jsonl")
@@ -116,7 +117,7 @@ class _Reading:
 
     def completed(self, item: LabelledImage) -> LabelledImage:
         """Return an image with what is known of it."""
-        path = Path(item.image.partition("#")[0])
+        path = Path(base_address(item.image))
         row = next(
             (self.rows[n] for n in (within(path, self.base), path.name, path.stem) if n in self.rows), {}
         )

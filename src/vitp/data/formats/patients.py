@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.io.parts import base_address
 from vitp.records.labels import LabelledImage
 
 _PERSON = re.compile(r"(?i)(?:patient|subject|subj|sub|pat|person|case)[-_ ]?[0-9a-z]*\d[0-9a-z]*|p\d{6,}")
@@ -22,9 +23,17 @@ _BARCODE = re.compile(r"TCGA-[A-Z0-9]{2}-[A-Z0-9]{4}(?=[-._]|$)")
 """How names of TCGA's files begin, of slides above all: project, site and participant."""
 
 
+def _file(place: str) -> str:
+    """Return the file of a place, whose own name, or a folder's, may hold "#"."""
+    try:
+        return base_address(place)
+    except DataError:
+        return place
+
+
 def barcode_patients(places: Sequence[str]) -> list[str]:
     """Return the participant of each image whose name begins with a barcode of TCGA; "" for all where few do."""
-    matches = [_BARCODE.match(PurePosixPath(place.partition("#")[0]).name) for place in places]
+    matches = [_BARCODE.match(PurePosixPath(_file(place)).name) for place in places]
     found = ["" if match is None else match[0] for match in matches]
     return found if 2 * sum(map(bool, found)) > len(found) else [""] * len(places)
 
@@ -38,7 +47,7 @@ def folder_patients(places: Sequence[str], classes: Collection[str] = ()) -> lis
     """
 
     def person(place: str) -> str:
-        parts = PurePosixPath(place.partition("#")[0]).parts[:-1]
+        parts = PurePosixPath(_file(place)).parts[:-1]
         return next((part for part in parts if _PERSON.fullmatch(part) and part not in classes), "")
 
     found = [person(place) for place in places]
@@ -60,7 +69,7 @@ def told_patients(places: Sequence[str], expression: str, where: str) -> list[st
         raise ConfigError(
             what, where="patient", fix=r"write one like (patient\d+), or name the column"
         ) from error
-    matches = [pattern.search(place.partition("#")[0]) for place in places]
+    matches = [pattern.search(_file(place)) for place in places]
     found = ["" if m is None else (m[1] if pattern.groups and m[1] is not None else m[0]) for m in matches]
     if not any(found):
         raise DataError(

@@ -20,7 +20,7 @@ from vitp.data.formats.pixel_masks import MaskFile, MaskWindow, windowed
 from vitp.io.images import image_size
 from vitp.io.parts import FilePart, base_address, part_address, split_address
 from vitp.io.slide_masks import SlideScale
-from vitp.io.slides import SLIDE_SUFFIXES, slide_kind, slide_place
+from vitp.io.slides import SLIDE_SUFFIXES, says_micrometres, slide_kind, slide_place
 from vitp.io.tissue import find_tissue
 from vitp.io.volume_kinds import is_dicom_slide
 from vitp.records.geometry import as_flat, as_points
@@ -31,6 +31,10 @@ LEAST_TISSUE = 0.02
 """Share of a crop that is tissue from which on it is kept."""
 
 
+_MOST_NAMES = 5
+"""Of slides that a refusal names."""
+
+
 @dataclass(frozen=True)
 class SlideOptions:
     """Options of every label format about its slides.
@@ -38,10 +42,13 @@ class SlideOptions:
     Attributes:
         mpp: Micrometres of a pixel that slides are read at; None: their own.
         tissue: Whether crops without tissue and without labels are left out.
+        no_mpp: What becomes of slides that don't say how many micrometres their pixels have, where `mpp` is asked for:
+            "refuse" or "leave_out".
     """
 
     mpp: float | None = None
     tissue: bool = True
+    no_mpp: str = "refuse"
 
     def __post_init__(self) -> None:
         number = isinstance(self.mpp, int | float) and not isinstance(self.mpp, bool) and 0 < self.mpp <= 1000
@@ -49,6 +56,8 @@ class SlideOptions:
             raise ConfigError(f"is {self.mpp!r}", where="mpp", fix="give micrometres a pixel, as mpp=0.5")
         if not isinstance(self.tissue, bool):
             raise ConfigError(f"is {self.tissue!r}", where="tissue", fix="choose true or false")
+        if self.no_mpp not in ("refuse", "leave_out"):
+            raise ConfigError(f"is {self.no_mpp!r}", where="no_mpp", fix="choose refuse or leave_out")
 
 
 SLIDE_OPTIONS = tuple(one.name for one in fields(SlideOptions))
@@ -63,7 +72,7 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
 
     Raises:
         ConfigError: A resolution is asked for, but an image isn't a slide.
-        DataError: A slide doesn't say how many micrometres its pixels have, or can't be read.
+        DataError: Slides don't say how many micrometres their pixels have, or one can't be read.
     """
     wanted = SlideOptions(**options)
     if not isinstance(labelled.items, list | tuple):  # generated ones
@@ -71,7 +80,7 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
             raise ConfigError("generated scenes have no micrometres", where="mpp", fix="leave it out")
         return labelled
     own: Counter[str] = Counter()
-    items = []
+    items, lacking = [], []
     for item in labelled.items:
         if (stated := split_address(item.image)[1].mpp) is not None:
             # As compiled sets have them: their labels are in the pixels of the address.
@@ -84,9 +93,14 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
         if not _may_be_slide(address, wanted.mpp):
             items.append(item)
             continue
+        if wanted.mpp is not None and not says_micrometres(address):
+            lacking.append(Path(base_address(address)).name)
+            continue
         made, said = _read_at(item, address)
         items.append(made)
         own[said] += 1
+    if lacking and (wanted.no_mpp == "refuse" or not items):
+        raise _without_resolution(lacking, len(labelled.items), labelled.name, wanted)
     if not own:
         return labelled
     counted = ", ".join(f"{count:,} of {said}" for said, count in own.most_common(4))
@@ -94,7 +108,28 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
     if wanted.mpp is not None:
         how = f"all read at {wanted.mpp:g} µm, with their labels"
     line = f"slides: {counted}: {how}"
-    return replace(labelled, items=items, understood=(*labelled.understood, line))
+    left_out = tuple(
+        f"{name}: doesn't say how many micrometres its pixels have: left out" for name in lacking
+    )
+    return replace(
+        labelled,
+        items=items,
+        understood=(*labelled.understood, line),
+        findings=(*labelled.findings, *left_out),
+    )
+
+
+def _without_resolution(lacking: Sequence[str], count: int, where: str, wanted: SlideOptions) -> DataError:
+    names = ", ".join(lacking[:_MOST_NAMES])
+    names += f" and {len(lacking) - _MOST_NAMES} more" if len(lacking) > _MOST_NAMES else ""
+    out = "-o no_mpp=leave_out reads the others alone, " if len(lacking) < count else ""
+    return DataError(
+        f"{len(lacking)} of {count} slides don't say how many micrometres their pixels have, so mpp={wanted.mpp:g} can't be "
+        f"read of them: {names}",
+        where=where,
+        fix=f"{out}without mpp all are read at their own pixels; or write the resolution into the files (XResolution, "
+        "YResolution and ResolutionUnit of TIFF, PhysicalSizeX and PhysicalSizeY of OME)",
+    )
 
 
 def _may_be_slide(address: str, mpp: float | None) -> bool:

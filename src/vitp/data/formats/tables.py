@@ -129,7 +129,7 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 )
             cells = cells + [""] * (len(keys) - len(cells))
             row = dict(zip(keys, cells, strict=True))
-            yield line, row if len(row) == len(keys) else _with_doubles(keys, cells, f"{path}:{line}")
+            yield line, row if len(row) == len(keys) else with_doubles(keys, cells, f"{path}:{line}")
     except csv.Error as error:
         raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
 
@@ -153,7 +153,7 @@ class TwoCells(str):
         return made
 
 
-def _with_doubles(keys: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
+def with_doubles(keys: Sequence[str], cells: Sequence[str], where: str) -> dict[str, str]:
     """Return a row of which columns share a name; an empty name is nobody's."""
     row: dict[str, str] = {}
     for key, cell in zip(keys, cells, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -167,21 +167,41 @@ def refuse_images_alone(root: Path) -> None:
 def _refuse_several_names(root: Path) -> None:
     """Raise for a folder in which each image has several files of its name and a word: of several people, perhaps."""
     for folder in image_folders(root):
-        stems, named = folder.stems, dict[str, set[str]]()
-        for stem in stems:
-            cuts = (match.start() for match in BETWEEN.finditer(stem))
-            if name := next((stem[:cut] for cut in cuts if stem[:cut] in stems), None):
-                named.setdefault(name, set()).add(stem.removeprefix(name))
-        common = set.intersection(*named.values()) if named else set()
-        if len(named) > 1 and len(common) > 1 and 2 * len(named) * (1 + len(common)) > len(folder.files):
+        for named, shown in (
+            (_with_endings(folder.stems), "{0}{1}"),
+            (_with_beginnings(folder.stems), "{1}{0}"),
+        ):
+            common = set.intersection(*named.values()) if named else set()
+            if len(named) < 2 or len(common) < 2 or 2 * len(named) * (1 + len(common)) <= len(folder.files):
+                continue
             first = min(named)
-            files = ", ".join(f"{first}{word}" for word in sorted(common)[:3])
+            files = ", ".join(shown.format(first, word) for word in sorted(common)[:3])
             raise DataError(
                 f"{files} lie beside {first}, and so for each of {len(named)} images: masks that several people drew, or "
                 "parts or channels of one image",
                 where=str(folder.path),
                 fix="put the images into images/ and the masks of one person into masks/, under the images' names",
             )
+
+
+def _with_endings(stems: Set[str]) -> dict[str, set[str]]:
+    """Return name → what the names that begin with it and a separator end with ("_anna")."""
+    named = dict[str, set[str]]()
+    for stem in stems:
+        cuts = (match.start() for match in BETWEEN.finditer(stem))
+        if name := next((stem[:cut] for cut in cuts if stem[:cut] in stems), None):
+            named.setdefault(name, set()).add(stem.removeprefix(name))
+    return named
+
+
+def _with_beginnings(stems: Set[str]) -> dict[str, set[str]]:
+    """Return name → what the names that end with a separator and it begin with ("anna_")."""
+    named = dict[str, set[str]]()
+    for stem in stems:
+        cuts = (match.end() for match in BETWEEN.finditer(stem))
+        if name := next((stem[cut:] for cut in cuts if stem[cut:] in stems), None):
+            named.setdefault(name, set()).add(stem.removesuffix(name))
+    return named
 
 
 def problem_of(path: Path) -> str | None:

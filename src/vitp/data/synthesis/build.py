@@ -332,6 +332,7 @@ def synthesize_with_tasks(
     config: SynthesisConfig | None = None,
     epoch: int = 0,
     volumes: VolumeIndex | None = None,
+    named: Callable[[str], str] = str,
 ) -> tuple[InstructionRecord, tuple[str, ...]] | None:
     """Turn the labels of an image, or of a pair, into a record of independent questions about it.
 
@@ -344,6 +345,7 @@ def synthesize_with_tasks(
         config: What to ask.
         epoch: From 0 on; above 0 it is added to the record's id as `@epoch`.
         volumes: The slices of the set, for questions about a slice's volume and for `config.neighbours`.
+        named: Address of an image → what the record calls it.
 
     Returns:
         The record and the task of each of its turns, or None when nothing is known of the image that the tasks
@@ -371,7 +373,7 @@ def synthesize_with_tasks(
     turns[0] = Turn(prefix + turns[0].question, turns[0].answer)
     record = InstructionRecord(
         id=f"{item.id}@{epoch}" if epoch else item.id,
-        images=images,
+        images=tuple(map(named, images)),
         turns=tuple(turns),
         sizes=((item.width, item.height),) * len(images),
         independent=True,

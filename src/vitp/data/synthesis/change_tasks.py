@@ -16,7 +16,6 @@ from vitp.data.synthesis.classes import is_usable
 from vitp.data.synthesis.facts import (
     Facts,
     Question,
-    cell_histogram,
     inner_point,
     match_pairs,
     overlap,
@@ -55,9 +54,10 @@ def change_part(facts: Facts, rng: np.random.Generator) -> Question | None:
     mask = facts.change
     if mask is None or min(mask.shape) < 3:
         return None
-    counts = cell_histogram(mask.astype(np.uint8), 3)
+    counts = facts.change_counts(3)
     part_of = [name for row in NINTHS for name in row]
-    same = [part_of[place] for place in np.flatnonzero(counts[:, 1] == 0)]
+    most_held = 2 * counts.sum(1) >= mask.size / 9
+    same = [part_of[place] for place in np.flatnonzero((counts[:, 1] == 0) & most_held)]
     other = [part_of[place] for place in changed_cells(mask, counts)]
     side = yes_or_no(facts, rng, same, other, both=True)
     if side is None:
@@ -91,9 +91,9 @@ def changed_cells(mask_HW: np.ndarray, counts_C2: np.ndarray) -> list[int]:
 
     Args:
         mask_HW: The changed pixels.
-        counts_C2: Unchanged and changed pixels of each cell of a grid of C = n² cells.
+        counts_C2: Unchanged and changed pixels of each cell of a grid of C = n² cells; 0 where it holds nothing.
     """
-    changed = np.flatnonzero(counts_C2[:, 1] >= _CHANGED_CELL * counts_C2[:, :2].sum(1))
+    changed = np.flatnonzero(counts_C2[:, 1] >= np.maximum(_CHANGED_CELL * counts_C2.sum(1), 1))
     if len(changed) or not mask_HW.any():
         return [int(i) for i in changed]
     n = math.isqrt(len(counts_C2))
@@ -125,7 +125,7 @@ def change_cells(facts: Facts, rng: np.random.Generator) -> Question | None:
     n, mask = facts.limits.grid, facts.change
     if mask is None or min(mask.shape) < n:
         return None
-    changed = changed_cells(mask, cell_histogram(mask.astype(np.uint8), n))
+    changed = changed_cells(mask, facts.change_counts(n))
     places = [(i // n + 1, i % n + 1) for i in changed]
     return Question(worded(rng, phrases.CHANGE_CELLS, n=n), format_cells(places))
 
@@ -134,7 +134,8 @@ def change_share(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask for the changed share of the pixels in whole percent; a change below half of one is "less than 1%"."""
     if facts.change is None:
         return None
-    return Question(worded(rng, phrases.CHANGE_SHARE), format_share(float(facts.change.mean()), 1))
+    share = float(facts.change.mean() if facts.held is None else facts.change[facts.held].mean())
+    return Question(worded(rng, phrases.CHANGE_SHARE), format_share(share, 1))
 
 
 def transitions(facts: Facts, rng: np.random.Generator) -> Question | None:

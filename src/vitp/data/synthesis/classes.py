@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from vitp.data.ignored import known_semantic
+from vitp.data.nodata import held_by, held_change, held_classes, held_histogram
+from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
 
 # fmt: off
@@ -70,6 +71,7 @@ class SetClasses:
         licence: Licence of the set.
         statistics: How often classes occur; without them every class counts as present in half of the images.
         abnormal_classes: Those that are findings.
+        channels: What is seen of the bands of its files, which decides where they hold nothing; None: pictures.
     """
 
     object_classes: tuple[str, ...] = ()
@@ -80,6 +82,7 @@ class SetClasses:
     statistics: ClassStatistics = field(default_factory=ClassStatistics, compare=False)
     change_classes: tuple[str, ...] = ()
     abnormal_classes: tuple[str, ...] = ()
+    channels: Channels | None = None
 
     @classmethod
     def from_set(cls, labelled: LabelledSet, *, sample: int = 256) -> SetClasses:
@@ -92,6 +95,7 @@ class SetClasses:
             labelled.licence,
             change_classes=labelled.change_classes,
             abnormal_classes=labelled.abnormal_classes,
+            channels=labelled.channels,
         )
         looked_at = (item for _, item in evenly_spaced(labelled.items, sample))
         return replace(bare, statistics=gather_statistics(looked_at, bare))
@@ -104,9 +108,12 @@ def evenly_spaced(items: Sequence[LabelledImage], most: int) -> Iterator[tuple[i
     return ((int(place), items[int(place)]) for place in places)
 
 
-def mask_histogram(mask_HW: np.ndarray) -> np.ndarray:
-    """Return the number of pixels of each of the 256 values of a mask."""
-    return np.bincount(np.asarray(mask_HW, np.uint8).ravel(), minlength=256)
+def class_pixels(item: LabelledImage, channels: Channels | None) -> np.ndarray | None:
+    """Return the pixels of each of the 256 values of an image's mask, of those that hold something; None: no mask."""
+    if item.semantic is None:
+        return None
+    held_HW = held_by(item, channels)
+    return held_histogram(held_classes(item, held_HW), held_HW)
 
 
 def is_usable(box: tuple[float, float, float, float], width: int, height: int) -> bool:
@@ -180,10 +187,12 @@ def gather_statistics(items: Iterable[LabelledImage], classes: SetClasses) -> Cl
     for item in items:
         if item.second_image is not None:
             if item.change is not None:
-                changed.append(bool(item.change().any()))
+                held_HW = held_by(item, classes.channels)
+                if held_HW is None or held_HW.any():
+                    changed.append(bool((held_change(item, held_HW) == 1).any()))
             continue
         images += 1
-        histogram = None if item.semantic is None else mask_histogram(known_semantic(item))
+        histogram = class_pixels(item, classes.channels)
         states = class_states(item, classes, histogram)
         here = [name for name, state in states.items() if state]
         ill += _has_finding(item, classes, histogram, here)

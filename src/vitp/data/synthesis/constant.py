@@ -55,7 +55,7 @@ def constant_tasks(
         config: What is to be asked.
     """
     answers: dict[str, Counter[str]] = {}
-    volumes = VolumeIndex(items) if isinstance(items, list | tuple) else None
+    volumes = VolumeIndex(items, classes.channels) if isinstance(items, list | tuple) else None
     for place, item in evenly_spaced(items, _LOOKED_AT):
         facts, rng = Facts(item, classes, config, volumes), np.random.default_rng(place)
         for name in tasks_asked(item, classes):

@@ -10,15 +10,14 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from vitp.core.errors import DataError
-from vitp.data.ignored import known_semantic, rings_of, touched
+from vitp.data.ignored import rings_of, touched
+from vitp.data.nodata import held_by, held_change, held_classes, held_histogram, held_transition, where_held
 from vitp.data.synthesis.classes import (
     NEVER_ASKED,
     SetClasses,
     class_states,
     countable,
     is_usable,
-    mask_histogram,
 )
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.geometry import Box, as_flat, as_points
@@ -206,31 +205,37 @@ class Facts:
         self.captions_asked: dict[str, str] = {}
 
     @cached_property
+    def held(self) -> np.ndarray | None:
+        """Where the image, both dates of a pair, holds something, (H, W) bool; None: everywhere."""
+        return held_by(self.item, self.classes.channels)
+
+    @cached_property
     def mask(self) -> np.ndarray | None:
-        """The semantic mask (H, W) uint8, 255 where a place is ignored, or None."""
-        if self.item.semantic is None:
-            return None
-        mask = known_semantic(self.item)
-        if mask.ndim != 2 or mask.size == 0:
-            raise DataError(
-                f"the semantic mask has shape {mask.shape}", where=self.item.id, fix="give (H, W)"
-            )
-        return mask.astype(np.uint8, copy=False)
+        """The semantic mask (H, W) uint8, 255 where a place is ignored or the image holds nothing, or None."""
+        return None if self.item.semantic is None else held_classes(self.item, self.held)
 
     @cached_property
     def histogram(self) -> np.ndarray | None:
-        """Pixels of each value of the mask, shape (256,)."""
-        return None if self.mask is None else mask_histogram(self.mask)
+        """Pixels of each value of the mask, shape (256,), of those where the image holds something."""
+        return None if self.mask is None else held_histogram(self.mask, self.held)
 
     @cached_property
     def change(self) -> np.ndarray | None:
-        """The change mask (H, W) bool, or None."""
-        return None if self.item.change is None else np.asarray(self.item.change()) > 0
+        """The change mask (H, W) bool, false where a date holds nothing, or None; None, too, where nothing is held."""
+        if self.item.change is None or (self.held is not None and not self.held.any()):
+            return None
+        changed_HW: np.ndarray = held_change(self.item, self.held) == 1
+        return changed_HW
+
+    def change_counts(self, n: int) -> np.ndarray:
+        """Return the unchanged and the changed pixels of each cell of an n×n grid, (n·n, 2), of those that both hold."""
+        assert self.change is not None
+        return cell_histogram(where_held(self.change.astype(np.uint8), self.held), n)[:, :2]
 
     @cached_property
     def transition(self) -> np.ndarray | None:
-        """The classes at both dates (2, H, W) uint8, 255 where they aren't known, or None."""
-        return None if self.item.transition is None else np.asarray(self.item.transition())
+        """The classes at both dates (2, H, W) uint8, 255 where they aren't known or a date holds nothing, or None."""
+        return None if self.item.transition is None else held_transition(self.item, self.held)
 
     @cached_property
     def objects(self) -> tuple[Placed, ...]:

@@ -43,7 +43,7 @@ class LabelledRecords(Sequence[InstructionRecord]):
         self.config = config or SynthesisConfig()
         self.classes = classes or SetClasses.from_set(labelled)
         items = labelled.items
-        self._volumes = VolumeIndex(items) if isinstance(items, list | tuple) else None
+        self._volumes = VolumeIndex(items, labelled.channels) if isinstance(items, list | tuple) else None
 
     @property
     def name(self) -> str:

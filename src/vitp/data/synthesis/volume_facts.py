@@ -12,9 +12,9 @@ import numpy as np
 
 from vitp.data.formats.pixel_masks import MaskFile
 from vitp.data.formats.volume_masks import VolumeMask
-from vitp.data.ignored import known_semantic
-from vitp.data.synthesis.classes import mask_histogram
+from vitp.data.synthesis.classes import class_pixels
 from vitp.io.parts import FilePart, part_address, split_address
+from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE, LabelledImage
 
 
@@ -54,9 +54,11 @@ class VolumeIndex:
 
     Args:
         items: Items of the set; those that are no slices are left out.
+        channels: What is seen of their files.
     """
 
-    def __init__(self, items: Iterable[LabelledImage]) -> None:
+    def __init__(self, items: Iterable[LabelledImage], channels: Channels | None = None) -> None:
+        self._channels = channels
         self._volumes: dict[tuple[str, FilePart], _Volume] = {}
         self._of: dict[str, tuple[str, FilePart]] = {}
         for item in items:
@@ -86,9 +88,9 @@ class VolumeIndex:
         counts = []
         for number in range(volume.count or 0):
             one = volume.slices.get(number) or _other_slice(item, number)
-            if one is None or one.semantic is None or one.ignored:
+            if one is None or one.ignored or (pixels := class_pixels(one, self._channels)) is None:
                 return None
-            counts.append(mask_histogram(known_semantic(one)))
+            counts.append(pixels)
         if not counts or np.stack(counts)[:, IGNORE].any():
             return None
         return WholeVolume(np.stack(counts))

@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 from vitp.core.words import plural, spoken
-from vitp.data.ignored import known_semantic
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.choosing import one_of, worded
-from vitp.data.synthesis.classes import NEVER_ASKED, mask_histogram
+from vitp.data.synthesis.classes import NEVER_ASKED, class_pixels
 from vitp.data.synthesis.facts import Facts, Question
 from vitp.data.synthesis.ground_tasks import body_area_text, body_length_text, body_volume_text
 from vitp.data.synthesis.volume_facts import slice_number
+from vitp.records.channels import Channels
 from vitp.records.labels import IGNORE, LabelledImage
 
 BEYOND = {
@@ -199,7 +199,7 @@ def volume_ml(facts: Facts, rng: np.random.Generator) -> Question | None:
         return None
     name = one_of(rng, names)
     value = facts.classes.semantic_classes.index(name)
-    counts = [_known_count(one, value) for one in facts.shown]
+    counts = [_known_count(one, value, facts.classes.channels) for one in facts.shown]
     if None in counts:
         return None
     held = sum(count for count in counts if count is not None)
@@ -327,8 +327,11 @@ def _both_masks(facts: Facts, name: str) -> list[np.ndarray]:
 
 
 def _both_areas(facts: Facts) -> dict[str, tuple[int, int]]:
-    """Return the pixels at both studies of each class that is there at one, where all pixels are known."""
-    if facts.transition is None or (facts.transition == IGNORE).any():
+    """Return the pixels at both studies of each class that is there at one, where all that hold something are known."""
+    if facts.transition is None:
+        return {}
+    unknown_2HW = facts.transition == IGNORE
+    if (unknown_2HW if facts.held is None else unknown_2HW & facts.held).any():
         return {}
     found = {}
     for name in facts.classes.change_classes:
@@ -356,11 +359,9 @@ def _measured_classes(facts: Facts) -> list[str]:
     return [name for name in _asked_classes(facts) if histogram[values.index(name)] >= _FEWEST_PIXELS**2]
 
 
-def _known_count(item: LabelledImage, value: int) -> int | None:
-    if item.semantic is None or item.ignored:
-        return None
-    histogram = mask_histogram(known_semantic(item))
-    return None if histogram[IGNORE] else int(histogram[value])
+def _known_count(item: LabelledImage, value: int, channels: Channels | None) -> int | None:
+    histogram = None if item.ignored else class_pixels(item, channels)
+    return None if histogram is None or histogram[IGNORE] else int(histogram[value])
 
 
 def _centres(facts: Facts) -> dict[str, tuple[float, float, float]]:

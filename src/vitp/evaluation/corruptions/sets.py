@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vitp.core.errors import ConfigError
 from vitp.data.image_sample import ImageSample
+from vitp.data.nodata import held_by
 from vitp.data.seen import PICTURES, SeenBands
 from vitp.evaluation.corruptions.catalogue import Corruption
 from vitp.evaluation.corruptions.geometry import moved_objects, moved_places, warp
@@ -192,7 +193,13 @@ class CorruptedItems(Sequence[LabelledImage]):
         second = None if item.second_image is None else self._write(item.second_image, item.id, number, 1)
         self._forget((first,) if second is None else (first, second))
         matrix = self.corruption.matrix((item.height, item.width), self.severity, self.seed, item.id)
-        corrupted = replace(item, image=str(first), second_image=None if second is None else str(second))
+        # The files that are written don't tell any more where the clean ones held nothing.
+        corrupted = replace(
+            item,
+            image=str(first),
+            second_image=None if second is None else str(second),
+            held=partial(held_by, item, self.channels),
+        )
         return corrupted if matrix is None else moved_item(corrupted, matrix)
 
     def _write(self, address: str, name: str, number: int, date: int) -> Path:
@@ -241,7 +248,14 @@ def moved_item(item: LabelledImage, matrix: np.ndarray) -> LabelledImage:
         else partial(_moved_mask, item.semantic, matrix, IGNORE, np.uint8),
         # What comes in from outside is black at both dates, so nothing changed there.
         change=None if item.change is None else partial(_moved_mask, item.change, matrix, 0, np.bool_),
+        held=None if item.held is None else partial(_moved_held, item.held, matrix),
     )
+
+
+def _moved_held(read: Callable[[], np.ndarray | None], matrix: np.ndarray) -> np.ndarray | None:
+    held_HW = read()
+    # What comes in from outside counts as the masks say.
+    return None if held_HW is None else _moved_mask(lambda: held_HW, matrix, 1, np.bool_)
 
 
 def _moved_mask(
