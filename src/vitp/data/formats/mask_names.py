@@ -43,7 +43,8 @@ def pair_files(root: Path, images: Sequence[Path], masks: Sequence[Path]) -> dic
     """Return image → mask of the same name, or of the same name without the word for what it is.
 
     Where no name fits so, masks whose names all are those of images with one ending (`im1.png`, `im1.ah.png`) or one
-    beginning (`anna_im1.png`) are theirs, and then those that fit without words for splits, people and folders (`21_training.tif`, `21_manual1.gif`).
+    beginning (`anna_im1.png`) are theirs, and then those that fit without words for splits, people and folders
+    (`21_training.tif`, `21_manual1.gif`).
 
     Raises:
         DataError: Two masks or two images have the same name.

@@ -228,7 +228,7 @@ class Facts:
         return changed_HW
 
     def change_counts(self, n: int) -> np.ndarray:
-        """Return the unchanged and the changed pixels of each cell of an n×n grid, (n·n, 2), of those that both hold."""
+        """Return each cell's unchanged and changed pixels on an n×n grid, (n·n, 2), of those that both dates hold."""
         assert self.change is not None
         return cell_histogram(where_held(self.change.astype(np.uint8), self.held), n)[:, :2]
 
