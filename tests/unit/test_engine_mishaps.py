@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +51,33 @@ def test_the_newest_checkpoint_that_is_damaged_is_put_aside(tmp_path: Path) -> N
     assert aside.is_dir()
     checkpoint.prune(tmp_path, 2, newest)
     assert not aside.exists()
+
+
+_KILLED = """
+import os, signal, sys
+import multiprocessing
+from vitp.engine.loading import StepLoader
+
+class Large:
+    def __call__(self, *place):
+        return ["more than the buffer of a pipe holds"] * 20_000 + [str(place)]
+
+    def __len__(self):
+        return 4
+
+multiprocessing.set_start_method("fork")
+loader = StepLoader(Large(), 0, 100, 1, num_workers=2)
+loader.next_step()
+print(*(process.pid for process in multiprocessing.active_children()), flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_workers_end_with_a_training_that_is_killed() -> None:
+    """They held the lock of the run folder, so that nothing could go on with the run."""
+    # Its output is a pipe that stays open as long as a worker lives: with one that does, this raises TimeoutExpired.
+    killed = subprocess.run([sys.executable, "-c", _KILLED], capture_output=True, text=True, timeout=90)
+    assert killed.returncode == -signal.SIGKILL and len(killed.stdout.split()) == 2, killed.stderr
 
 
 def test_what_is_not_finite_is_named() -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
@@ -66,9 +69,22 @@ def _start_worker(worker: int) -> None:
     # happens, and needs the workers to finish its step.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    threading.Thread(target=_end_with_training, daemon=True).start()
     torch.set_num_threads(1)
     if "cv2" in sys.modules:  # has a thread pool of its own
         sys.modules["cv2"].setNumThreads(0)
+
+
+def _end_with_training() -> None:
+    """End this worker when the training process is gone, killed for lack of memory for example.
+
+    torch's workers notice it, too, but then wait for ever to hand over batches that are larger than a pipe's buffer; and
+    whoever lives on holds the lock of the run folder.
+    """
+    training = multiprocessing.parent_process()
+    if training is not None:
+        training.join()
+        os._exit(1)
 
 
 def _as_is(batch: Any) -> Any:
