@@ -78,8 +78,8 @@ def _start_worker(worker: int) -> None:
 def _end_with_training() -> None:
     """End this worker when the training process is gone, killed for lack of memory for example.
 
-    torch's workers notice it, too, but then wait for ever to hand over batches that are larger than a pipe's buffer; and
-    whoever lives on holds the lock of the run folder.
+    torch's workers notice it, too, but then wait for ever to hand over batches that are larger than a pipe's buffer.
+    Whoever lives on holds the lock of the run folder.
     """
     training = multiprocessing.parent_process()
     if training is not None:
