@@ -89,6 +89,7 @@ def test_such_places_are_neither_objects_nor_background(
         assert one.category == "ship" and place.box == pytest.approx(PLACE, abs=1.01)
     (line,) = [line for line in found.understood if "no class by its name" in line]
     assert line.startswith("3 places of ")
+    assert not any("no object is of the class" in finding for finding in found.findings)
 
 
 @pytest.mark.parametrize("write", [coco, voc, dota])

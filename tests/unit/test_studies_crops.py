@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from PIL import Image
 
 from vitp.core.errors import ConfigError
 from vitp.data.compile import compile_labels
+from vitp.data.formats.crops import empty_crops
 from vitp.data.formats.empty import is_empty
+from vitp.records.labels import LabelledImage, ObjectLabel
 from vitp.studies.main import make_study
 from vitp.studies.process import Context
 from vitp.studies.scales import scale_of
@@ -72,6 +75,14 @@ def test_a_limit_that_changes_nothing_is_none(sparse: Path) -> None:
     """So cells that are finished are found again, whatever the limits are."""
     limits, said, _ = study(sparse, "empty=1", f"scored_crops={5 * EACH}")
     assert not limits and len(said) == 1
+
+
+def test_crops_without_boxes_are_not_called_empty_where_nobody_looked_for_objects() -> None:
+    image = LabelledImage(id="a", image="a.png", width=SIDE, height=SIDE, split="train")
+    box = ObjectLabel("ship", (20.0, 30.0, 44.0, 50.0))
+    assert empty_crops(image, 96) == (EACH, 0)
+    assert empty_crops(replace(image, objects=()), 96) == (EACH, EACH)
+    assert empty_crops(replace(image, objects=(box,)), 96) == (EACH, EACH - 1)
 
 
 def test_shares_of_fewer_than_two_images_are_left_out_and_said(sparse: Path) -> None:

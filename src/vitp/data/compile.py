@@ -115,11 +115,10 @@ def compile_labels(
         synthesis = replace(synthesis, pretext=True)
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
-    job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told)
+    job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told, chosen=chosen)
     if fmt == "parquet":
         return _compile_table(job, source, options)
-    whole = read_labels(fmt, str(src) if base is None else source, **options)
-    return _compile_read(job, whole if chosen is None else chosen(whole))
+    return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
 
 
 def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileSummary:
@@ -145,6 +144,7 @@ def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileS
 
 
 def _compile_read(job: _Job, whole: LabelledSet) -> CompileSummary:
+    whole = whole if job.chosen is None else job.chosen(whole)
     job.told(job.fmt, (*job.also_there, *whole.understood))
     if "crop" in job.settings:
         return _write_crops(job, whole)
@@ -197,6 +197,7 @@ class _Job:
     told: Told = _tell_nobody
     inside: Path | None = None
     """Folder of the images that were inside of a table."""
+    chosen: Callable[[LabelledSet], LabelledSet] | None = None
 
 
 def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:

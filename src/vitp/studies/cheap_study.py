@@ -101,7 +101,7 @@ def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, .
             if "empty" in limits:
                 said.append(
                     f"{source.name}: more than half of the training crops hold no object; so many are left out that "
-                    f"they are {scale.empty:.0%} of the rest at most."
+                    f"they are {scale.empty:.0%} of the training crops at most."
                 )
             if "scored_crops" in limits:
                 said.append(

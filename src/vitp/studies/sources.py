@@ -220,7 +220,7 @@ def crop_limits(source: StudySource, crop: int, empty: float, scored: int) -> di
     Args:
         source: The folder.
         crop: Side of the crops in pixels.
-        empty: Share that training crops without labels have at most, where they are more than half: `empty`.
+        empty: Share that training crops without objects have at most, where they are more than half: `empty`.
         scored: Crops of the validation images, and of those that test, from which on no more images are taken:
             `scored_crops`.
     """

@@ -59,10 +59,15 @@ def crop_windows(width: int, height: int, size: int, overlap: int) -> list[MaskW
 
 
 def empty_crops(item: LabelledImage, size: int) -> tuple[int, int]:
-    """Return how many crops of `size` pixels that don't overlap an image gives, and how many of them meet no label."""
+    """Return how many crops of `size` pixels that don't overlap an image gives, and how many are known to be empty.
+
+    None is where nobody looked for objects, as in a set with masks alone; see `is_empty`.
+    """
     labels = (*(item.objects or ()), *(item.later_objects or ()), *item.ignored)
     boxes_N4 = np.array([label.box for label in labels]).reshape(-1, 4)
     windows = crop_windows(item.width, item.height, size, 0)
+    if item.objects is None:
+        return len(windows), 0
     return len(windows), sum(not _meeting(boxes_N4, window) for window in windows)
 
 
