@@ -328,8 +328,7 @@ class SetBuilder:
         self._items.sort(key=lambda entry: entry.item.id)
         used = {label.category for entry in self._items for label in entry.item.objects or ()}
         objects, unused = without_reserved(object_classes, used, where)
-        # Of places that are ignored by their name the counts of labels tell.
-        for name in (name for name in unused if name not in self.tally.unasked):
+        for name in (name for name in unused if name not in self.tally.unasked):  # the tally tells of those
             self.note("classes", f'no object is of the class "{name}"; it is left out')
         scenes, semantic, changes = tuple(scene_classes), tuple(semantic_classes), tuple(change_classes)
         for names in (objects, scenes, semantic, changes):
