@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from vitp.cli.output import make_console, print_findings, print_lines, print_table, shown_path
@@ -54,7 +55,7 @@ def print_summary(summary: CompileSummary) -> None:
     listed = ", ".join(f"{task} {n:,}" for task, n in sorted(tasks.items(), key=lambda kv: -kv[1]))
     console.print(f"questions by task: {listed}")
     for name, constant in summary.constant.items():
-        line = f'not asked: {name}, as {constant.alike} of {constant.of} images answer "{constant.answer}"'
+        line = f'not asked: {name}, as {constant.alike} of {constant.of} images answer "{shorten(constant.answer, 80, placeholder=" …")}"'
         console.print(f"{line} (--task {name}=1 asks all the same)", markup=False)
     if summary.unasked:
         console.print(_unasked_words(summary), markup=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,10 @@ from vitp.core.words import decimals
 if TYPE_CHECKING:
     from vitp.metrics.results import Scores
 
+MOST_KINDS = 12
+"""Kinds of findings of which one each is printed."""
+_PLACES = re.compile(r"\"[^\"]*\"|\S*[/\\]\S*|\S+\.\w{2,5}\b|[\d.,]*\d")
+"""What tells two findings of one kind apart: quoted names, paths, names of files, numbers."""
 PIPE_WIDTH = 200
 """Columns when nobody looks: a path that is broken over two lines can't be searched for."""
 
@@ -51,10 +56,22 @@ def print_lines(lines: Iterable[str], **style: Any) -> None:
 
 
 def print_findings(findings: Sequence[str], what: str, note: str = "") -> None:
-    """Print how many findings there are and the first five of them, if there are any."""
-    if findings:
-        make_console().print(f"[yellow]{len(findings):,} {what}[/]: {note}".rstrip())
-        print_lines(f"  {finding}" for finding in findings[:5])
+    """Print how many findings there are, if there are any, and one of each kind with the number of those like it.
+
+    Findings are of one kind when they differ in places, names of files and numbers alone. What is found once must not
+    hide behind a thousand of another kind.
+    """
+    if not findings:
+        return
+    make_console().print(f"[yellow]{len(findings):,} {what}[/]: {note}".rstrip())
+    kinds: dict[str, list[str]] = {}
+    for finding in findings:
+        _, _, text = finding.rpartition(": ")
+        kinds.setdefault(_PLACES.sub("#", text), []).append(finding)
+    for alike in list(kinds.values())[:MOST_KINDS]:
+        print_lines([f"  {alike[0]}" + (f" (and {len(alike) - 1:,} more like it)" if len(alike) > 1 else "")])
+    if hidden := sum(len(alike) for alike in list(kinds.values())[MOST_KINDS:]):
+        print_lines([f"  and {hidden:,} more of other kinds"])
 
 
 def print_scores(scores: Scores, title: str) -> None:

@@ -75,9 +75,10 @@ def refuse_unlabelled(root: Path) -> None:
     if dates is not None:
         before, after = (within(dates.folders[key].path, root) for key in ("before", "after"))
         raise DataError(
-            f"{before} and {after} are two dates, but there is no folder of masks of what changed",
+            f"{before} and {after} are two dates of which no folder of masks says what changed, or two classes of images",
             where=str(root),
-            fix="add it as label/, or name it with --format pairs -o masks=FOLDER",
+            fix="two dates: add the masks as label/, or name them with --format pairs -o masks=FOLDER; two classes: "
+            "--format folders",
         )
 
 
