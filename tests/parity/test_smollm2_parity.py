@@ -15,7 +15,7 @@ from vitp.checkpoints.swap import swap_language
 from vitp.data.packing import pack
 from vitp.inference.ask import Assistant
 from vitp.records.instructions import InstructionRecord, Turn
-from vitp.studies.definitions import packaged_arms
+from vitp.studies.arms import packaged_arms
 from vitp.studies.scales import scale_of
 
 TURNS = (

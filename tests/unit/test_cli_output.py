@@ -13,7 +13,9 @@ def test_a_finding_that_is_made_once_does_not_hide_behind_many_of_another_kind(
     units = [f"images/case{k}.nii.gz: doesn't say its unit; millimetres are taken" for k in range(1200)]
     boxes = [f'a.json: row {k}: box [{k}, 2.5, 3, -1.] of "c{k}" is empty; left out' for k in range(2)]
     files = [f"set: scan {k}.png and masks/{k} ä.png differ in size; left out" for k in range(2)]
-    print_findings([*units, "case7.nii.gz: the mask is of another shape; left out", *boxes, *files], "findings")
+    print_findings(
+        [*units, "case7.nii.gz: the mask is of another shape; left out", *boxes, *files], "findings"
+    )
     assert capsys.readouterr().out.splitlines() == [
         "1,205 findings:",
         f"  {units[0]} (and 1,199 more like it)",

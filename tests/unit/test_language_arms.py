@@ -15,9 +15,11 @@ from vitp.checkpoints.loading import LoadedVLM, load_backbone, load_vlm
 from vitp.checkpoints.swap import swap_language
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.errors import ConfigError
-from vitp.studies import cells, definitions
+from vitp.studies import arms, cells
+from vitp.studies.arms import packaged_arms
 from vitp.studies.cells import VERSIONS, run_config
-from vitp.studies.definitions import make_study, packaged_arms
+from vitp.studies.cheap_study import CHEAP_VITP
+from vitp.studies.definitions import make_study
 from vitp.studies.grid import Study, StudyCell, cell_keys
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import scale_of
@@ -99,12 +101,12 @@ def load_language(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS)
 
 
-def planned(*overrides: str) -> Study:
-    return make_study("language-size", scale_of("micro", overrides=overrides, study="language-size"))
+def planned(*overrides: str, study: str = "language-size") -> Study:
+    return make_study(study, scale_of("micro", overrides=overrides, study=study))
 
 
 def test_arms_are_named_by_layers_and_weights(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(definitions, "packaged_digest", lambda source: "f00d")
+    monkeypatch.setattr(arms, "packaged_digest", lambda source: "f00d")
     micro, study = planned(), planned("smollm2_layers=[6,30]")
     keys, before = cell_keys(study, VERSIONS), cell_keys(micro, VERSIONS)
     assert {name: keys[name] for name in before} == before
@@ -121,6 +123,40 @@ def test_arms_are_named_by_layers_and_weights(monkeypatch: pytest.MonkeyPatch) -
     assert micro.x_label and not study.x_label  # two arms of one size are no curve
     (_, few), _, (_, many), _ = packaged_arms(scale_of("micro", overrides=["smollm2_layers=[6,30]"]))
     assert many == 5 * few == 106_168_320  # without norms
+
+
+def test_cheap_labels_are_learned_with_a_trained_language_model_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One arm more for each number of layers, on the same cheap instructions; no other arm's cell moves."""
+    monkeypatch.setattr(arms, "packaged_digest", lambda source: "f00d")
+    words = ("downstream=[segmentation]", "shares=[0.05]", "budgets=[images]")
+    plain = planned(*words, study="cheap-labels")
+    study = planned(*words, "smollm2_layers=[6]", study="cheap-labels")
+    before, after = cell_keys(plain, VERSIONS), cell_keys(study, VERSIONS)
+    assert before.items() <= after.items()
+    name = f"{CHEAP_VITP}, SmolLM2, 6 layers, trained"
+    new = [cell for cell in study.cells if cell.name in after.keys() - before.keys()]
+    assert {cell.facts["arm"] for cell in new if cell.facts} == {name}
+    runs = [cell for cell in new if cell.name.startswith("pretrain/")]
+    usual = next(
+        cell
+        for cell in study.cells
+        if cell.name.startswith("pretrain/") and cell.facts.get("arm") == CHEAP_VITP
+    )
+    assert len(runs) == 3
+    for cell in runs:
+        assert cell.settings["language"] == {
+            "packaged": "smollm2",
+            "file": "f00d",
+            "layers": 6,
+            "weights": "trained",
+        }
+        assert cell.needs["data00"] == usual.needs["data00"] == "data/port/cheap"
+        assert cell.settings["images"] == usual.settings["images"]
+    claimed = {(claim.ours, claim.theirs) for claim in study.claims}
+    assert {theirs for ours, theirs in claimed if ours == name} == {
+        theirs for ours, theirs in claimed if ours == CHEAP_VITP
+    }
+    assert study.information[name] == study.information[CHEAP_VITP]
 
 
 def test_without_the_package_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -192,7 +192,9 @@ def test_dates_without_masks_and_kinds_of_mri_are_refused(tmp_path: Path) -> Non
         for date in ("pre", "post"):
             photo(tmp_path / "xview" / "train" / "images" / f"h_{k}_{date}_disaster.png")
             mask(tmp_path / "xview" / "train" / "targets" / f"h_{k}_{date}_disaster_target.png")
-    with pytest.raises(DataError, match="A and B are two dates of which no folder of masks says what changed, or two classes"):
+    with pytest.raises(
+        DataError, match="A and B are two dates of which no folder of masks says what changed, or two classes"
+    ):
         detect_format(tmp_path / "two")
     with pytest.raises(DataError, match="kinds of MRI, not two dates"):
         detect_format(tmp_path / "mri")

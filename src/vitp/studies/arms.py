@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+from vitp.checkpoints.gguf import packaged_digest, packaged_language
 from vitp.recipes.paradigms import PARADIGMS
-from vitp.studies.cells import NOT_PRETRAINED
+from vitp.studies.cells import NOT_PRETRAINED, TRAINED
 from vitp.studies.planner import Arm
 from vitp.studies.scales import Scale
 
@@ -26,6 +30,8 @@ BUDGET_GROUPS = {
     ("scratch", "images"): "from scratch, equal images",
     ("scratch", "flops"): "from scratch, equal operations",
 }
+_SMOLLM2 = {"width": 576, "heads": 9, "kv_heads": 3, "mlp": 1536}
+"""Sizes of a block of SmolLM2-135M."""
 
 
 def arms_of(scale: Scale, init: str) -> dict[str, Arm]:
@@ -52,3 +58,29 @@ def information_of(scale: Scale) -> dict[str, str]:
     found = {title: PARADIGMS[name].labels for name, title in ARM_TITLES.items() if name in scale.paradigms}
     untrained = {"start": ("not continued", "none beyond the start's own"), "scratch": ("random", "none")}
     return found | dict(untrained[init] for init in scale.inits)
+
+
+def block_parameters(sizes: Mapping[str, int]) -> float:
+    """Return the parameters of a language model's blocks: attention with grouped keys, gated MLP."""
+    width, head = sizes["width"], sizes["width"] // sizes["heads"]
+    attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
+    return float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
+
+
+def packaged_arms(scale: Scale) -> list[tuple[Arm, float]]:
+    """Return the arms with a language model of a package, cut to its first layers, and their blocks' parameters.
+
+    Raises:
+        ConfigError: The scale asks for some, and the package isn't installed.
+    """
+    if not scale.smollm2_layers:
+        return []
+    file, found = packaged_digest(packaged_language("smollm2")), []
+    for layers in scale.smollm2_layers:
+        for weights in (TRAINED, "random"):
+            language: dict[str, int | str] = {"packaged": "smollm2", "file": file}
+            language |= {"layers": layers, "weights": weights}
+            arm = vitp_arm(scale.vrl, f"SmolLM2, {layers} layer{'s' * (layers > 1)}, {weights}")
+            parameters = block_parameters({**_SMOLLM2, "layers": layers})
+            found.append((replace(arm, language=tuple(sorted(language.items()))), parameters))
+    return found

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from vitp.checkpoints.loading import load_backbone
 from vitp.core.errors import ConfigError
-from vitp.studies.arms import arms_of, information_of, untrained_arm, vitp_arm
+from vitp.studies.arms import arms_of, information_of, packaged_arms, untrained_arm, vitp_arm
 from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
@@ -15,11 +16,6 @@ from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questio
 
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
 REHEARSED_VITP = "ViTP, cheap instructions and general scenes"
-_WORDS = {
-    CHEAP_VITP: "ViTP on cheap instructions",
-    REHEARSED_VITP: "ViTP on cheap instructions and general scenes",
-}
-"""Arm → what claims call it."""
 _FEW = 0.1
 """Up to this share of the labels, draws differ and arms are compared at equal operations, too."""
 
@@ -51,10 +47,9 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
                     plan.finetuned(run, facts, tasks=EXPENSIVE_TASKS, labels=labels, tune=tune, draws=draws)
             claims += [
                 Claim(f"{words_of} beats {other} ({group}).", tested, other, group)
-                for tested, words_of in _WORDS.items()
-                if tested in arms
+                for tested, words_of in _cheap_vitps(arms).items()
                 for other in (untrained.name, *arms)
-                if other not in (*_WORDS, CEILING_VITP)
+                if other not in (*_cheap_vitps(arms), CEILING_VITP)
             ]
     return Study(
         "cheap-labels",
@@ -68,6 +63,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
         notes=(
             *said,
             *_of_rehearsal(scale.rehearsal),
+            *_of_language(scale.smollm2_layers),
             "Cheap labels are made of the expensive ones: class, tags and captions of the image, and which objects "
             "there are, how many. Where they are is taken away before anything learns from them.",
             f"Questions of the cheap instructions: {', '.join(CHEAP_QUESTIONS)}. The ceiling also knows every box and "
@@ -131,8 +127,20 @@ def _compared(plan: StudyPlanner) -> dict[str, Arm]:
     if plan.scale.rehearsal:
         general = extra_scenes(plan.scale, "general", plan.scale.rehearsal)
         found.append(replace(vitp, name=REHEARSED_VITP, sources=(*cheap, general)))
+    # Trained weights alone: random ones of the same shape are a question of the study of language models.
+    for arm, _ in packaged_arms(plan.scale)[::2]:
+        found.append(replace(arm, name=f"{CHEAP_VITP}, {arm.name}", sources=cheap))
     found.append(replace(vitp, name=CEILING_VITP))
     return {arm.name: arm for arm in found}
+
+
+def _cheap_vitps(arms: Mapping[str, Arm]) -> dict[str, str]:
+    """Return arm → what claims call it, of those that are ViTP on cheap instructions."""
+    return {
+        name: name.replace(CHEAP_VITP, "ViTP on cheap instructions")
+        for name in arms
+        if name.startswith(CHEAP_VITP)
+    }
 
 
 def _of_rehearsal(share: float) -> tuple[str, ...]:
@@ -145,6 +153,15 @@ def _of_rehearsal(share: float) -> tuple[str, ...]:
     )
 
 
+def _of_language(layers: Sequence[int]) -> tuple[str, ...]:
+    if not layers:
+        return ()
+    return (
+        "SmolLM2-135M-Instruct, cut to its first layers, stands behind the start's ViT with its trained weights and a new "
+        "projector; the starter's own language model has seen no text beyond its instructions.",
+    )
+
+
 def _told(plan: StudyPlanner, arms: dict[str, Arm]) -> dict[str, str]:
     known, cheap = (
         information_of(plan.scale),
@@ -152,8 +169,7 @@ def _told(plan: StudyPlanner, arms: dict[str, Arm]) -> dict[str, str]:
     )
     rehearsed = f"{cheap}; of general scenes all labels"
     return {
-        CHEAP_VITP: cheap,
-        **({REHEARSED_VITP: rehearsed} if REHEARSED_VITP in arms else {}),
+        **{name: rehearsed if name == REHEARSED_VITP else cheap for name in _cheap_vitps(arms)},
         **{name: known[name] for name in arms if name in known},
         CEILING_VITP: known["ViTP"],
         untrained_arm("start").name: known[untrained_arm("start").name],

