@@ -57,9 +57,9 @@ def open_pixels(address: str | Path) -> Pixels:
     if kind is not None:
         return PartPixels(SlidePixels(base, kind, part, where), part, where)
     _check_part(part, False, where)
-    if part.mpp is not None:
+    if part.mpp is not None or part.own_mpp is not None:
         what = "isn't a slide, and only slides are read at so many micrometres a pixel"
-        raise DataError(what, where=where, fix="leave mpp out of the address")
+        raise DataError(what, where=where, fix="leave mpp and own_mpp out of the address")
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return PartPixels(FolderPixels(Path(base), where), part, where)
     driver = raster_driver(base)
@@ -74,7 +74,7 @@ def _check_part(part: FilePart, volume: bool, where: str) -> None:
         what = "is a mirrored, turned or blanked view, whose own values nothing reads"
         raise DataError(what, where=where, fix="leave hole=, mirror= and turn= out of the address")
     of_volumes = {"slice": part.slice, "plane": part.plane, "around": part.around, "series": part.series}
-    of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp}
+    of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp, "own_mpp": part.own_mpp}
     for name, value in (of_others if volume else of_volumes).items():
         if value is not None:
             what = f"is {'a' if volume else 'no'} volume, of which no {name} can be chosen"
@@ -113,7 +113,9 @@ def is_picture_file(address: str | Path) -> bool:
     True, too, for what nothing reads: then its words tell why.
     """
     base, part = split_address(address)
-    if part.bands or part.layer or part.mpp is not None or is_volume(base) or slide_kind(address) is not None:
+    if part.bands or part.layer or part.mpp is not None or part.own_mpp is not None:
+        return False
+    if is_volume(base) or slide_kind(address) is not None:
         return False
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return False
