@@ -222,6 +222,25 @@ def test_cells_that_hold_nothing_are_no_background_of_boxes(tmp_path: Path, band
     assert ships(tmp_path / "d.tif", bands=bands, empty=20).grid == []
 
 
+def test_what_one_date_does_not_show_has_not_disappeared(tmp_path: Path) -> None:
+    early, late = (tmp_path / f"{name}.tif" for name in ("early", "late"))
+    field(late, bands=False)  # its first ten rows hold nothing
+    write_raster(early, np.full((3, SIDE, SIDE), 90, np.uint8), nodata=0)
+    low, high = ObjectLabel("ship", (1, 12, 9, 18)), ObjectLabel("ship", (31, 2, 39, 8))
+    change_objects = QUESTION_TASKS["change_objects"].ask
+
+    def answers(before: tuple[ObjectLabel, ...], after: tuple[ObjectLabel, ...]) -> set[tuple[str, str]]:
+        item = LabelledImage(
+            "a", str(early), SIDE, SIDE, second_image=str(late), objects=before, later_objects=after
+        )
+        facts = facts_of(LabelledSet("pairs", [item], object_classes=("ship",)))
+        asked = [change_objects(facts, np.random.default_rng(seed)) for seed in range(8)]
+        return {(question.about, question.answer) for question in asked if question is not None}
+
+    assert answers((low, high), (low,)) == set()
+    assert answers((low,), ()) == {("appeared", "nothing"), ("disappeared", "one ship")}
+
+
 def test_nothing_is_asked_of_an_image_that_holds_nothing(tmp_path: Path) -> None:
     facts = ships(tmp_path / "a.tif", bands=True, empty=SIDE)
     assert facts.holds_nothing
