@@ -1,8 +1,8 @@
 """Reading text, JSON, YAML and XML that others wrote: nothing is expanded before its size is known.
 
 Each function fails as the parser that it stands for: `parse_json` with a `json.JSONDecodeError` only, `parse_yaml` and
-`parse_word` with a `yaml.YAMLError` only, `parse_xml` with an `ElementTree.ParseError` only, whatever the text holds. `read_text` and
-`open_file` fail with an `OSError`, and never wait: a named pipe or a device isn't opened.
+`parse_word` with a `yaml.YAMLError` only, `parse_xml` with an `ElementTree.ParseError` only, whatever the text holds.
+`read_text` and `open_file` fail with an `OSError`, and never wait: a named pipe or a device isn't opened.
 """
 
 from __future__ import annotations

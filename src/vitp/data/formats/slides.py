@@ -32,6 +32,7 @@ LEAST_TISSUE = 0.02
 """Share of a crop that is tissue from which on it is kept."""
 
 
+_STATED = "as no_mpp states"
 _MOST_NAMES = 5
 """Of slides that a refusal names."""
 
@@ -108,7 +109,7 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
             address = part_address(address, FilePart(own_mpp=stated))
         made, said = _read_at(item, address)
         items.append(made)
-        own[said if says or stated is None else f"{said}, as no_mpp states"] += 1
+        own[said if says or stated is None else f"{said}, {_STATED}"] += 1
     if lacking and (wanted.no_mpp == "refuse" or not items):
         raise _without_resolution(lacking, len(labelled.items), labelled.name, wanted)
     if stated is not None and not any(split_address(item.image)[1].own_mpp for item in items):
@@ -121,20 +122,25 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
         raise ConfigError(what, where="no_mpp", fix=fix)
     if not own:
         return labelled
-    counted = "; ".join(f"{count:,} of {said}" for said, count in own.most_common(4))
-    how = "read at their own pixels; -o mpp=… reads all at one resolution"
-    if wanted.mpp is not None:
-        how = f"all read at {wanted.mpp:g} µm, with their labels"
-    line = f"slides: {counted}: {how}"
     left_out = tuple(
         f"{name}: doesn't say how many micrometres its pixels have: left out" for name in lacking
     )
     return replace(
         labelled,
         items=items,
-        understood=(*labelled.understood, line),
+        understood=(*labelled.understood, _told(own, wanted)),
         findings=(*labelled.findings, *left_out),
     )
+
+
+def _told(own: Counter[str], wanted: SlideOptions) -> str:
+    """Return a line on the resolutions of slides, what was stated of them first, and at which they are read."""
+    found = sorted(own.most_common(), key=lambda one: not one[0].endswith(_STATED))[:4]
+    counted = "; ".join(f"{count:,} of {said}" for said, count in found)
+    how = "read at their own pixels; -o mpp=… reads all at one resolution"
+    if wanted.mpp is not None:
+        how = f"all read at {wanted.mpp:g} µm, with their labels"
+    return f"slides: {counted}: {how}"
 
 
 def _is_read_at(item: LabelledImage, wanted: SlideOptions) -> bool:

@@ -179,7 +179,10 @@ def mirrored(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | No
 
 
 def missing_patch(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
-    """Ask which cell of the grid is blank; only a cell that shows something is, and no other one may look so or hold nothing."""
+    """Ask which cell of the grid is blank.
+
+    Only a cell that shows something is, and no other one may look so or hold nothing.
+    """
     edges = [round(1000 * n / NINTHS_SIDE) for n in range(NINTHS_SIDE + 1)]
     cells = {
         (row, column): look.part(
