@@ -6,16 +6,20 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from tests.e2e.conftest import done, finish, litter, refused, snapshot, vitp, write_config
 from tests.forks import Forked
 from tests.unit.test_volume_predictions import HighValues
+from vitp.core.errors import VitpError
+from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.scenes.volume_files import write_nifti
@@ -118,6 +122,39 @@ def test_an_export_to_a_real_disk_that_is_full(
     assert "the disk is full" in refused("data", "compile", scenes, "--out", disk / "compiled")
     assert list(disk.iterdir()) == []
     assert vitp("export", finished, "--out", disk / "backbone", "--force").code == 2
+
+
+@pytest.mark.parametrize("vector", ["gpkg", "geojson"])
+@pytest.mark.parametrize("kilobytes", [64, 640])
+def test_maps_on_a_real_disk_that_fills_up_are_one_line(
+    tmp_path: Path,
+    small_disk: Callable[[int], Path],
+    capfd: pytest.CaptureFixture[str],
+    kilobytes: int,
+    vector: str,
+) -> None:
+    """libtiff writes past Python, a line for each tile; GDAL's own errors say nothing of the disk."""
+    disk = small_disk(kilobytes)
+    noise = np.random.default_rng(0).integers(0, 200, (1200, 1200)).astype(np.uint8)
+    shapely, pyogrio = (pytest.importorskip(name) for name in ("shapely", "pyogrio.raw"))
+    round_NP = np.array([shapely.to_wkb(shapely.Point(n, 0).buffer(1)) for n in range(4000)], object)
+    writes = (
+        lambda: write_class_cog(disk / "a.tif", lambda a, b: noise[None, a:b], noise.shape, None, "abc", {}),
+        lambda: pyogrio.write(
+            disk / f"a.{vector}", round_NP, [], [], driver="GPKG" if vector == "gpkg" else "GeoJSON",
+            geometry_type="Polygon", crs="EPSG:32632",
+        ),
+    )  # fmt: skip
+    for write in writes:
+        with pytest.raises(VitpError) as caught, written_by_gdal(disk):
+            print("a line of ours", file=sys.stderr)
+            write()
+        assert (
+            str(caught.value) == f"{disk}: the disk is full; free some space; nothing that was there is lost"
+        )
+        assert capfd.readouterr().err == "a line of ours\n"
+        for left in disk.iterdir():
+            left.unlink()
 
 
 @pytest.mark.parametrize("kilobytes", [16, 64])

@@ -20,7 +20,8 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import read_labels
 from vitp.data.shards import write_shards
 from vitp.data.synthesis.build import SynthesisConfig
-from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, colour_names, gradients, look_at, turned_copy
+from vitp.data.synthesis.pretext_look import look_at
+from vitp.data.synthesis.pretext_tasks import PRETEXT_TASKS, colour_names, gradients, turned_copy
 from vitp.io.images import image_size, load_image, load_planes
 from vitp.io.open_pixels import open_pixels
 from vitp.objectives.image_rows import read_image_rows, read_uncompiled

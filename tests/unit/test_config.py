@@ -65,6 +65,13 @@ def test_scientific_notation_is_a_number():
     assert make_config(PretrainConfig, MINIMAL, ["optim.lr=3e-4"]).optim.lr == 3e-4
 
 
+def test_a_section_of_the_command_line_needs_no_blanks():
+    values = {"task": "detection", "data": {"format": "coco", "root": "x"}}
+    config = make_config(FinetuneConfig, values, ["data.resize={mode:long,size:96}"])
+    assert (config.data.resize.mode, config.data.resize.size) == ("long", 96)
+    assert make_config(FinetuneConfig, values, ["data.resize={mode:long}"]).data.resize.mode == "long"
+
+
 def test_file_round_trip(tmp_path):
     config = make_config(PretrainConfig, MINIMAL, ["vrl.ratio=0.5", "model.freeze=[vision]"])
     save_config(config, tmp_path / "config.yaml")

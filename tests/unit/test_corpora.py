@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 import pytest
@@ -226,3 +227,30 @@ def test_two_columns_of_one_name_are_refused_where_they_are_read_and_differ(
     for named, cell in ((column, None), ("", other), ("note", other)):
         written(named, cell)
         assert convert_corpus(name, root, tmp_path / f"out-{named or 'blank'}").records == COUNTS[name][0]
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "marks"),
+    [("quilt_1m", "quilt_1M_lookup.csv", '","'), ("gmai_mmbench", "GMAI_mm_bench_VAL.tsv", "tabs")],
+)
+def test_a_row_of_more_cells_than_the_head_is_told_and_never_cut(
+    tmp_path: Path, name: str, file: str, marks: str
+) -> None:
+    root = write_corpus(name, tmp_path / "download")
+    table, mark = root / file, "\t" if file.endswith(".tsv") else ","
+    head, first, *rest = table.read_text(encoding="utf-8").splitlines(keepends=True)
+    count = len(head.rstrip("\r\n").split(mark))
+
+    def written(end: str) -> None:
+        row = next(csv.reader([first], delimiter=mark))
+        cells = io.StringIO(newline="")
+        csv.writer(cells, delimiter=mark, lineterminator="").writerow(row)
+        table.write_text(head + cells.getvalue() + end + "\n" + "".join(rest), encoding="utf-8", newline="")
+
+    written(f"{mark}and more")
+    with pytest.raises(DataError) as caught:
+        convert_corpus(name, root, tmp_path / "out")
+    told = f"{table}:2: has {count + 1} cells, the head {count}; put cells that hold {marks} into quotes"
+    assert str(caught.value) == told and not (tmp_path / "out").exists()
+    written(mark)  # an empty cell at the end shifts nothing
+    assert convert_corpus(name, root, tmp_path / "out").records == COUNTS[name][0]

@@ -22,8 +22,9 @@ from vitp.core.errors import DataError, VitpError
 from vitp.inference import maps
 from vitp.inference import raster_files as raster_files_module
 from vitp.inference import unfinished as unfinished_module
-from vitp.inference.inputs import Unusable
+from vitp.inference.inputs import Unusable, open_ground
 from vitp.inference.map_files import write_class_cog, written_by_gdal
+from vitp.inference.pictures import classified_raster
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
 from vitp.inference.unfinished import is_unfinished, unfinished_folder
@@ -375,7 +376,9 @@ def test_files_that_cannot_be_written_are_one_line_and_nothing_is_lost(tmp_path:
     assert not out.exists() and said[-1].endswith("the same command with --resume goes on there")
     with (
         no_file_larger_than(10_000),
-        pytest.raises(VitpError, match=r"can't be written .*free some space"),
+        pytest.raises(
+            VitpError, match=r"can't be written .*check the path and how much may be written there"
+        ),
         written_by_gdal(tmp_path),
     ):
         write_class_cog(
@@ -428,3 +431,16 @@ def test_no_image_larger_than_those_of_training_is_squeezed(
     mode = None if seen.resize is None else seen.resize.mode
     assert (seen.window, mode, factor) == expected
     assert (note is not None) == (expected[1] == "none")
+
+
+def test_a_raster_that_holds_nothing_is_of_no_class(tmp_path: Path) -> None:
+    model: Any = SimpleNamespace(backbone=SimpleNamespace(in_channels=None))
+    empty = write_raster(tmp_path / "a.tif", np.zeros((3, 40, 50), np.uint8), nodata=0)
+    with pytest.raises(DataError, match=r"a\.tif: holds nothing: all of its pixels are nodata"):
+        classified_raster(model, str(empty), TestSettings())
+    late = np.zeros((3, 1100, 50), np.uint8)
+    late[:, 1099, 49] = 7
+    for values_CHW, nodata in ((late, 0), (np.zeros((3, 40, 50), np.uint8), None)):
+        path = write_raster(tmp_path / "b.tif", values_CHW, nodata=nodata)
+        with open_ground(str(path), None) as ground:
+            assert not ground.is_empty()

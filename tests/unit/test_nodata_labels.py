@@ -9,18 +9,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.map_models import BrightestBand, channels_of, write_raster
 from tests.map_toys import BANDS
 from vitp import compile_labels
 from vitp.data.seen import SeenBands
-from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig
+from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, synthesize_with_tasks
 from vitp.data.synthesis.classes import SetClasses
-from vitp.data.synthesis.facts import Facts, Limits
+from vitp.data.synthesis.facts import UNKNOWN, Facts, Limits
+from vitp.data.synthesis.pretext_look import look_at
+from vitp.data.synthesis.pretext_tasks import (
+    VIEW_TASKS,
+    brighter_half,
+    colour,
+    missing_patch,
+    texture_half,
+)
 from vitp.evaluation.corruptions.catalogue import CORRUPTIONS
 from vitp.evaluation.corruptions.sets import corrupted_set, load_pixels
 from vitp.records.channels import Channels
-from vitp.records.labels import IGNORE, LabelledImage, LabelledSet
+from vitp.records.labels import BACKGROUND, IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.report.robustness_page import example_figures
 from vitp.studies.cheap import cheap_labels
 from vitp.tasks.base import TestSettings
@@ -181,3 +190,132 @@ def test_corrupted_images_count_the_pixels_that_the_clean_ones_hold(
     scores = evaluate_pixels(model, corrupted, TestSettings())
     clean = evaluate_pixels(model, labelled, TestSettings())
     assert np.isnan(clean.per_class["rock"]["iou"]) == np.isnan(scores.per_class["rock"]["iou"])
+
+
+def ships(path: Path, *, bands: bool, empty: int = EMPTY) -> Facts:
+    """Return facts of a map with boxes alone, whose first rows hold nothing."""
+    values = np.full((3, SIDE, SIDE), 90, np.uint16 if bands else np.uint8)
+    values[:, :empty] = 0
+    write_raster(path, values, nodata=0, names=BANDS if bands else ())
+    objects = (ObjectLabel("ship", (1, 12, 9, 18)), ObjectLabel("ship", (31, 2, 39, 8)))
+    item = LabelledImage("a", str(path), SIDE, SIDE, objects=objects, metadata={})
+    channels = channels_of(*BANDS) if bands else None
+    labelled = LabelledSet("ships", [item], object_classes=("ship", "tug"), channels=channels)
+    return facts_of(labelled)
+
+
+@pytest.mark.parametrize("bands", [False, True])
+def test_cells_that_hold_nothing_are_no_background_of_boxes(tmp_path: Path, bands: bool) -> None:
+    facts = ships(tmp_path / "a.tif", bands=bands)
+    # A ship was labelled in the first row, although the image holds nothing there; of the other cells nothing is known.
+    assert facts.grid == [[UNKNOWN] * 3 + ["ship"], ["ship"] + [BACKGROUND] * 3, *[[BACKGROUND] * 4] * 2]
+    assert facts.listable == {"ship"}
+    asked = QUESTION_TASKS["cells"].ask(facts, np.random.default_rng(0))
+    assert asked is not None and "background" not in asked.question.lower()
+    for seed in range(20):
+        question = QUESTION_TASKS["cell"].ask(facts, np.random.default_rng(seed))
+        assert not question.about.startswith("1,") or question.answer == "ship"
+        assert QUESTION_TASKS["grid_row"].ask(facts, np.random.default_rng(seed)).about != "0"
+    # Half a cell of nothing is the least of which nothing is said, and more than a quarter of the grid is too much.
+    assert ships(tmp_path / "b.tif", bands=bands, empty=5).grid[0] == [BACKGROUND] * 3 + ["ship"]
+    assert ships(tmp_path / "c.tif", bands=bands, empty=6).grid[0] == [UNKNOWN] * 3 + ["ship"]
+    assert ships(tmp_path / "d.tif", bands=bands, empty=20).grid == []
+
+
+def test_what_one_date_does_not_show_has_not_disappeared(tmp_path: Path) -> None:
+    early, late = (tmp_path / f"{name}.tif" for name in ("early", "late"))
+    field(late, bands=False)  # its first ten rows hold nothing
+    write_raster(early, np.full((3, SIDE, SIDE), 90, np.uint8), nodata=0)
+    low, high = ObjectLabel("ship", (1, 12, 9, 18)), ObjectLabel("ship", (31, 2, 39, 8))
+    change_objects = QUESTION_TASKS["change_objects"].ask
+
+    def answers(before: tuple[ObjectLabel, ...], after: tuple[ObjectLabel, ...]) -> set[tuple[str, str]]:
+        item = LabelledImage(
+            "a", str(early), SIDE, SIDE, second_image=str(late), objects=before, later_objects=after
+        )
+        facts = facts_of(LabelledSet("pairs", [item], object_classes=("ship",)))
+        asked = [change_objects(facts, np.random.default_rng(seed)) for seed in range(8)]
+        return {(question.about, question.answer) for question in asked if question is not None}
+
+    assert answers((low, high), (low,)) == set()
+    assert answers((low,), ()) == {("appeared", "nothing"), ("disappeared", "one ship")}
+
+
+def test_nothing_is_asked_of_an_image_that_holds_nothing(tmp_path: Path) -> None:
+    facts = ships(tmp_path / "a.tif", bands=True, empty=SIDE)
+    assert facts.holds_nothing
+    config = SynthesisConfig(questions_per_image=20)
+    item, classes = replace(facts.item, objects=()), facts.classes
+    assert synthesize_with_tasks(item, classes, seed=0, config=config) is None
+    some = ships(tmp_path / "b.tif", bands=True).item
+    assert synthesize_with_tasks(replace(some, objects=()), classes, seed=0, config=config) is not None
+
+
+# --- questions that pixels alone answer
+
+
+def torn(path: Path, *, bands: bool, empty: float) -> LabelledImage:
+    """Write a map of bright green, rougher and darker on the right, whose left part (a share) holds nothing."""
+    side, rng = 120, np.random.default_rng(0)
+    values = np.full((3, side, side), 60, np.uint16 if bands else np.uint8)
+    values[1] = 200
+    values[:, :, side // 2 :] = values[:, :, side // 2 :] // 2 + rng.integers(1, 30, (1, side, side // 2))
+    values[:, :, : round(empty * side)] = 0
+    write_raster(path, values, nodata=0, names=BANDS if bands else ())
+    return LabelledImage("torn", str(path), side, side)
+
+
+@pytest.mark.parametrize("bands", [False, True])
+def test_pixels_that_hold_nothing_are_no_colour_no_dark_and_no_texture(tmp_path: Path, bands: bool) -> None:
+    channels = channels_of(*BANDS, high=250) if bands else None
+    whole, some = (look_at(torn(tmp_path / f"{x}.tif", bands=bands, empty=x), channels) for x in (0, 0.2))
+    assert whole.held_HW.all() and some.held_HW.mean() == pytest.approx(0.8, abs=0.01)
+    assert (some.small_HWC[some.held_HW] > 0).all()
+    for seed in range(20):
+        for ask in (brighter_half, texture_half):
+            answers = {
+                question.answer
+                for look in (whole, some)
+                if (question := ask(look, np.random.default_rng(seed))) is not None
+            }
+            assert answers <= {"left" if ask is brighter_half else "right"}
+    # By its black alone the left would be the darker half.
+    left, right = np.array_split(some.small_HWC.mean(2) * some.held_HW, 2, axis=1)
+    assert left.mean() < right.mean() + 0.06
+    asked = [brighter_half(some, np.random.default_rng(seed)) for seed in range(20)]
+    assert {question.answer for question in asked if question is not None} == {"left"}
+    # An empty cell looks as one that is blank, so neither is asked for.
+    assert missing_patch(whole, np.random.default_rng(0)) is not None
+    assert (
+        missing_patch(
+            look_at(torn(tmp_path / "t.tif", bands=bands, empty=0.3), channels), np.random.default_rng(0)
+        )
+        is None
+    )
+    assert look_at(torn(tmp_path / "most.tif", bands=bands, empty=0.6), channels) is None
+
+
+def test_transparent_pixels_are_no_colour(tmp_path: Path) -> None:
+    rgba = np.zeros((100, 100, 4), np.uint8)
+    rgba[:, 40:] = (200, 20, 20, 255)
+    rgba[70:, 40:] = (20, 200, 20, 255)
+    Image.fromarray(rgba).save(tmp_path / "a.png")
+    look = look_at(LabelledImage("a", str(tmp_path / "a.png"), 100, 100), None)
+    # 42 % are red, 18 % green and 40 % nothing.
+    assert look.held_HW.mean() == pytest.approx(0.6, abs=0.01)
+    assert colour(look, np.random.default_rng(0)).answer == "red"
+    rgba[..., 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "b.png")
+    assert look_at(LabelledImage("b", str(tmp_path / "b.png"), 100, 100), None).held_HW.all()
+
+
+def test_views_of_torn_images_differ_by_what_they_show(tmp_path: Path) -> None:
+    """A plain square whose corner holds nothing looks turned by that corner alone."""
+    values = np.full((3, 120, 120), 120, np.uint8)
+    values[:, :30, :30] = 0
+    write_raster(tmp_path / "corner.tif", values, nodata=0)
+    look = look_at(LabelledImage("corner", str(tmp_path / "corner.tif"), 120, 120), None)
+    assert not look.held_HW[:20, :20].any() and look.small_HWC[look.held_HW].std() < 1e-3
+    for seed in range(10):
+        for ask in VIEW_TASKS.values():
+            assert ask(look, np.random.default_rng(seed)) is None

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 from tests.conftest import tiny_chat, tiny_vlm_config
 from tests.objective_toys import CASES, image_text, labelled_folder, simclr
-from vitp.core.errors import ConfigError
+from vitp.core.config import make_config
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.mixture import Sample
 from vitp.models.vlm import VisionLanguageModel
 from vitp.objectives.image_rows import ImageRows
@@ -29,6 +30,7 @@ from vitp.objectives.text_tower import (
     read_record_texts,
 )
 from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
+from vitp.runs.pretrain import PretrainConfig, build
 
 
 def vectors(rows: int, seed: int, width: int = 5) -> torch.Tensor:
@@ -159,3 +161,21 @@ def test_texts_of_records_are_questions_with_answers(tmp_path: Path) -> None:
     item = LabelledImage("a", image, 48, 40)
     drawn = {texts(place(item), np.random.default_rng(seed)) for seed in range(20)}
     assert drawn == set(known[image])
+
+
+@pytest.mark.parametrize("objective", ["simclr", "clip", "siglip", "dino"])
+def test_a_set_of_one_image_tells_nothing_apart(tmp_path: Path, objective: str) -> None:
+    """All others of a step would be copies of the image, from which it would have to learn to differ."""
+    labelled_folder(tmp_path / "one", images=1)
+    settings = {"koleo": 0.1} if objective == "dino" else {}
+    values = {
+        "objective": {"name": objective, **settings},
+        "data": {"mixture": [str(tmp_path / "one")], "global_batch": 4},
+    }
+    config = make_config(PretrainConfig, values)
+    with pytest.raises(
+        DataError, match=r"holds a single training image, .*telling images apart; give more images"
+    ):
+        build(config)
+    if objective == "dino":  # without the regulariser each image is looked at alone
+        build(make_config(PretrainConfig, {**values, "objective": {"name": "dino"}}))

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import http.server
+import re
 import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import tifffile
 
 from tests.raster_files import UTM, values, write_raster
 from tests.tiff_files import write_tiff
@@ -18,7 +21,7 @@ from vitp.core.errors import DataError
 from vitp.core.remote import VARIABLE
 from vitp.io import contract
 from vitp.io.images import image_size, load_image
-from vitp.io.open_pixels import open_pixels
+from vitp.io.open_pixels import check_stored, open_pixels
 
 
 def _refused(address: str | Path) -> str:
@@ -242,8 +245,46 @@ def test_a_vrt_over_a_damaged_file_is_refused(tmp_path: Path, capfd: pytest.Capt
     data = bytearray(path.read_bytes())
     data[len(data) // 2 : len(data) // 2 + 900] = b"\0" * 900
     path.write_bytes(data)
+    # Of the file behind it, too, and which of its blocks.
     assert str(vrt) in _refused(vrt)
+    assert re.search(r"in the block of column 0, row \d+ of band 1 of a\.tif, from 0\)", _refused(vrt))
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("layout", [{"tiled": True, "blockxsize": 16, "blockysize": 16}, {"blockysize": 8}])
+def test_a_flipped_bit_of_a_deflated_tile_is_found(tmp_path: Path, layout: dict[str, Any]) -> None:
+    """Whoever decodes a tile may stop before its checksum; `check_stored` doesn't."""
+    path = write_raster(tmp_path / "a.tif", values(3, "uint16"), compress="deflate", predictor=2, **layout)
+    check_stored(path)
+    whole = path.read_bytes()
+    with tifffile.TiffFile(path) as file:
+        page = file.pages.first
+        segments = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+        across = -(-page.imagewidth // 16)
+    rng = np.random.default_rng(0)
+    for number in rng.integers(len(segments), size=40):
+        offset, count = segments[number]
+        data = bytearray(whole)
+        data[offset + int(rng.integers(2, count))] ^= 1 << int(rng.integers(8))
+        path.write_bytes(data)
+        row, column = divmod(int(number) % (across * -(-61 // 16)), across)
+        place = (
+            f"the tile of column {column}, row {row}"
+            if "tiled" in layout
+            else f"the strip from row {8 * (number % 8)}"
+        )
+        with pytest.raises(DataError, match=f"a.tif.*: is damaged: {place}"):
+            check_stored(path)
+        if "tiled" in layout:
+            # A window is damaged where a tile of its own is.
+            box = (16 * column, 16 * row, min(16 * column + 16, 83), min(16 * row + 16, 61))
+            with pytest.raises(DataError, match="is damaged: the tile"):
+                check_stored(f"{path}#window={','.join(map(str, box))}")
+            other = (0, 0, 16, 16) if number % (across * 4) else (32, 32, 48, 48)
+            check_stored(f"{path}#window={','.join(map(str, other))}")
+    path.write_bytes(whole)
+    check_stored(path)
+    check_stored(tmp_path)
 
 
 def test_files_of_a_suffix_alone_are_told_by_their_content(tmp_path: Path) -> None:

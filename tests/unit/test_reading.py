@@ -18,6 +18,7 @@ from vitp.core.reading import (
     MOST_LEVELS,
     check_file,
     parse_json,
+    parse_word,
     parse_xml,
     parse_yaml,
     read_text,
@@ -134,3 +135,26 @@ def test_text_is_bounded_and_loses_its_mark(tmp_path: Path) -> None:
     assert read_text(path) == "car\n"
     with pytest.raises(OSError, match="more than 3 bytes"):
         read_text(path, largest=3)
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("{mode:long,size:512}", {"mode": "long", "size": 512}),
+        ("{mode: long, size:512}", {"mode": "long", "size": 512}),
+        ("{0:ship,1:car}", {0: "ship", 1: "car"}),
+        ("[{a:b},{c:1e3}]", [{"a": "b"}, {"c": "1e3"}]),
+        ("{a:[1,2]}", {"a": [1, 2]}),
+        ("{a:[1,2}", None),
+        ("{a: {b:true}}", {"a": {"b": True}}),
+        ("{a:}", {"a": None}),
+        ("{a}", {"a": None}),
+        ("C:/data", "C:/data"),
+    ],
+)
+def test_mappings_of_the_command_line_need_no_blanks(text: str, meant: object) -> None:
+    if meant is None:
+        with pytest.raises(yaml.YAMLError):
+            parse_word(text)
+    else:
+        assert parse_word(text) == meant

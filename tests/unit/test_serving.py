@@ -681,6 +681,21 @@ def test_what_isnt_there_is_told(known: Served) -> None:
         assert answer.status_code == status and "/api" in answer.json()["error"]
 
 
+def test_head_is_get_without_its_body(known: Served) -> None:
+    for path in ("/", "/health", "/models", "/samples", "/api", "/openapi.json"):
+        whole, head = known.client.get(path), known.client.head(path)
+        assert head.status_code == whole.status_code == 200 and head.content == b"", path
+        for name in ("content-type", "content-length"):
+            assert head.headers[name] == whole.headers[name], path
+    assert known.client.head("/nothing").status_code == 404
+    refused = known.client.head("/predict")
+    assert refused.status_code == 405 and refused.headers["allow"] == "POST" and refused.content == b""
+    assert known.client.post("/models").headers["allow"] == "GET, HEAD"
+    assert any("HEAD /models 200" in line for line in known.lines)
+    # The page of the API still names each route once.
+    assert "head" not in known.client.get("/openapi.json").json()["paths"]["/models"]
+
+
 def test_names_of_models() -> None:
     assert named_sources(["runs/one", "b=runs/two", "starter", "x.onnx"]) == {
         "one": "runs/one",

@@ -25,7 +25,10 @@ from vitp.data.compile import compile_labels
 from vitp.data.formats import detect, read_labels
 from vitp.data.formats.crops import cut
 from vitp.data.formats.vitp_labels import read_compiled
-from vitp.io.images import load_image
+from vitp.io.images import image_size, load_image
+from vitp.io.parts import FilePart, split_address
+from vitp.io.slides import slide_place
+from vitp.io.tissue import find_tissue
 from vitp.records.labels import IGNORE, LabelledSet
 from vitp.records.regions import rasterise
 
@@ -287,13 +290,71 @@ def test_slides_without_a_resolution_are_read_as_they_are(tmp_path: Path) -> Non
         write_qupath(tmp_path / f"{name}.geojson", [qupath_feature([circle(80, 70, 50)], "gland")])
     with pytest.raises(
         DataError,
-        match=r"6 of 8 slides .* of them: a.svs, d.svs, e.svs, f.svs, g.svs and 1 more; -o no_mpp=leave_out",
+        match=r"6 of 8 slides .* of them: a.svs, d.svs, e.svs, f.svs, g.svs and 1 more; -o no_mpp=0\.25 states .*; -o no_mpp=leave_out",
     ):
         read(tmp_path, mpp=0.5)
     rest = read(tmp_path, mpp=0.5, no_mpp="leave_out")
     assert [Path(item.image).name for item in rest.items] == ["b.svs#mpp=0.5", "c.svs#mpp=0.5"]
     assert "h.svs: doesn't say how many micrometres its pixels have: left out" in rest.findings
     assert len(rest.findings) == 6
-    with pytest.raises(ConfigError, match="choose refuse or leave_out"):
-        read(tmp_path, mpp=0.5, no_mpp="guess")
+    for wrong in ("guess", 0, True, 51):
+        with pytest.raises(ConfigError, match="choose refuse or leave_out, or give the micrometres"):
+            read(tmp_path, mpp=0.5, no_mpp=wrong)
     assert tifffile.TiffFile(tmp_path / "a.svs").is_svs
+
+
+def test_a_resolution_that_files_do_not_say_can_be_stated(tmp_path: Path) -> None:
+    picture = tissue_picture(200, 150, [(80, 70, 50, PINK)])
+    root = tmp_path / "set"
+    for name, mpp in (("a", None), ("b", 0.5)):
+        write_svs(root / f"{name}.svs", picture, mpp)
+        write_qupath(root / f"{name}.geojson", [qupath_feature([SQUARE], "gland")])
+    told = read(root, mpp=1, no_mpp=0.25)
+    assert (
+        "slides: 1 of 0.25 µm a pixel, as no_mpp states; 1 of 0.5 µm a pixel: all read at 1 µm, with their labels"
+        in told.understood
+    )
+    stated, said = told.items
+    assert Path(stated.image).name == "a.svs#mpp=1&own_mpp=0.25" and Path(said.image).name == "b.svs#mpp=1"
+    # Four pixels of a quarter of a micrometre are one of a micrometre.
+    assert (stated.width, stated.height, stated.spacing) == (50, 37, (0.001, 0.001))
+    assert stated.objects[0].box == (10, 15, 30, 35) and said.objects[0].box == (20, 30, 60, 70)
+    # The slide holds that level: its pixels are read as they are, and tissue is where it is.
+    level = tifffile.TiffFile(root / "a.svs").series[0].levels[1].asarray()
+    assert (np.asarray(load_image(stated.image)) == level).all()
+    found = find_tissue(stated.image)
+    assert found.shares(np.array([[10, 8, 30, 28], [40, 28, 50, 38]])).round().tolist() == [1, 0]
+    # At its own pixels it has a size, too.
+    own = read(root, no_mpp=0.25).items[0]
+    assert (own.spacing, own.width) == ((0.00025, 0.00025), 200) and own.image.endswith("a.svs#own_mpp=0.25")
+    assert slide_place(own.image).square_micrometres == pytest.approx(0.0625)
+
+    compiled = compile_labels(root, "auto", tmp_path / "out", mpp=1, no_mpp=0.25, crop=32, val=0, test=0)
+    assert any("as no_mpp states" in line for line in compiled.understood)
+    items = read_labels("vitp", tmp_path / "out").items
+    assert any("mpp=1&own_mpp=0.25" in item.image for item in items)
+    with pytest.raises(ConfigError, match=r"at 0\.25 micrometres a pixel already"):
+        read_labels("vitp", tmp_path / "out", no_mpp=0.5)
+    compile_labels(root, "auto", tmp_path / "fine", crop=32, val=0, test=0)
+    with pytest.raises(ConfigError, match="is at its own pixels already"):
+        read_labels("vitp", tmp_path / "fine", mpp=1)
+
+
+def test_a_stated_resolution_contradicts_no_file(tmp_path: Path) -> None:
+    picture = tissue_picture(96, 64, [(40, 30, 20, PINK)])
+    write_svs(tmp_path / "a.svs", picture, 0.5)
+    write_qupath(tmp_path / "a.geojson", [qupath_feature([SQUARE], "gland")])
+    with pytest.raises(
+        ConfigError, match=r"states 0\.25 micrometres a pixel, but no image is a slide that doesn't"
+    ):
+        read(tmp_path, no_mpp=0.25)
+    with pytest.raises(DataError, match=r"says 0\.5 µm a pixel itself"):
+        load_image(f"{tmp_path / 'a.svs'}#mpp=1&own_mpp=0.25")
+    # A plain TIFF is a slide where a resolution is stated of it, and 0.1234567 stays what it is.
+    tifffile.imwrite(tmp_path / "plain.tif", picture, photometric="rgb", tile=(32, 32))
+    part = FilePart(mpp=0.5, own_mpp=0.1234567)
+    assert str(part) == "mpp=0.5&own_mpp=0.1234567" and split_address(f"x.tif#{part}")[1] == part
+    assert image_size(f"{tmp_path / 'plain.tif'}#mpp=0.5&own_mpp=0.25") == (48, 32)
+    with pytest.raises(DataError, match="doesn't say how many micrometres") as unsaid:
+        load_image(f"{tmp_path / 'plain.tif'}#mpp=0.5")
+    assert "own_mpp=" in unsaid.value.fix

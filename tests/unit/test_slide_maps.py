@@ -236,6 +236,8 @@ def test_at_which_resolution_a_slide_is_seen_is_said_first(slide: Path, tmp_path
     unknown = write_svs(tmp_path / "b.svs", tissue_picture(800, 600, BLOBS), None)
     with pytest.raises(DataError, match=r"how many micrometres .*--mpp 0 reads its own pixels"):
         said("unknown", 0.5, str(unknown))
+    assert "0.25 µm a pixel" in said("stated", 0.25, f"{unknown}#own_mpp=0.25")[0]
+    assert table(tmp_path / "stated" / "areas.csv")["tumor"]["area_mm2"] != ""
     assert "doesn't say how many micrometres" in said("free", 0.5, str(unknown), mpp=0)[0]
     assert table(tmp_path / "free" / "areas.csv")["tumor"]["area_mm2"] == ""
     blank = write_svs(tmp_path / "c.svs", np.full((90, 120, 3), 244, np.uint8))

@@ -14,7 +14,7 @@ from vitp.core.errors import ConfigError
 from vitp.data.compile import compile_labels
 from vitp.data.formats.crops import empty_crops
 from vitp.data.formats.empty import is_empty
-from vitp.records.labels import LabelledImage, ObjectLabel
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 from vitp.studies.main import make_study
 from vitp.studies.process import Context
 from vitp.studies.scales import scale_of
@@ -102,3 +102,23 @@ def test_a_set_of_which_no_share_can_be_asked_is_refused(sparse: Path) -> None:
     words = ["downstream=[detection]", "shares=[0.05, 0.2]", "whole_up_to=9"]
     with pytest.raises(ConfigError, match="no share of the labels that is asked for is two images or more"):
         make_study("cheap-labels", scale_of("micro", overrides=words, study="cheap-labels"), sparse)
+
+
+def test_a_folder_is_opened_once_while_planning_and_again_only_to_be_cut(
+    sparse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+
+    def counted(folder: Path, fmt: str) -> LabelledSet:
+        opened.append(folder)
+        return open_labelled(folder, fmt)
+
+    monkeypatch.setattr("vitp.studies.sources.open_labelled", counted)
+    study(sparse)
+    assert len(opened) == 2
+    opened.clear()
+    words = ["downstream=[detection]", "whole_up_to=9", "shares=[1]"]
+    found = make_study("cheap-labels", scale_of("micro", overrides=words, study="cheap-labels"), sparse)
+    assert len(opened) == 1 and any(
+        f"images of about {SIDE} px are seen whole" in line for line in found.said
+    )

@@ -10,7 +10,7 @@ import typer
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import to_json
-from vitp.core.reading import parse_yaml
+from vitp.core.reading import parse_word
 
 Seed: TypeAlias = Annotated[
     int, typer.Option("--seed", min=0, max=2**31 - 1, help="Seed of all random choices.")
@@ -120,7 +120,7 @@ def values_of(words: Sequence[str] | None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, text in pairs_of(words, "--option").items():
         try:
-            found[name] = parse_yaml(text)
+            found[name] = parse_word(text)
         except yaml.YAMLError:
             found[name] = text
     return found

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from vitp.core.errors import ConfigError, did_you_mean
 from vitp.core.files import write_text
-from vitp.core.reading import parse_yaml, read_text
+from vitp.core.reading import parse_word, parse_yaml, read_text
 
 CONFIG_FILE = "config.yaml"
 """The settings of a run, in its folder."""
@@ -177,7 +177,7 @@ def _with_override(values: dict[str, Any], override: str) -> dict[str, Any]:
             f"{override!r} is no key=value", where="override", fix="write it like optim.lr=1e-4"
         )
     try:
-        value = parse_yaml(text)
+        value = parse_word(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{text!r} is no YAML value", where=f"override {key}") from error
     if isinstance(value, str):

@@ -1,8 +1,8 @@
 """Reading text, JSON, YAML and XML that others wrote: nothing is expanded before its size is known.
 
-Each function fails as the parser that it stands for: `parse_json` with a `json.JSONDecodeError` only, `parse_yaml` with
-a `yaml.YAMLError` only, `parse_xml` with an `ElementTree.ParseError` only, whatever the text holds. `read_text` and
-`open_file` fail with an `OSError`, and never wait: a named pipe or a device isn't opened.
+Each function fails as the parser that it stands for: `parse_json` with a `json.JSONDecodeError` only, `parse_yaml` and
+`parse_word` with a `yaml.YAMLError` only, `parse_xml` with an `ElementTree.ParseError` only, whatever the text holds.
+`read_text` and `open_file` fail with an `OSError`, and never wait: a named pipe or a device isn't opened.
 """
 
 from __future__ import annotations
@@ -264,6 +264,32 @@ def parse_yaml(text: str) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, IndexError) as error:
         # PyYAML's own conversions: `!!int abc`, `!!bool x`, `2024-99-99`.
         raise yaml.MarkedYAMLError(problem=f"has a value that doesn't fit its tag ({error})") from error
+
+
+def parse_word(text: str) -> Any:
+    """Return what the value of a command line's `key=value` says: YAML whose mappings need no blank after a colon.
+
+    `{mode:long,size:512}` is `{mode: long, size: 512}`, not two keys without a value, as YAML has it: a shell parts
+    words at blanks.
+
+    Raises:
+        yaml.YAMLError: As `parse_yaml`.
+    """
+
+    def parted(value: Any) -> Any:
+        if isinstance(value, list):
+            return [parted(inner) for inner in value]
+        if not isinstance(value, dict):
+            return value
+        found = {}
+        for key, inner in value.items():
+            if inner is None and isinstance(key, str) and ":" in key:
+                name, _, word = key.partition(":")
+                key, inner = parse_yaml(name), parse_yaml(word)
+            found[key] = parted(inner)
+        return found
+
+    return parted(parse_yaml(text))
 
 
 def parse_xml(text: str) -> ElementTree.Element:

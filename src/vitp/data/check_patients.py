@@ -34,7 +34,7 @@ class SharedPatient:
 def whole_of(address: str) -> str | None:
     """Return the volume or slide that an address is a part of, None where it isn't one."""
     base, part = split_address(address)
-    if part.slice is not None or part.mpp is not None or part.plane is not None:
+    if any(value is not None for value in (part.slice, part.mpp, part.own_mpp, part.plane)):
         return base if part.series is None else f"{base}#series={part.series}"
     return base if Path(base).suffix.lower() in (".dcm", ".dicom", ".ima") else None
 

@@ -5,6 +5,10 @@ Shapes: K classes, H × W pixels, R rows, C bands.
 
 from __future__ import annotations
 
+import errno
+import os
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,12 +20,15 @@ import numpy as np
 
 from vitp.core.errors import VitpError
 from vitp.core.extras import need
+from vitp.core.files import as_user_error
 from vitp.inference.outputs import class_colour
 from vitp.io.open_pixels import Geometry
 from vitp.records.labels import IGNORE
 
 _BLOCK = 512
 """Side of a tile."""
+_PROBE = 1 << 20
+"""Bytes that a disk still takes that isn't full."""
 
 RowsOf = Callable[[int, int], np.ndarray]
 """First row, row after the last → (C, R, W) values."""
@@ -98,15 +105,63 @@ def write_share_cog(
 def written_by_gdal(folder: Path) -> Iterator[None]:
     """Turn what rasterio and pyogrio raise when they can't write into an error of the user; see `VitpError`.
 
-    GDAL doesn't tell a full disk from other reasons, but for a line of its own on standard error.
+    GDAL's errors don't tell a full disk from other reasons. libtiff does, in lines of its own on standard error, which
+    are read here instead of being shown.
     """
+    said: list[str] = []
     try:
-        yield
+        with _without_libtiff(said):
+            yield
     except Exception as error:
         if type(error).__module__.partition(".")[0] not in ("rasterio", "pyogrio"):
             raise
-        fix = "free some space where the disk is full, else check the path; nothing that was there is lost"
+        if (full := _full_disk(folder, [str(error), str(error.__cause__), *said])) is not None:
+            raise as_user_error(full, folder) from error
+        fix = "check the path and how much may be written there; nothing that was there is lost"
         raise VitpError(f"can't be written ({error})", where=str(folder), fix=fix) from error
+
+
+@contextmanager
+def _without_libtiff(said: list[str]) -> Iterator[None]:
+    """Keep libtiff's lines off standard error, to which it writes past Python; all others are shown afterwards."""
+    sys.stderr.flush()
+    shown = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            for line in held.read().splitlines(keepends=True):
+                if line.startswith((b"_tiff", b"TIFF")):
+                    said.append(line.decode(errors="replace"))
+                else:
+                    os.write(2, line)
+
+
+def _full_disk(folder: Path, words: Sequence[str]) -> OSError | None:
+    """Return the system's error of a full disk, or of a used-up quota, where one was the reason; None: none was.
+
+    Args:
+        folder: Where was written.
+        words: What was said of it.
+    """
+    for number in (errno.ENOSPC, errno.EDQUOT):
+        if any(os.strerror(number) in text for text in words):
+            return OSError(number, os.strerror(number))
+    if any("disk is full" in text for text in words):  # SQLite, of a GeoPackage
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    try:
+        # Some drivers give no reason at all.
+        with tempfile.TemporaryFile(dir=folder if folder.is_dir() else folder.parent) as file:
+            file.write(bytes(_PROBE))
+            file.flush()
+    except OSError as error:
+        return error if error.errno in (errno.ENOSPC, errno.EDQUOT) else None
+    return None
 
 
 class _Tiles:

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from vitp.core.errors import DataError
 from vitp.inference.inputs import SHOWN_SIDE, open_ground
 from vitp.inference.raster_files import ground_picture
 from vitp.io.images import image_size, load_planes
@@ -74,8 +75,11 @@ def classified_raster(
     """Return the class of a raster, read at the size that is seen, the raster's height and width, and a picture of it.
 
     Raises:
-        DataError: It can't be read, or lacks bands.
+        DataError: It can't be read, lacks bands or holds nothing.
     """
     channels, missing = model.backbone.in_channels, settings.missing_bands
     with open_ground(address, channels, missing_bands=missing) as ground:
+        if ground.is_empty():
+            what = "holds nothing: all of its pixels are nodata, and so of no class"
+            raise DataError(what, where=address, fix="leave it out, or check its nodata value")
         return classify(model, ground, settings), ground.size, ground_picture(ground, SHOWN_SIDE**2)

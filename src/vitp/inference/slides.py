@@ -62,7 +62,8 @@ def seen_slide(address: str, wanted: SeenMpp | None) -> tuple[str, str]:
         place = slide_place(address)
         if place is not None and place.mpp is None:
             what = f"doesn't say how many micrometres its pixels have, and is to be seen at {wanted.mpp:g}"
-            raise DataError(what, where=address, fix="--mpp 0 reads its own pixels, whatever they are")
+            fix = f"state it ({address}{'&' if '#' in address else '#'}own_mpp=…); --mpp 0 reads its own pixels, whatever they are"
+            raise DataError(what, where=address, fix=fix)
         if place is not None and part.window is not None:
             what = f"chooses a window of its own pixels, and is to be seen at {wanted.mpp:g} µm a pixel"
             fix = f"say the window in these pixels (FILE#mpp={wanted.mpp:g}&window=…), or --mpp 0"
@@ -76,7 +77,7 @@ def seen_slide(address: str, wanted: SeenMpp | None) -> tuple[str, str]:
             f"{address} doesn't say how many micrometres its pixels have; it is seen at its own pixels",
         )
     own = f"{math.sqrt(place.mpp[0] * place.mpp[1]):.4g} µm a pixel"
-    why = "as its address says" if part.mpp is not None else "its own resolution; --mpp chooses another"
+    why = "as its address says" if part.mpp or part.own_mpp else "its own resolution; --mpp chooses another"
     return address, f"{address} is seen at {own}, {why}"
 
 

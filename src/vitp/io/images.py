@@ -243,14 +243,23 @@ def load_held(
     return planes_CHW, None if held_HW.all() else held_HW
 
 
-def where_valid(address: str | Path, channels: Channels | None = None) -> np.ndarray | None:
+def where_valid(
+    address: str | Path, channels: Channels | None = None, *, pictures: bool = False
+) -> np.ndarray | None:
     """Return where an image of a set holds something, (H, W) bool, as `load_held` does; None: everywhere.
+
+    Args:
+        address: Address of the image.
+        channels: What is seen of its bands; None: a picture.
+        pictures: Whether transparent parts of pictures hold nothing, too, as those of maps do.
 
     Raises:
         DataError: As `load_planes`.
     """
-    if split_view(address)[1] != WHOLE or not is_map(address, channels):
+    if split_view(address)[1] != WHOLE:
         return None
+    if not is_map(address, channels):
+        return _where_opaque(address) if pictures and not is_scene(address) else None
     with open_seen(address, channels) as pixels:
         if pixels.all_valid:
             return None
@@ -266,6 +275,14 @@ def where_valid(address: str | Path, channels: Channels | None = None) -> np.nda
             bottom = min(top + rows, height)
             held_HW[top:bottom] = pixels.read_valid((0, top, width, bottom), bands)[1].any(0)
     return None if held_HW.all() else held_HW
+
+
+def _where_opaque(address: str | Path) -> np.ndarray | None:
+    """Return where a picture isn't wholly transparent, (H, W) bool; None: everywhere."""
+    with open_image(address) as file:
+        if file.image is not None and not file.pages and not file.image.has_transparency_data:
+            return None  # known without decoding it
+        return file.values()[1]
 
 
 _BLANK = 128

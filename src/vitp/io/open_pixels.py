@@ -25,9 +25,9 @@ from vitp.io.parts import FilePart, Window, part_address, split_address
 from vitp.io.rasters import RasterPixels, raster_driver
 from vitp.io.slides import SlidePixels, slide_kind
 from vitp.io.storage import is_member, is_remote
-from vitp.io.tiff import is_sparse
+from vitp.io.tiff import cropped, damaged_segment, is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
-from vitp.io.tiff_tags import Page, TiffError, read_pages
+from vitp.io.tiff_tags import Page, TiffError, is_tiff, read_pages
 from vitp.io.volumes import is_volume, open_volume
 from vitp.records.channels import Channels
 
@@ -57,9 +57,9 @@ def open_pixels(address: str | Path) -> Pixels:
     if kind is not None:
         return PartPixels(SlidePixels(base, kind, part, where), part, where)
     _check_part(part, False, where)
-    if part.mpp is not None:
+    if part.mpp is not None or part.own_mpp is not None:
         what = "isn't a slide, and only slides are read at so many micrometres a pixel"
-        raise DataError(what, where=where, fix="leave mpp out of the address")
+        raise DataError(what, where=where, fix="leave mpp and own_mpp out of the address")
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return PartPixels(FolderPixels(Path(base), where), part, where)
     driver = raster_driver(base)
@@ -74,7 +74,7 @@ def _check_part(part: FilePart, volume: bool, where: str) -> None:
         what = "is a mirrored, turned or blanked view, whose own values nothing reads"
         raise DataError(what, where=where, fix="leave hole=, mirror= and turn= out of the address")
     of_volumes = {"slice": part.slice, "plane": part.plane, "around": part.around, "series": part.series}
-    of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp}
+    of_others = {"page": part.page, "layer": part.layer, "mpp": part.mpp, "own_mpp": part.own_mpp}
     for name, value in (of_others if volume else of_volumes).items():
         if value is not None:
             what = f"is {'a' if volume else 'no'} volume, of which no {name} can be chosen"
@@ -113,7 +113,9 @@ def is_picture_file(address: str | Path) -> bool:
     True, too, for what nothing reads: then its words tell why.
     """
     base, part = split_address(address)
-    if part.bands or part.layer or part.mpp is not None or is_volume(base) or slide_kind(address) is not None:
+    if part.bands or part.layer or part.mpp is not None or part.own_mpp is not None:
+        return False
+    if is_volume(base) or slide_kind(address) is not None:
         return False
     if not is_remote(base) and not is_member(base) and Path(base).is_dir():
         return False
@@ -137,6 +139,33 @@ def is_picture_file(address: str | Path) -> bool:
     except DataError:
         return False
     return not (page.compression in COMPRESSIONS or is_sparse(page))
+
+
+def check_stored(address: str | Path) -> None:
+    """Do nothing where what a TIFF stores has the checksums that it says, or has none.
+
+    Of a window those pieces alone are looked at that hold it.
+
+    Raises:
+        DataError: Pixels differ from those that were written.
+    """
+    base, part = split_address(address)
+    if is_remote(base) or not (is_member(base) or Path(base).is_file()):
+        return
+    try:
+        with open_stream(address) as stream:
+            if not is_tiff(stream.read(16)):
+                return
+            pages = read_pages(stream)
+            page = pages[0] if part.page is None else page_alone(pages, part.page, str(address))[1][0]
+            if part.window is not None and page.orientation == 1 and (part.mpp, part.own_mpp) == (None, None):
+                page, _ = cropped(page, part.window)
+            found = damaged_segment(stream, page)
+    except TiffError:
+        return  # its reader tells what is wrong, where anything is
+    if found is not None:
+        what = f"is damaged: {found}, isn't what was written"
+        raise DataError(what, where=str(address), fix="copy it again from its source or remove it")
 
 
 def is_compressed_otherwise(address: str | Path) -> bool:

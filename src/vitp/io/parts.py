@@ -11,6 +11,7 @@
 | `plane=axial` | the plane of the slices: `axial`, `coronal`, `sagittal`, or `stored`: as the file has them |
 | `around=1` | so many slices on either side, too, as further bands (`1@-1`, `1`, `1@+1`) |
 | `mpp=0.5` | a slide at so many micrometres a pixel |
+| `own_mpp=0.25` | the micrometres of the slide's own (finest) pixels, where its file doesn't say them |
 | `hole=0,0,333,333` | this part of the image, in thousandths of its sides, is blank: the middle grey |
 | `mirror=1` | the image as in a mirror: left and right are exchanged |
 | `turn=90` | the image turned clockwise by 90, 180 or 270 degrees, after all else |
@@ -46,6 +47,7 @@ _KEYS = (
     "plane",
     "around",
     "mpp",
+    "own_mpp",
     "hole",
     "mirror",
     "turn",
@@ -55,7 +57,7 @@ _VIEWS = ("hole", "mirror", "turn")
 
 _PART = re.compile(rf"(?P<base>.+)#(?P<part>(?:{'|'.join(_KEYS)})=[^#]*)", re.DOTALL)
 _BRACES = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…&series=…&slice=…&plane=…&around=…&mpp=…, each once at most"
+_FORM = "write FILE#window=x1,y1,x2,y2&bands=…&page=…&layer=…&series=…&slice=…&plane=…&around=…&mpp=…&own_mpp=…, each once at most"
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class FilePart:
         plane: One of `PLANES`.
         around: Slices on either side that are further bands.
         mpp: Micrometres a pixel.
+        own_mpp: Micrometres of a slide's own pixels, as a user states them where the file doesn't.
         hole: x1, y1, x2, y2 in thousandths of the sides; blank.
         mirror: 1: left and right are exchanged.
         turn: Degrees clockwise, after all else.
@@ -86,6 +89,7 @@ class FilePart:
     plane: str | None = None
     around: int | None = None
     mpp: float | None = None
+    own_mpp: float | None = None
     hole: Window | None = None
     mirror: int | None = None
     turn: int | None = None
@@ -104,8 +108,12 @@ class FilePart:
             words.append(f"series={quote(self.series, safe=' ')}")
         others = (("slice", self.slice), ("plane", self.plane), ("around", self.around))
         words += [f"{key}={value}" for key, value in others if value is not None]
-        if self.mpp is not None:
-            words.append(f"mpp={self.mpp:g}")
+        words += [
+            # Written in full: an exponent or a rounded number would be another resolution.
+            f"{key}={value:.9f}".rstrip("0").rstrip(".")
+            for key, value in (("mpp", self.mpp), ("own_mpp", self.own_mpp))
+            if value is not None
+        ]
         if self.hole is not None:
             words.append("hole=" + ",".join(map(str, self.hole)))
         words += [
@@ -152,7 +160,8 @@ def split_address(address: str | Path) -> tuple[str, FilePart]:
         slice=_whole(found, "slice", 0, text),
         plane=found.get("plane"),
         around=_whole(found, "around", 1, text),
-        mpp=_micrometres(found, text),
+        mpp=_micrometres(found, "mpp", text),
+        own_mpp=_micrometres(found, "own_mpp", text),
         hole=_window(found["hole"], text) if "hole" in found else None,
         mirror=_one_of(found, "mirror", (1,), text),
         turn=_one_of(found, "turn", (90, 180, 270), text),
@@ -193,14 +202,14 @@ def _whole(found: dict[str, str], key: str, first: int, where: str) -> int | Non
     return int(found[key])
 
 
-def _micrometres(found: dict[str, str], where: str) -> float | None:
+def _micrometres(found: dict[str, str], key: str, where: str) -> float | None:
     """Return micrometres a pixel."""
-    if "mpp" not in found:
+    if key not in found:
         return None
-    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", found["mpp"]) is None or not float(found["mpp"]) > 0:
-        what = f"chooses {found['mpp']!r} micrometres a pixel; a number above 0 is needed"
+    if re.fullmatch(r"\d{1,6}(\.\d{1,9})?", found[key]) is None or not float(found[key]) > 0:
+        what = f"chooses {key} {found[key]!r}; micrometres a pixel are a number above 0"
         raise DataError(what, where=where, fix=_FORM)
-    return float(found["mpp"])
+    return float(found[key])
 
 
 def _window(text: str, where: str) -> Window:

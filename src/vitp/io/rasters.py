@@ -143,13 +143,18 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
         raise DataError(f"can't be read ({_reason(error)})", where=where, fix=_COPY_AGAIN) from error
 
 
+_BLOCK = re.compile(r"(.+), band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")
+
+
 def _reason(error: BaseException) -> str:
-    # GDAL's own words are in the innermost cause.
-    inner: BaseException = error
+    # What failed is in the innermost cause; where, of which file behind a VRT, is in one of those around it.
+    inner, place = error, ""
     while inner.__cause__ is not None:
         inner = inner.__cause__
+        if (match := _BLOCK.search(str(inner))) is not None:
+            place = " in the block of column {2}, row {3} of band {1} of {0}, from 0".format(*match.groups())
     text = str(getattr(inner, "errmsg", "") or inner)
-    return (text.splitlines() or [type(error).__name__])[0][:300]
+    return (text.splitlines() or [type(error).__name__])[0][:300] + place
 
 
 def _open(address: str, driver: str, part: FilePart, where: str) -> tuple[Any, Any]:

@@ -66,8 +66,12 @@ class SlideSource:
 
 
 @contextlib.contextmanager
-def reading_slide(where: str) -> Iterator[None]:
+def reading_slide(where: str, place: str = "") -> Iterator[None]:
     """Turn whatever readers raise into words of ours: theirs may quote the header, which names patients.
+
+    Args:
+        where: Address, for messages.
+        place: Which part of the file is read, in words.
 
     Raises:
         DataError: Whatever goes wrong.
@@ -85,7 +89,8 @@ def reading_slide(where: str) -> Iterator[None]:
         raise DataError(what, where=where, fix="read windows of it (FILE#window=…)") from error
     except Exception as error:
         what = (
-            f"is a slide that can't be read ({type(error).__name__}): damaged, or of a kind that isn't known"
+            f"is a slide that can't be read{f' in {place}' if place else ''} ({type(error).__name__}): damaged, or of a "
+            "kind that isn't known"
         )
         # These errors quote what they couldn't parse, and a traceback would show it.
         raise DataError(what, where=where, fix=COPY_SLIDE) from (

@@ -221,12 +221,18 @@ class _TiffLevel:
         offset, count = int(self.offsets[page][number]), int(self.counts[page][number])
         if not count:
             return None
-        with reading_slide(self.bytes_at.where):
+        across = -(-self.size[0] // self.block[0])
+        down = -(-self.size[1] // self.block[1])
+        row, column = divmod(number % (across * down), across)
+        place = (
+            f"the tile of column {column}, row {row} of its level of {self.size[0]}×{self.size[1]} px, from 0"
+        )
+        with reading_slide(self.bytes_at.where, place):
             data = self.bytes_at(offset, count)
             told = self.told[page]
             if told and not told["jpegheader"] and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
                 # Decoders make grey of what is missing.
-                raise DataError("holds a tile that ends early", where=self.bytes_at.where, fix=COPY_SLIDE)
+                raise DataError(f"ends early in {place}", where=self.bytes_at.where, fix=COPY_SLIDE)
             return self.decode(data, number, **told)[0]
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,7 +47,7 @@ _kept = threading.local()
 def slide_kind(address: str | Path) -> str | None:
     """Return which kind of slide an address names, by the file's content; None: it is none.
 
-    A TIFF whose header doesn't say that it is a slide is one where micrometres a pixel are asked of it.
+    A TIFF whose header doesn't say that it is a slide is one where micrometres a pixel are asked or stated of it.
 
     Raises:
         DataError: As `split_address`.
@@ -61,7 +61,8 @@ def slide_kind(address: str | Path) -> str | None:
     kind = tiff_slide_kind(base)
     if kind is None and path.suffix.lower() not in _PICTURES and is_dicom_slide(path):
         return "dicom"
-    return "plain" if kind is None and part.mpp is not None and _is_plain(path) else kind
+    asked = part.mpp is not None or part.own_mpp is not None
+    return "plain" if kind is None and asked and _is_plain(path) else kind
 
 
 def _is_plain(path: Path) -> bool:
@@ -91,7 +92,7 @@ class SlidePixels(Pixels):
 
     Raises:
         DataError: The extra `medical` isn't installed, the file can't be read, or doesn't say how large its pixels are
-            although a resolution is asked for.
+            although a resolution is asked for, or says it although the address states it.
     """
 
     nodata = None
@@ -99,7 +100,7 @@ class SlidePixels(Pixels):
 
     def __init__(self, address: str, kind: str, part: FilePart, where: str) -> None:
         self.where = where
-        self._source = _opened(address, kind, part, where)
+        self._source = _with_stated(_opened(address, kind, part, where), part.own_mpp, where)
         self._grids: dict[int, SlideGrid] = {}
         source, mpp = self._source, part.mpp
         own = source.levels[0].size
@@ -112,8 +113,7 @@ class SlidePixels(Pixels):
                     f"is {source.kind} that doesn't say how many micrometres its pixels have, so mpp={mpp:g} can't be "
                     "read of it",
                     where=where,
-                    fix="leave mpp out to read its own pixels, or write its resolution into the file (XResolution, "
-                    "YResolution and ResolutionUnit, or PhysicalSizeX and PhysicalSizeY of OME)",
+                    fix="leave mpp out to read its own pixels, or state how many they have (own_mpp=… after the #)",
                 )
             self._steps = (mpp / source.mpp[0], mpp / source.mpp[1])
             if min(self._steps) < _FINEST:
@@ -246,6 +246,16 @@ def says_micrometres(address: str | Path) -> bool:
         raise DataError("isn't a slide", where=str(address), fix="name a slide")
     base, part = split_address(address)
     return _opened(base, kind, part, str(address)).mpp is not None
+
+
+def _with_stated(source: SlideSource, own_mpp: float | None, where: str) -> SlideSource:
+    """Return an open slide with the resolution of its own pixels that an address states."""
+    if own_mpp is None:
+        return source
+    if source.mpp is not None:
+        what = f"says {source.mpp[0]:.4g} µm a pixel itself, and its address states own_mpp={own_mpp:g}"
+        raise DataError(what, where=where, fix="leave own_mpp out of the address")
+    return replace(source, mpp=(own_mpp, own_mpp))
 
 
 def _is_same(wanted: tuple[float, float], own: tuple[float, float], size: tuple[int, int]) -> bool:

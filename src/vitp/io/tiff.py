@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import math
 import struct
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
@@ -24,6 +25,8 @@ from vitp.io.tiff_tags import TYPES, Entry, Page, Tag, TiffError
 
 _BAND_PIXELS = 1 << 22
 """Pixels that are decoded at a time, as long as a row of segments has no more."""
+_DEFLATE = frozenset({8, 32946})
+"""Numbers of the compression."""
 
 
 @dataclass(frozen=True)
@@ -222,6 +225,40 @@ def _undone(page: Page, grid: _Grid, data_HB: np.ndarray, dtype: np.dtype, inner
             whole = values_HAWN.view(f"u{dtype.itemsize}")
             values_HAWN = np.cumsum(whole, axis=2, dtype=whole.dtype).view(native)
     return values_HAWN.reshape(len(data_HB), grid.across * grid.width, inner)
+
+
+def _is_whole(data: bytes) -> bool:
+    """Return whether a zlib stream ends, with the checksum of what it holds."""
+    stream = zlib.decompressobj()
+    try:
+        while data and not stream.eof:
+            stream.decompress(data, _BAND_PIXELS)
+            data = stream.unconsumed_tail
+    except zlib.error:
+        return False
+    return stream.eof
+
+
+def damaged_segment(file: BinaryIO, page: Page) -> str | None:
+    """Return which tile or strip of a deflated page fails its own checksum, in words; None: none does.
+
+    libtiff, behind Pillow and GDAL, stops where a segment has all of its pixels, before the checksum: of a bit that
+    flipped they may make other pixels without a word. Other compressions have no checksum.
+
+    Raises:
+        TiffError: Its segments aren't as they must be.
+    """
+    if page.compression not in _DEFLATE:
+        return None
+    grid = _grid(page)
+    for number, (offset, length) in enumerate(zip(grid.offsets, grid.lengths, strict=True)):
+        file.seek(offset)
+        if length and not _is_whole(file.read(length)):
+            row, column = divmod(number % (grid.across * grid.down), grid.across)
+            if grid.tiled:
+                return f"the tile of column {column}, row {row}, from 0"
+            return f"the strip from row {row * grid.height} on"
+    return None
 
 
 def _segments(file: BinaryIO, grid: _Grid, numbers: range) -> list[bytes]:

@@ -37,6 +37,7 @@ from vitp.objectives.image_base import (
     mixture_of,
     seeded_tower,
     seen_by,
+    told_apart,
     tower_flops,
 )
 from vitp.objectives.image_rows import (
@@ -140,6 +141,8 @@ class DistilSettings(ObjectiveSettings):
         objective = DistilObjective(tower, self, sets=[one.name for one in rows])
         sizes = (tower.image_size[0], *(teacher.size for teacher in objective.teachers()))
         collate = TaughtViews(sizes, self.views, seen_by(cast(VisionTower, tower), run))
+        if any(teacher.relations for teacher in self.teachers):
+            rows = told_apart(rows)
         images = mixture_of(run, rows)
         objective.measure(images, collate)
         return image_parts(run, objective, images, collate, micro_batches)

@@ -44,6 +44,7 @@ from vitp.objectives.image_base import (
     mixture_of,
     seeded_tower,
     seen_by,
+    told_apart,
     tower_flops,
 )
 from vitp.objectives.image_rows import (
@@ -105,7 +106,8 @@ class DistillationSettings(ObjectiveSettings):
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
-        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        rows = folders_of(run, both_dates=True)
+        tower, images = seeded_tower(run), mixture_of(run, told_apart(rows) if self.koleo else rows)
         high_from = round((1 - self.high.share) * steps) if self.high.share else None
         collate = Crops(tower.image_size[0], tower.patch_size, self, seen_by(tower, run), high_from)
         for step in (0, high_from or 0):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vitp.checkpoints.description import provenance_of_run
 from vitp.checkpoints.export import write_backbone
 from vitp.checkpoints.loading import load_backbone, random_backbone
+from vitp.core.errors import DataError
 from vitp.data.batches import SampledBatches
 from vitp.data.mixture import Mixture
 from vitp.data.seen import SeenBands
@@ -137,6 +138,21 @@ def seen_by(tower: VisionTower, run: RunSettings) -> SeenBands:
 def folders_of(run: RunSettings, *, both_dates: bool = False) -> list[ImageRows]:
     """Return the training images of each folder of a run; see `read_image_rows`."""
     return [read_image_rows(folder, both_dates=both_dates) for folder in run.data.mixture]
+
+
+def told_apart(rows: list[ImageRows]) -> list[ImageRows]:
+    """Return images that an objective tells apart from each other.
+
+    Raises:
+        DataError: There is only one: the others of a step would be copies of it.
+    """
+    images = (item.image for one in rows for item in one.labelled.items)
+    first = next(images, None)
+    if all(image == first for image in images):
+        what = "holds a single training image, and this objective learns by telling images apart"
+        fix = "give more images, or choose an objective that looks at each alone (mae, dino)"
+        raise DataError(what, where=", ".join(dict.fromkeys(str(one.folder) for one in rows)), fix=fix)
+    return rows
 
 
 def mixture_of(run: RunSettings, rows: list[ImageRows]) -> Mixture[LabelledImage]:

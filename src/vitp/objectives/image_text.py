@@ -36,6 +36,7 @@ from vitp.objectives.image_base import (
     mixture_of,
     seeded_tower,
     seen_by,
+    told_apart,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
@@ -171,7 +172,7 @@ class ImageTextSettings(ObjectiveSettings):
         )
         negatives = names if self.negatives else None
         collate = ImageTextPairs(tower.image_size[0], self.views, texts, tokens, self.texts, seen, negatives)
-        return image_parts(run, objective, mixture_of(run, rows), collate, micro_batches)
+        return image_parts(run, objective, mixture_of(run, told_apart(rows)), collate, micro_batches)
 
     def _text_tower(self, vocabulary: int) -> SmallTextTower | LanguageTextTower:
         if self.text == "language":

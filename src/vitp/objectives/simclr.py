@@ -26,6 +26,7 @@ from vitp.objectives.image_base import (
     mixture_of,
     seeded_tower,
     seen_by,
+    told_apart,
 )
 from vitp.objectives.image_rows import (
     ImageCollate,
@@ -56,7 +57,8 @@ class SimCLRSettings(ObjectiveSettings):
 
     def build(self, run: RunSettings, *, steps: int, micro_batches: int) -> ObjectiveParts:
         """Return the objective over all images, both dates of a pair."""
-        tower, images = seeded_tower(run), mixture_of(run, folders_of(run, both_dates=True))
+        rows = told_apart(folders_of(run, both_dates=True))
+        tower, images = seeded_tower(run), mixture_of(run, rows)
         collate = TwoViews(tower.image_size[0], self.views, seen_by(tower, run))
         return image_parts(run, SimCLRObjective(tower, self), images, collate, micro_batches)
 

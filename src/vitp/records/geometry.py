@@ -85,13 +85,24 @@ def clip_polygon(points_N2: np.ndarray, window: Box) -> np.ndarray:
     for axis, limit, sign in ((0, x1, 1.0), (1, y1, 1.0), (0, x2, -1.0), (1, y2, -1.0)):
         if len(points) == 0:
             break
-        points = _clip_half_plane(points, axis, limit, sign)
+        points = _clip_half_plane(points, sign * (points[:, axis] - limit), (axis, limit))
     return points
 
 
-def _clip_half_plane(points_N2: np.ndarray, axis: int, limit: float, sign: float) -> np.ndarray:
-    """Keep the part with `sign * (coordinate - limit) >= 0`."""
-    distance = sign * (points_N2[:, axis] - limit)
+def shared_part(points_N2: np.ndarray, convex_M2: np.ndarray) -> np.ndarray:
+    """Return the part of a polygon inside a convex one (Sutherland–Hodgman), possibly empty."""
+    corners_M2, points = clockwise(convex_M2), points_N2
+    for (x, y), (dx, dy) in zip(corners_M2, np.roll(corners_M2, -1, axis=0) - corners_M2, strict=True):
+        if len(points) == 0:
+            break
+        points = _clip_half_plane(points, dx * (points[:, 1] - y) - dy * (points[:, 0] - x))
+    return points
+
+
+def _clip_half_plane(
+    points_N2: np.ndarray, distance: np.ndarray, border: tuple[int, float] | None = None
+) -> np.ndarray:
+    """Keep the part with a distance of 0 or more from a line; of an axis-aligned one, axis and coordinate are named."""
     kept: list[np.ndarray] = []
     for i in range(len(points_N2)):
         j = (i + 1) % len(points_N2)
@@ -100,7 +111,8 @@ def _clip_half_plane(points_N2: np.ndarray, axis: int, limit: float, sign: float
         if (distance[i] >= 0) != (distance[j] >= 0):
             share = distance[i] / (distance[i] - distance[j])
             crossing = points_N2[i] + share * (points_N2[j] - points_N2[i])
-            # On the border exactly, whatever rounding made of it.
-            crossing[axis] = limit
+            if border is not None:
+                # On the border exactly, whatever rounding made of it.
+                crossing[border[0]] = border[1]
             kept.append(crossing)
     return np.array(kept).reshape(-1, 2)

@@ -13,6 +13,7 @@ from fastapi import Depends, FastAPI, File, Form, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vitp.core.errors import VitpError, did_you_mean
 from vitp.core.version import __version__
@@ -95,6 +96,7 @@ def make_app(service: Service) -> FastAPI:
         dependencies=[Depends(_known_fields)],
     )
     app.state.service = service
+    app.add_middleware(_HeadAsGet)
     _add_errors(app)
     _add_pages(app)
     _add_facts(app, service)
@@ -103,6 +105,28 @@ def make_app(service: Service) -> FastAPI:
     _add_ask(app, service)
     _add_look(app, service)
     return app
+
+
+class _HeadAsGet:
+    """Answers HEAD as GET, without the body: FastAPI's routes know the methods alone that they name."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def bare(message: Message) -> None:
+            await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
+
+        # A copy: the server sees by its own that this is HEAD, and the log by its route what was asked for.
+        inner = {**scope, "method": "GET"}
+        try:
+            await self._app(inner, receive, bare)
+        finally:
+            scope["route"] = inner.get("route")
 
 
 async def _known_fields(request: Request) -> None:
@@ -160,7 +184,10 @@ def _add_errors(app: FastAPI) -> None:
             sentence = "there is nothing here; /api lists what there is"
         elif error.status_code == 405:
             sentence = "this can't be asked in this way; /api lists how"
-        return JSONResponse({"error": str(sentence)}, error.status_code, headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
+        return JSONResponse({"error": str(sentence)}, error.status_code, headers=headers)
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> JSONResponse:

@@ -12,7 +12,7 @@ from vitp.studies.cheap import CHEAP_QUESTIONS
 from vitp.studies.grid import Claim, Study
 from vitp.studies.planner import Arm, StudyPlanner
 from vitp.studies.scales import EXPENSIVE_TASKS
-from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questions, usable_shares, whole_side
+from vitp.studies.sources import StudySource, crop_limits, extra_scenes, questions, usable_shares
 
 CHEAP_VITP, CEILING_VITP = "ViTP, cheap instructions", "ViTP, all instructions (ceiling)"
 REHEARSED_VITP = "ViTP, cheap instructions and general scenes"
@@ -83,8 +83,8 @@ def _prepared(plan: StudyPlanner) -> tuple[tuple[StudySource, ...], tuple[str, .
     said: list[str] = []
     scale = plan.scale
     for source in plan.sources:
-        if source.cell.settings["from"] == "folder":
-            side, whole = load_backbone(scale.start).image_size[0], whole_side(source)
+        if source.side is not None:
+            side, whole = load_backbone(scale.start).image_size[0], source.side
             crop = side if whole >= scale.whole_up_to * side else None
             limits = crop_limits(source, side, scale.empty, scale.scored_crops) if crop else {}
             if crop:

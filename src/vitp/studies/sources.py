@@ -49,6 +49,7 @@ class StudySource:
         tasks: Downstream tasks that its labels allow; empty: it teaches and is not tested on.
         rate: Sampling rate in pretraining.
         train: Images that train, where that is known before the set is there.
+        side: Median of the shorter sides of the images of a compiled folder, in pixels.
     """
 
     name: str
@@ -56,6 +57,7 @@ class StudySource:
     tasks: tuple[str, ...] = ()
     rate: float = 1.0
     train: int | None = None
+    side: int | None = None
 
     def asking(
         self,
@@ -79,7 +81,7 @@ class StudySource:
             places = {"source": places["root"]}
         name = f"{self.cell.name}/{variant}"
         cell = replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP)
-        return replace(self, cell=cell, train=self.train if crop is None else None)
+        return replace(self, cell=cell, train=self.train if crop is None else None, side=None)
 
     def cheap(self) -> StudySource:
         """Return the same images with their cheap labels only; see `cheap_labels`."""
@@ -182,7 +184,9 @@ def _compiled(folder: Path) -> StudySource:
     name = str(summary.get("name") or folder.name)
     # The folder itself is no part of what decides a result: it may be moved.
     cell = StudyCell(f"data/{name}", "data", settings, places={"root": str(folder)}, keep=(str(folder),))
-    return StudySource(name, cell, tasks_of(folder), train=_split_sizes(folder).get("train"))
+    labelled = open_labelled(folder, "vitp")
+    side = int(median(min(item.width, item.height) for item in labelled.items))
+    return StudySource(name, cell, _tasks_of(labelled), train=_split_sizes(folder).get("train"), side=side)
 
 
 def _real(folder: Path, one: RealSet) -> StudySource:
@@ -204,12 +208,6 @@ def _real(folder: Path, one: RealSet) -> StudySource:
     cell = StudyCell(f"data/{one.folder}", "data", settings, places=places, keep=_KEEP)
     tasks = _TASKS_OF_REAL_SETS.get(one.folder, ()) if one.probed else ()
     return StudySource(one.folder, cell, tasks, one.rate)
-
-
-def whole_side(source: StudySource) -> int:
-    """Return the median of the shorter sides of the images of a compiled folder, in pixels."""
-    labelled = open_labelled(Path(source.cell.places["root"]), "vitp")
-    return int(median(min(item.width, item.height) for item in labelled.items))
 
 
 def crop_limits(source: StudySource, crop: int, empty: float, scored: int) -> dict[str, float]:
@@ -250,13 +248,8 @@ def _drawn(labelled: LabelledSet, side: int, most: int) -> LabelledSet:
     return replace(labelled, items=[item for index, item in enumerate(labelled.items) if index in kept])
 
 
-def tasks_of(folder: Path) -> tuple[str, ...]:
-    """Return the downstream tasks that the labels of a compiled folder allow.
-
-    Raises:
-        DataError: The labels can't be read.
-    """
-    labelled = open_labelled(folder, "vitp")
+def _tasks_of(labelled: LabelledSet) -> tuple[str, ...]:
+    """Return the downstream tasks that the labels of a set allow."""
     # A few hundred images tell what kinds of labels there are.
     count = len(labelled)
     items = [labelled.items[i] for i in range(0, count, max(1, count // 300))]

@@ -20,6 +20,8 @@ from vitp.records.channels import BLUE, GREEN, RED, Channels
 
 _VALUES_AT_ONCE = 1 << 23
 """Of a raster that are read to see where it holds something."""
+_ROWS_AT_ONCE = 512
+"""That are looked at for anything at all."""
 
 MOST_OF_A_WINDOW = 1 << 26
 """Pixels that one window of a raster may have in memory; larger ones are read from the pyramid."""
@@ -41,6 +43,15 @@ class Ground(ABC):
     @abstractmethod
     def valid(self, window: Window) -> np.ndarray | None:
         """Return (h, w) bool: which pixels of a window hold something; None: all do."""
+
+    def is_empty(self) -> bool:
+        """Return whether nothing is held anywhere; of most images the first rows tell."""
+        height, width = self.size
+        for top in range(0, height, _ROWS_AT_ONCE):
+            valid_hw = self.valid((0, top, width, min(top + _ROWS_AT_ONCE, height)))
+            if valid_hw is None or valid_hw.any():
+                return False
+        return True
 
     def holds(self, windows_N4: np.ndarray) -> np.ndarray | None:
         """Return (N,) bool: which windows hold something, where that is known without `valid`; None: it isn't."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vitp.core.errors import DataError
-from vitp.data.formats.tables import refuse_doubles, with_doubles
+from vitp.data.formats.tables import refuse_doubles, under_head, with_doubles
 from vitp.data.formats.walk import parse_label_json, read_label_text
 from vitp.data.published import PublishedSet, any_of
 from vitp.io.images import IMAGE_SUFFIXES
@@ -147,18 +147,19 @@ def table_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     Cells of columns that share a name but differ are `TwoCells`, which `column` refuses.
 
     Raises:
-        DataError: It can't be read.
+        DataError: It can't be read, or a row has more cells than the head.
     """
     # Tables of images hold megabytes in a cell.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
+            delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+            reader = csv.reader(file, delimiter=delimiter)
             filled = (cells for cells in reader if cells)
             keys = [key.strip() for key in next(filled, [])]
             for cells in filled:
-                cells += [""] * (len(keys) - len(cells))
-                yield reader.line_num, with_doubles(keys, cells[: len(keys)], f"{path}:{reader.line_num}")
+                where = f"{path}:{reader.line_num}"
+                yield reader.line_num, with_doubles(keys, under_head(keys, cells, where, delimiter), where)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"can't be read ({error})", where=str(path), fix="download the file again") from error
 

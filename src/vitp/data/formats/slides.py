@@ -20,6 +20,7 @@ from vitp.data.formats.pixel_masks import MaskFile, MaskWindow, windowed
 from vitp.io.images import image_size
 from vitp.io.parts import FilePart, base_address, part_address, split_address
 from vitp.io.slide_masks import SlideScale
+from vitp.io.slide_source import COARSEST_MPP
 from vitp.io.slides import SLIDE_SUFFIXES, says_micrometres, slide_kind, slide_place
 from vitp.io.tissue import find_tissue
 from vitp.io.volume_kinds import is_dicom_slide
@@ -31,6 +32,7 @@ LEAST_TISSUE = 0.02
 """Share of a crop that is tissue from which on it is kept."""
 
 
+_STATED = "as no_mpp states"
 _MOST_NAMES = 5
 """Of slides that a refusal names."""
 
@@ -43,21 +45,30 @@ class SlideOptions:
         mpp: Micrometres of a pixel that slides are read at; None: their own.
         tissue: Whether crops without tissue and without labels are left out.
         no_mpp: What becomes of slides that don't say how many micrometres their pixels have, where `mpp` is asked for:
-            "refuse" or "leave_out".
+            "refuse" or "leave_out"; or how many these are, at their finest level.
     """
 
     mpp: float | None = None
     tissue: bool = True
-    no_mpp: str = "refuse"
+    no_mpp: str | float = "refuse"
 
     def __post_init__(self) -> None:
-        number = isinstance(self.mpp, int | float) and not isinstance(self.mpp, bool) and 0 < self.mpp <= 1000
-        if self.mpp is not None and not number:
+        if self.mpp is not None and not _is_length(self.mpp, 1000):
             raise ConfigError(f"is {self.mpp!r}", where="mpp", fix="give micrometres a pixel, as mpp=0.5")
         if not isinstance(self.tissue, bool):
             raise ConfigError(f"is {self.tissue!r}", where="tissue", fix="choose true or false")
-        if self.no_mpp not in ("refuse", "leave_out"):
-            raise ConfigError(f"is {self.no_mpp!r}", where="no_mpp", fix="choose refuse or leave_out")
+        if self.no_mpp not in ("refuse", "leave_out") and not _is_length(self.no_mpp, COARSEST_MPP):
+            fix = "choose refuse or leave_out, or give the micrometres of their pixels, as no_mpp=0.25 (at most 50)"
+            raise ConfigError(f"is {self.no_mpp!r}", where="no_mpp", fix=fix)
+
+    @property
+    def stated(self) -> float | None:
+        """Micrometres a pixel of slides that don't say it, as the user states them."""
+        return None if isinstance(self.no_mpp, str) else self.no_mpp
+
+
+def _is_length(value: Any, most: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= most
 
 
 SLIDE_OPTIONS = tuple(one.name for one in fields(SlideOptions))
@@ -75,6 +86,7 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
         DataError: Slides don't say how many micrometres their pixels have, or one can't be read.
     """
     wanted = SlideOptions(**options)
+    stated = wanted.stated
     if not isinstance(labelled.items, list | tuple):  # generated ones
         if wanted.mpp is not None:
             raise ConfigError("generated scenes have no micrometres", where="mpp", fix="leave it out")
@@ -82,53 +94,82 @@ def at_resolution(labelled: LabelledSet, options: Mapping[str, Any]) -> Labelled
     own: Counter[str] = Counter()
     items, lacking = [], []
     for item in labelled.items:
-        if (stated := split_address(item.image)[1].mpp) is not None:
-            # As compiled sets have them: their labels are in the pixels of the address.
-            if wanted.mpp not in (None, stated):
-                what = f"{item.id} is at {stated:g} micrometres a pixel already, with its labels"
-                raise ConfigError(what, where="mpp", fix="leave it out, or compile the slides again")
+        if _is_read_at(item, wanted):
             items.append(item)
             continue
         address = item.image if wanted.mpp is None else part_address(item.image, FilePart(mpp=wanted.mpp))
         if not _may_be_slide(address, wanted.mpp):
             items.append(item)
             continue
-        if wanted.mpp is not None and not says_micrometres(address):
+        says = says_micrometres(address)
+        if wanted.mpp is not None and not says and stated is None:
             lacking.append(Path(base_address(address)).name)
             continue
+        if not says and stated is not None:
+            address = part_address(address, FilePart(own_mpp=stated))
         made, said = _read_at(item, address)
         items.append(made)
-        own[said] += 1
+        own[said if says or stated is None else f"{said}, {_STATED}"] += 1
     if lacking and (wanted.no_mpp == "refuse" or not items):
         raise _without_resolution(lacking, len(labelled.items), labelled.name, wanted)
+    if stated is not None and not any(split_address(item.image)[1].own_mpp for item in items):
+        what = f"states {stated:g} micrometres a pixel, but no image is a slide that doesn't say it"
+        fix = (
+            "leave it out"
+            if own
+            else "leave it out, or give mpp, too: a plain TIFF is a slide where it is read at one"
+        )
+        raise ConfigError(what, where="no_mpp", fix=fix)
     if not own:
         return labelled
-    counted = ", ".join(f"{count:,} of {said}" for said, count in own.most_common(4))
-    how = "read at their own pixels; -o mpp=… reads all at one resolution"
-    if wanted.mpp is not None:
-        how = f"all read at {wanted.mpp:g} µm, with their labels"
-    line = f"slides: {counted}: {how}"
     left_out = tuple(
         f"{name}: doesn't say how many micrometres its pixels have: left out" for name in lacking
     )
     return replace(
         labelled,
         items=items,
-        understood=(*labelled.understood, line),
+        understood=(*labelled.understood, _told(own, wanted)),
         findings=(*labelled.findings, *left_out),
     )
+
+
+def _told(own: Counter[str], wanted: SlideOptions) -> str:
+    """Return a line on the resolutions of slides, what was stated of them first, and at which they are read."""
+    found = sorted(own.most_common(), key=lambda one: not one[0].endswith(_STATED))[:4]
+    counted = "; ".join(f"{count:,} of {said}" for said, count in found)
+    how = "read at their own pixels; -o mpp=… reads all at one resolution"
+    if wanted.mpp is not None:
+        how = f"all read at {wanted.mpp:g} µm, with their labels"
+    return f"slides: {counted}: {how}"
+
+
+def _is_read_at(item: LabelledImage, wanted: SlideOptions) -> bool:
+    """Return whether an image says at which resolution it is, as compiled sets have them, with labels in these pixels.
+
+    Raises:
+        ConfigError: It is another one than what is asked for.
+    """
+    part = split_address(item.image)[1]
+    if (part.mpp, part.own_mpp) == (None, None) and (part.window is None or wanted.mpp is None):
+        return False
+    for name, said, asked in (("mpp", part.mpp, wanted.mpp), ("no_mpp", part.own_mpp, wanted.stated)):
+        if asked is not None and asked != said:
+            told = "its own pixels" if said is None else f"{said:g} micrometres a pixel"
+            what = f"{item.id} is at {told} already, with its labels"
+            raise ConfigError(what, where=name, fix="leave it out, or compile the slides again")
+    return True
 
 
 def _without_resolution(lacking: Sequence[str], count: int, where: str, wanted: SlideOptions) -> DataError:
     names = ", ".join(lacking[:_MOST_NAMES])
     names += f" and {len(lacking) - _MOST_NAMES} more" if len(lacking) > _MOST_NAMES else ""
-    out = "-o no_mpp=leave_out reads the others alone, " if len(lacking) < count else ""
+    out = "-o no_mpp=leave_out reads the others alone; " if len(lacking) < count else ""
     return DataError(
         f"{len(lacking)} of {count} slides don't say how many micrometres their pixels have, so mpp={wanted.mpp:g} can't be "
         f"read of them: {names}",
         where=where,
-        fix=f"{out}without mpp all are read at their own pixels; or write the resolution into the files (XResolution, "
-        "YResolution and ResolutionUnit of TIFF, PhysicalSizeX and PhysicalSizeY of OME)",
+        fix=f"-o no_mpp=0.25 states how many they have, where you know it (0.25, say, of a scanner at 40×); {out}without "
+        "mpp all are read at their own pixels",
     )
 
 

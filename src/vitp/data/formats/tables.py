@@ -121,17 +121,24 @@ def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, dict[str, str]]]:
             if keys is None:
                 keys = [cell.strip() for cell in cells]
                 continue
-            if len(cells) > len(keys):
-                raise DataError(
-                    f"has {len(cells)} cells, the head {len(keys)}",
-                    where=f"{path}:{line}",
-                    fix=f'put cells that hold "{delimiter}" into quotes',
-                )
-            cells = cells + [""] * (len(keys) - len(cells))
+            cells = under_head(keys, cells, f"{path}:{line}", delimiter)
             row = dict(zip(keys, cells, strict=True))
             yield line, row if len(row) == len(keys) else with_doubles(keys, cells, f"{path}:{line}")
     except csv.Error as error:
         raise DataError(f"is not CSV ({error})", where=f"{path}:{end + 1}", fix="mend the row") from error
+
+
+def under_head(keys: Sequence[str], cells: Sequence[str], where: str, delimiter: str) -> list[str]:
+    """Return a cell for each key of a table's head; those that a row lacks, and blank ones at its end, are "".
+
+    Raises:
+        DataError: The row has more cells than the head, so that some may stand under the wrong key.
+    """
+    if any(cell.strip() for cell in cells[len(keys) :]):
+        mark = {"\t": "tabs"}.get(delimiter, f'"{delimiter}"')
+        what = f"has {len(cells)} cells, the head {len(keys)}"
+        raise DataError(what, where=where, fix=f"put cells that hold {mark} into quotes")
+    return [*cells[: len(keys)], *[""] * (len(keys) - len(cells))]
 
 
 class TwoCells(str):

@@ -280,6 +280,8 @@ def _questions(
     round, one of weight 6 up to six times. A task that answers None is not tried again: its None may be half of a
     yes/no balance.
     """
+    if facts.holds_nothing:
+        return []
     names = tasks_asked(facts.item, facts.classes)
     if told:
         names = [name for name in names if name not in (*ground_tasks.METADATA, "ground_resolution")]

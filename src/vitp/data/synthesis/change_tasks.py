@@ -191,16 +191,28 @@ def only_in_first(first: tuple[ObjectLabel, ...], second: tuple[ObjectLabel, ...
     return Counter(o.category for i, o in enumerate(first) if i not in matched)
 
 
+def _is_shown(facts: Facts, label: ObjectLabel) -> bool:
+    """Return whether both dates hold something in half of an object's box or more."""
+    if facts.held is None:
+        return True
+    x1, y1, x2, y2 = (max(0, round(value)) for value in label.box)
+    shown_hw = facts.held[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
+    return shown_hw.size > 0 and float(shown_hw.mean()) >= 0.5
+
+
 def change_objects(facts: Facts, rng: np.random.Generator) -> Question | None:
     """Ask which objects appeared or disappeared: "two ships, one crane", or "nothing".
 
-    Needs the objects of both dates; pairs with difficult objects or ignored places are not asked.
+    Needs the objects of both dates; pairs with difficult objects or ignored places are not asked, nor are those with an
+    object most of whose place one of the dates doesn't show: there it would appear or disappear with the image.
     """
     item = facts.item
     if item.objects is None or item.later_objects is None or item.ignored:
         return None
     objects = (*item.objects, *item.later_objects)
     if any(o.difficult or not is_usable(o.box, item.width, item.height) for o in objects):
+        return None
+    if not all(_is_shown(facts, o) for o in objects):
         return None
     appeared = bool(rng.integers(2))
     pair = (item.later_objects, item.objects) if appeared else (item.objects, item.later_objects)

@@ -11,7 +11,8 @@ import numpy as np
 from vitp.data.synthesis.build import QUESTION_TASKS, SynthesisConfig, tasks_asked
 from vitp.data.synthesis.classes import SetClasses, evenly_spaced
 from vitp.data.synthesis.facts import Facts
-from vitp.data.synthesis.pretext_tasks import PLAIN_TASKS, look_at
+from vitp.data.synthesis.pretext_look import look_at
+from vitp.data.synthesis.pretext_tasks import PLAIN_TASKS
 from vitp.data.synthesis.scoring import normalised
 from vitp.data.synthesis.volume_facts import VolumeIndex
 from vitp.records.channels import Channels

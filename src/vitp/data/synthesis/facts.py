@@ -26,7 +26,8 @@ from vitp.records.labels import BACKGROUND, LabelledImage, ObjectLabel
 from vitp.records.regions import rasterise
 
 UNKNOWN = "unknown"
-"""Name of a grid cell of which more than half is not labelled, or that a difficult object or ignored place touches."""
+"""Name of a grid cell of which more than half isn't labelled or holds nothing, or that a difficult object or ignored
+place touches."""
 
 _OBJECT_CELL_SHARE = 0.25
 """Where only objects are labelled, an object names the cells that it covers to this share."""
@@ -209,6 +210,11 @@ class Facts:
         """Where the image, both dates of a pair, holds something, (H, W) bool; None: everywhere."""
         return held_by(self.item, self.classes.channels)
 
+    @property
+    def holds_nothing(self) -> bool:
+        """Whether there is nothing to see in the image, or in what both dates of a pair have in common."""
+        return self.held is not None and not self.held.any()
+
     @cached_property
     def mask(self) -> np.ndarray | None:
         """The semantic mask (H, W) uint8, 255 where a place is ignored or the image holds nothing, or None."""
@@ -222,7 +228,7 @@ class Facts:
     @cached_property
     def change(self) -> np.ndarray | None:
         """The change mask (H, W) bool, false where a date holds nothing, or None; None, too, where nothing is held."""
-        if self.item.change is None or (self.held is not None and not self.held.any()):
+        if self.item.change is None or self.holds_nothing:
             return None
         changed_HW: np.ndarray = held_change(self.item, self.held) == 1
         return changed_HW
@@ -337,6 +343,14 @@ class Facts:
     def _object_cells(self) -> tuple[list[str], frozenset[str]]:
         """The class of each cell by clear objects, and the classes that can't be told in some cell."""
         cells = self._clear_cells()
+        if self.held is not None:
+            # Where an image holds nothing no object was looked for; a cell of an object stays that.
+            counts = cell_histogram(self.held.astype(np.uint8), self.limits.grid)[:, :2]
+            empty = counts[:, 0] > counts[:, 1]
+            cells = [
+                UNKNOWN if gone and name == BACKGROUND else name
+                for name, gone in zip(cells, empty, strict=True)
+            ]
         unclear = [placed.label for placed in self.objects if placed.label.difficult]
         unclear += [placed.label for placed in self.ignored]
         if not unclear:
@@ -344,7 +358,7 @@ class Facts:
         n, fine = self.limits.grid, 16
         hidden_HW = touched(unclear, (self.item.height, self.item.width), (n * fine, n * fine))
         hidden = cell_histogram(hidden_HW.astype(np.uint8), n)[:, 1] > 0
-        lost = {name for name, hide in zip(cells, hidden, strict=True) if hide and name != BACKGROUND}
+        lost = {name for name, hide in zip(cells, hidden, strict=True) if hide} - {BACKGROUND, UNKNOWN}
         return [UNKNOWN if hide else name for name, hide in zip(cells, hidden, strict=True)], frozenset(lost)
 
     def _clear_cells(self) -> list[str]:

@@ -2,8 +2,9 @@
 covers most of it. Nothing has to be labelled.
 
 Answers follow from the pixels, with a margin: what is nearly the same either way (a symmetric image, halves of equal
-texture, a crop that fits in two places) isn't asked. Questions about a changed copy show the image first and the
-copy, an address of a view of the same file (`vitp.io.parts`), as the second; each is a record of its own.
+texture, a crop that fits in two places) isn't asked. Pixels that hold nothing (nodata, transparent ones) count for
+nothing: their black is no colour, and where they begin is no texture. Questions about a changed copy show the image
+first and the copy, an address of a view of the same file (`vitp.io.parts`), as the second; each is a record of its own.
 
 Shapes: C channels, H × W pixels.
 """
@@ -17,12 +18,12 @@ from typing import Any
 
 import cv2
 import numpy as np
+from scipy import ndimage
 
-from vitp.core.errors import DataError
-from vitp.data.augment import resize_image
-from vitp.data.seen import SeenBands
+from vitp.data.augment import resize_image, resize_mask
 from vitp.data.synthesis import phrases
 from vitp.data.synthesis.choosing import one_of, one_weighted, worded
+from vitp.data.synthesis.pretext_look import LEAST_HELD, SmallImage, SmallPart, look_at
 from vitp.io.parts import FilePart, part_address
 from vitp.records.channels import Channels
 from vitp.records.instructions import IMAGE_MARK, InstructionRecord, Turn
@@ -31,17 +32,8 @@ from vitp.records.labels import LabelledImage
 NINTHS_SIDE = 3
 """Rows and columns of the grid in which patches are blank and crops lie."""
 
-_LOOKED_AT = 96
-"""Pixels of the longer side at which images are compared with themselves."""
-
-_SMALLEST = 32
-"""Pixels of the shorter side below which nothing is asked."""
-
 _ALIKE = 0.02
 """Mean difference, of values on 0..1, up to which two pictures look the same."""
-
-_STRUCTURE = 0.03
-"""Deviation of values on 0..1 from which on a part of an image shows something."""
 
 _FIT = 0.002
 """Mean squared difference by which a crop must fit anywhere else worse than where it lies."""
@@ -67,58 +59,6 @@ class PretextQuestion:
     answer: str
     views: tuple[FilePart, ...] = ()
     whole: bool = False
-
-
-@dataclass(frozen=True)
-class SmallImage:
-    """An image as its questions see it.
-
-    Attributes:
-        small_HWC: Values on 0..1, the longer side `_LOOKED_AT` pixels at most.
-        size: Width and height of the file's image.
-        coloured: Whether its channels are red, green and blue.
-    """
-
-    small_HWC: np.ndarray
-    size: tuple[int, int]
-    coloured: bool
-
-    @property
-    def grey_HW(self) -> np.ndarray:
-        """Mean of the channels."""
-        grey_HW: np.ndarray = self.small_HWC.mean(2)
-        return grey_HW
-
-    def part(self, box: tuple[float, float, float, float]) -> np.ndarray:
-        """Return the values in a box whose corners are shares of the sides, (h, w, C)."""
-        height, width = self.small_HWC.shape[:2]
-        x1, y1, x2, y2 = (round(v * side) for v, side in zip(box, (width, height) * 2, strict=True))
-        return self.small_HWC[y1 : max(y2, y1 + 1), x1 : max(x2, x1 + 1)]
-
-    def window(self, box: tuple[float, float, float, float]) -> FilePart:
-        """Return the same box as a window of the file."""
-        x1, y1, x2, y2 = (round(v * side) for v, side in zip(box, self.size * 2, strict=True))
-        return FilePart(window=(x1, y1, x2, y2))
-
-
-def look_at(item: LabelledImage, channels: Channels | None) -> SmallImage | None:
-    """Return an image at a small size; None where it is too small or can't be read."""
-    if min(item.width, item.height) < _SMALLEST:
-        return None
-    seen = SeenBands(channels)
-
-    def enough(width: int, height: int) -> tuple[int, int]:
-        scale = min(1.0, 4 * _LOOKED_AT / max(width, height))
-        return max(1, round(width * scale)), max(1, round(height * scale))
-
-    try:
-        pixels_HWC = np.asarray(seen.load(item.image, enough))
-    except DataError:
-        return None
-    scale = min(1.0, _LOOKED_AT / max(pixels_HWC.shape[:2]))
-    height, width = (max(8, round(n * scale)) for n in pixels_HWC.shape[:2])
-    values_HWC = pixels_HWC.astype(np.float32).reshape(*pixels_HWC.shape[:2], -1) / 255
-    return SmallImage(resize_image(values_HWC, (height, width)), (item.width, item.height), seen.is_rgb)
 
 
 # --- questions about the image itself
@@ -149,7 +89,8 @@ def colour(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None
     """Ask for the colour that covers most of the image, where it leads clearly."""
     if not look.coloured:
         return None
-    names, counts = np.unique(colour_names(look.small_HWC).astype(str), return_counts=True)
+    shown = colour_names(look.small_HWC)[look.held_HW].astype(str)
+    names, counts = np.unique(shown, return_counts=True)
     shares = np.sort(counts / counts.sum())[::-1]
     if shares[0] - (shares[1] if len(shares) > 1 else 0.0) < _LEAD:
         return None
@@ -160,15 +101,20 @@ _SIDES = {1: ("left", "right"), 0: ("upper", "lower")}
 """Axis of an image → its halves."""
 
 
-def _halves(values_HW: np.ndarray, axis: int) -> tuple[float, float]:
-    first, second = np.array_split(values_HW, [values_HW.shape[axis] // 2], axis=axis)
-    return float(first.mean()), float(second.mean())
+def _halves(values_HW: np.ndarray, held_HW: np.ndarray, axis: int) -> tuple[float, float] | None:
+    """Return the mean of what holds something in each half; None where that is less than half of one."""
+    middle = [values_HW.shape[axis] // 2]
+    pairs = zip(*(np.array_split(one_HW, middle, axis=axis) for one_HW in (values_HW, held_HW)), strict=True)
+    means = [float(values[held].mean()) for values, held in pairs if held.mean() >= LEAST_HELD]
+    return (means[0], means[1]) if len(means) == 2 else None
 
 
 def brighter_half(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which half is brighter: left or right, or upper or lower."""
     axis = int(rng.integers(2))
-    one, other = _halves(look.grey_HW, axis)
+    if (halves := _halves(look.grey_HW, look.held_HW, axis)) is None:
+        return None
+    one, other = halves
     if abs(one - other) < _BRIGHTER:
         return None
     first, second = _SIDES[axis]
@@ -179,7 +125,11 @@ def brighter_half(look: SmallImage, rng: np.random.Generator) -> PretextQuestion
 def texture_half(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask which half has more texture: the larger mean gradient."""
     axis = int(rng.integers(2))
-    one, other = _halves(gradients(look.grey_HW), axis)
+    # Not where something ends and nothing begins.
+    within_HW = ndimage.binary_erosion(look.held_HW, border_value=1)
+    if (halves := _halves(gradients(look.grey_HW), within_HW, axis)) is None:
+        return None
+    one, other = halves
     if max(one, other) < 0.01 or max(one, other) < _ROUGHER * min(one, other):
         return None
     first, second = _SIDES[axis]
@@ -197,14 +147,21 @@ def gradients(grey_HW: np.ndarray) -> np.ndarray:
 # --- questions about views of the image
 
 
-def _unlike(one_HWC: np.ndarray, other_HWC: np.ndarray) -> bool:
-    a, b = (resize_image(x, (32, 32)) for x in (one_HWC, other_HWC))
-    return float(np.abs(a - b).mean()) > _ALIKE
+def _unlike(one: SmallPart, other: SmallPart) -> bool:
+    """Return whether two parts differ in what both hold; how what holds nothing lies is no difference."""
+    a, b = (resize_image(part.values_hwC, (32, 32)) for part in (one, other))
+    both_hw = np.logical_and(
+        *(resize_mask(part.held_hw.astype(np.uint8), (32, 32)) > 0 for part in (one, other))
+    )
+    return bool(both_hw.mean() >= LEAST_HELD / 2) and float(np.abs(a - b)[both_hw].mean()) > _ALIKE
 
 
 def turned_copy(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask by how much a copy is turned; not of images that look alike when they are turned."""
-    copies = [np.rot90(look.small_HWC, -quarters) for quarters in range(4)]
+    copies = [
+        SmallPart(np.rot90(look.small_HWC, -quarters), np.rot90(look.held_HW, -quarters))
+        for quarters in range(4)
+    ]
     pairs = ((a, b) for number, a in enumerate(copies) for b in copies[:number])
     if not all(_unlike(a, b) for a, b in pairs):
         return None
@@ -214,7 +171,7 @@ def turned_copy(look: SmallImage, rng: np.random.Generator) -> PretextQuestion |
 
 def mirrored(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
     """Ask whether a copy is the mirror image; not of symmetric images."""
-    if not _unlike(look.small_HWC, look.small_HWC[:, ::-1]):
+    if not _unlike(look.whole, SmallPart(look.small_HWC[:, ::-1], look.held_HW[:, ::-1])):
         return None
     mirror = bool(rng.integers(2))
     view = FilePart(mirror=1) if mirror else FilePart()
@@ -222,7 +179,10 @@ def mirrored(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | No
 
 
 def missing_patch(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | None:
-    """Ask which cell of the grid is blank; only a cell that shows something is, and no other one may look so."""
+    """Ask which cell of the grid is blank.
+
+    Only a cell that shows something is, and no other one may look so or hold nothing.
+    """
     edges = [round(1000 * n / NINTHS_SIDE) for n in range(NINTHS_SIDE + 1)]
     cells = {
         (row, column): look.part(
@@ -231,14 +191,18 @@ def missing_patch(look: SmallImage, rng: np.random.Generator) -> PretextQuestion
         for row in range(NINTHS_SIDE)
         for column in range(NINTHS_SIDE)
     }
-    blank = [place for place, values in cells.items() if np.abs(values - 128 / 255).mean() < 2 * _ALIKE]
-    shown = [place for place, values in cells.items() if values.std() > _STRUCTURE]
-    if blank or not shown:
+    shown = [place for place, cell in cells.items() if cell.shows]
+    if not shown or any(not cell.is_held or _is_grey(cell) for cell in cells.values()):
         return None
     row, column = one_of(rng, shown)
     hole = FilePart(hole=(edges[column], edges[row], edges[column + 1], edges[row + 1]))
     question = worded(rng, phrases.MISSING_PATCH, n=NINTHS_SIDE)
     return PretextQuestion(question, f"row {row + 1}, column {column + 1}", (hole,))
+
+
+def _is_grey(cell: SmallPart) -> bool:
+    """Return whether a cell looks as a blank one does."""
+    return float(np.abs(cell.values_hwC[cell.held_hw] - 128 / 255).mean()) < 2 * _ALIKE
 
 
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "middle", "right")
@@ -256,11 +220,14 @@ def crop_place(look: SmallImage, rng: np.random.Generator) -> PretextQuestion | 
     side = 0.32
     x, y = (min(max(v, side / 2), 1 - side / 2) for v in (x, y))
     box = (x - side / 2, y - side / 2, x + side / 2, y + side / 2)
-    crop_hwC = look.part(box)
-    if crop_hwC.std() < _STRUCTURE:
+    crop = look.part(box)
+    if not crop.shows:
         return None
-    whole_HW, crop_hw = (np.ascontiguousarray(v.mean(2), np.float32) for v in (look.small_HWC, crop_hwC))
-    fit = cv2.matchTemplate(whole_HW, crop_hw, cv2.TM_SQDIFF) / crop_hw.size
+    whole_HW, crop_hw = (
+        np.ascontiguousarray(v.mean(2), np.float32) for v in (look.small_HWC, crop.values_hwC)
+    )
+    mask_hw = None if crop.held_hw.all() else crop.held_hw.astype(np.float32)
+    fit = cv2.matchTemplate(whole_HW, crop_hw, cv2.TM_SQDIFF, mask=mask_hw) / crop.held_hw.sum()
     height, width = look.small_HWC.shape[:2]
     top, left = round(box[1] * height), round(box[0] * width)
     rows, columns = np.ogrid[: fit.shape[0], : fit.shape[1]]
@@ -280,8 +247,8 @@ def larger_crop(look: SmallImage, rng: np.random.Generator) -> PretextQuestion |
     a, b = rng.uniform(0, side - inner, 2)
     outer_box = (x, y, x + side, y + side)
     inner_box = (x + a, y + b, x + a + inner, y + b + inner)
-    small = look.part(inner_box)
-    if small.std() < _STRUCTURE or not _unlike(small, look.part(outer_box)):
+    small, large = look.part(inner_box), look.part(outer_box)
+    if not (small.shows and large.is_held and _unlike(small, large)):
         return None
     first_larger = bool(rng.integers(2))
     boxes = (outer_box, inner_box) if first_larger else (inner_box, outer_box)

@@ -24,6 +24,7 @@ from vitp.data.synthesis.answers import (
     parse_yes_no,
 )
 from vitp.data.synthesis.facts import match_pairs, overlap
+from vitp.records.geometry import area, as_points, shared_part
 
 AnswerScore = Callable[[str, str], float]
 _Outline = TypeVar("_Outline")
@@ -83,12 +84,13 @@ def list_f1(predicted: str, expected: str) -> float:
 
 def quad_iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the intersection over union of the convex hulls of two oriented boxes."""
-    hulls = [cv2.convexHull(np.asarray(q, np.float32).reshape(4, 2)) for q in (a, b)]
-    areas = [cv2.contourArea(hull) for hull in hulls]
+    hulls = [cv2.convexHull(as_points(q).astype(np.float32))[:, 0].astype(np.float64) for q in (a, b)]
+    areas = [area(hull) for hull in hulls]
     if min(areas) <= 0:
         return 0.0
-    common = cv2.intersectConvexConvex(hulls[0], hulls[1])[0]
-    return float(common / (sum(areas) - common))
+    # OpenCV's own intersection loses a part of boxes whose sides nearly lie on each other.
+    common = area(shared_part(*hulls))
+    return common / (sum(areas) - common)
 
 
 def match_f1(
