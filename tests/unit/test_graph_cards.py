@@ -106,7 +106,9 @@ def test_queries_become_objects_as_the_card_says() -> None:
     graph = TaskGraph(model, SIZE)
     with torch.no_grad():
         outputs = graph(image_CHW[None].float() / 255)
-    classes_QC, masks_Qhw = (dict(zip(graph.outputs, outputs, strict=True))[n][0] for n in ("classes", "masks"))
+    classes_QC, masks_Qhw = (
+        dict(zip(graph.outputs, outputs, strict=True))[n][0] for n in ("classes", "masks")
+    )
     logits_QHW = torch.nn.functional.interpolate(masks_Qhw[None], SIZE, mode="bilinear")[0]
     found = []
     for pair in classes_QC.flatten().argsort(descending=True)[:most].tolist():
