@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -329,6 +330,22 @@ def test_predictions_are_coco_s_and_read_again(tmp_path: Path) -> None:
         assert item.semantic is not None and (item.semantic() == classes_HW).all()
     drawn = np.array(Image.open(tmp_path / "found" / "pictures" / "1.png").convert("RGB"))
     assert (drawn != images[0].permute(1, 2, 0).numpy()).any()
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.95])
+def test_segments_are_scored_as_they_are_written(tmp_path: Path, threshold: float) -> None:
+    root = small_set(tmp_path / "set")
+    labelled = read_labels("panoptic", root, val=0.0, test=0.0)
+    model, settings = model_of(), TestSettings(score_threshold=threshold)
+    scores = model.evaluate(labelled, settings)
+    predict_files(model, [item.image for item in labelled.items], tmp_path / "found", settings)
+    written = json.loads((tmp_path / "found" / "panoptic.json").read_text())["annotations"]
+    found = [(row["category_id"] - 1, row["score"]) for one in written for row in one["segments_info"]]
+    assert all(score >= threshold for _, score in found) and len(found) > 1
+    # No car is labelled: what is written of them is wrong, and without any the class has no score.
+    cars = [score for label, score in found if CLASSES[label] == "car"]
+    assert bool(cars) == (threshold == 0)
+    assert scores.per_class["car"]["pq"] == (0.0 if cars else pytest.approx(math.nan, nan_ok=True))
 
 
 def fitted(

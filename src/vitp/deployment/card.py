@@ -34,8 +34,7 @@ _OUTPUTS = {
     "classification": "`probabilities` ({batch}, {classes}): {shares}",
     "segmentation": "`probabilities` ({batch}, {classes}, {height}, {width}): softmax over the classes",
     "change": "`probabilities` ({batch}, 2, {height}, {width}): softmax over unchanged and changed",
-    "detection": "`detections` ({batch}, 4 + {classes}, rows): centre x and y, width, height, scores, before the "
-    "suppression of overlapping rows",
+    "detection": "`detections` ({batch}, 4 + {classes}, rows): centre x and y, width, height, scores{rows}",
     "instance": "`detections` ({batch}, 4 + {classes}, rows): centre x and y, width, height, scores; `masks` "
     "({batch}, rows, cells, cells): the mask of each row's class in its box, on 0..1",
     "queries": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
@@ -43,7 +42,7 @@ _OUTPUTS = {
     "panoptic": '`classes` ({batch}, queries, {classes}): softmax without "no object"; `masks` ({batch}, queries, '
     "cells, cells): logits of the whole image; the runtime merges them into segments",
     "oriented": "`detections` ({batch}, 4 + {classes} + 1, rows): centre x and y, longer and shorter side, scores, "
-    "angle in radians, clockwise; before the suppression of overlapping rows",
+    "angle in radians, clockwise{rows}",
 }
 
 
@@ -72,7 +71,7 @@ def graph_card(done: ExportedGraph, model: TaskModel, options: GraphOptions, nam
     """
     parts = [
         _title(done, model, options, name),
-        _what_it_takes(done.contract),
+        contract_section(done.contract),
         _use(done.contract, options, name),
         _compared(done),
         _qgis(done.contract, options),
@@ -101,7 +100,8 @@ def _title(done: ExportedGraph, model: TaskModel, options: GraphOptions, name: s
     )
 
 
-def _what_it_takes(contract: GraphContract) -> str:
+def contract_section(contract: GraphContract) -> str:
+    """Return the part of a card that says what a graph takes and gives, and what of it is an object."""
     height, width = contract.size
     batch = str(contract.batch or "any number")
     channels = contract.planes * (2 if contract.pairs else 1)
@@ -117,6 +117,7 @@ def _what_it_takes(contract: GraphContract) -> str:
         "height": height,
         "width": width,
         "shares": "sigmoid" if contract.multi_label else "softmax",
+        "rows": "; one row a query" if contract.iou >= 1 else "; before the suppression of overlapping rows",
     }
     of_queries = contract.task == "instance" and contract.mask_patch > 0
     rows = [
@@ -129,6 +130,7 @@ def _what_it_takes(contract: GraphContract) -> str:
             f"normalisation (mean {_numbers(contract.mean)}, std {_numbers(contract.std)}), network, decoding",
         ),
         ("Output", _OUTPUTS["queries" if of_queries else contract.task].format(**values)),
+        *_object_rows(contract),
         *seen_rows(contract),
         ("Classes", ", ".join(contract.classes)),
     ]
@@ -151,6 +153,37 @@ def _what_it_takes(contract: GraphContract) -> str:
             + markdown_table(("Band", "First", "Low", "High"), of_bands)
         )
     return "## Contract\n\n" + markdown_table(("", ""), rows) + bands
+
+
+def _object_rows(contract: GraphContract) -> list[tuple[str, str]]:
+    """Return what of the output is an object, as `vitp.runtime` takes it."""
+    if contract.task == "panoptic":
+        words = (
+            f"queries whose class has {contract.least_score:g} and more, and more than no class; a pixel is of the query "
+            "with the largest class × sigmoid of the mask, if the mask is 0.5 there; queries that keep less than "
+            f"{contract.least_share:g} of their mask are none; those of one class are one segment, but for "
+            f"{', '.join(contract.things) or 'no class'}"
+        )
+    elif contract.mask_patch:
+        words = (
+            f"the {contract.most_objects} surest pairs of a query and a class; their pixels are those whose logit is above "
+            "0, and their score is that of the class × the mean sigmoid of these pixels"
+        )
+    elif contract.task == "instance":
+        words = f"rows with a score above {contract.least_score:g}; a mask is stretched over its box and cut at 0.5"
+    elif contract.task in ("detection", "oriented"):
+        fewer = (
+            "none is suppressed"
+            if contract.iou >= 1
+            else f"of two of one class that overlap by more than {contract.iou:g} the surer one stays"
+        )
+        words = (
+            f"each class of a row with a score above {contract.least_score:g}; {fewer}; the {contract.most_objects} "
+            "surest of a window"
+        )
+    else:
+        return []
+    return [("Objects", f"{words}. Files hold those of {contract.shown_score:g} and more")]
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -150,7 +150,9 @@ class ViewObjects:
         if self.quads_N8 is not None:
             order = rotated_nms(boxes_of_quads(self.quads_N8[kept]), scores_N, QUAD_OVERLAP, labels_N)
         else:
-            order = batched_nms(present(self.boxes_N4)[kept], scores_N, labels_N, BOX_OVERLAP)
+            # Classes are laid side by side for it: far out in a large raster float32 would round boxes to half pixels.
+            boxes_N4 = present(self.boxes_N4)[kept].double()
+            order = batched_nms(boxes_N4, scores_N.double(), labels_N, BOX_OVERLAP)
         return kept[order]
 
 

@@ -138,9 +138,10 @@ class QueryPanoptic(QueryModel, WholeImageModel):
             target = reader.target(sample)
             labels_S, masks_SHW = true_segments(target, self.thing_numbers)
             truth_2HW = segment_map(labels_S, masks_SHW, self.thing_numbers)
-            guess_2HW = segment_map(
-                present(prediction.labels_N), present(prediction.masks_NHW), self.thing_numbers
-            )
+            # As `vitp predict` writes them, whatever `least_score` lets through.
+            kept_S = present(prediction.scores_N) >= settings.score_threshold
+            labels_S, masks_SHW = present(prediction.labels_N)[kept_S], present(prediction.masks_NHW)[kept_S]
+            guess_2HW = segment_map(labels_S, masks_SHW, self.thing_numbers)
             counts.add(guess_2HW, truth_2HW)
             images += 1
         return panoptic_scores(counts, self.classes, self.thing_numbers, images)
