@@ -34,6 +34,7 @@ from typing import Any
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.bare_images import read_images
+from vitp.data.formats.box_tables import read_box_tables
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import declare_channels
@@ -86,6 +87,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "qupath": read_qupath,
     "xview": read_xview,
     "xbd": read_xbd,
+    "boxes": read_box_tables,
     "captions": read_captions,
     "classes": read_class_tables,
     "lists": read_class_lists,
@@ -96,7 +98,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
 }
 """Format → reader. All take the folder first; "scenes" takes the name of a domain instead."""
 
-_FILES = ("coco", "panoptic", "captions", "classes", "label-studio", "cvat", "parquet")
+_FILES = ("coco", "panoptic", "boxes", "captions", "classes", "label-studio", "cvat", "parquet")
 """Formats that read single files, too."""
 
 _COMMON = tuple(field.name for field in fields(ReadOptions))

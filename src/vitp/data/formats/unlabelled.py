@@ -49,8 +49,12 @@ def refuse_unlabelled(root: Path) -> None:
     """Raise for folders of images whose labels are of a kind that no reader knows."""
     boxes = [path.name for path in table_files(root) if is_box_table(path)]
     if boxes:
-        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
-        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+        raise DataError(
+            f"{boxes[0]} is a table of boxes, outlines or points, whose columns no reader knows or whose images aren't there",
+            where=str(root),
+            fix="--format boxes -o box_columns=x1,y1,x2,y2 -o box=corners names them (or size, or centre); outlines and points "
+            "as COCO JSON (annotations/instances_train.json)",
+        )
     _refuse_strange_rows(root)
     _refuse_matlab(root)
     classes = are_class_folders(root)
