@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.anomalies import read_anomalies
 from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.bare_images import read_images
 from vitp.data.formats.box_tables import read_box_tables
@@ -52,6 +53,7 @@ from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.kitti import read_kitti
 from vitp.data.formats.label_studio import read_label_studio
+from vitp.data.formats.labelme import read_labelme
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
@@ -75,11 +77,13 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "panoptic": read_panoptic,
     "label-studio": read_label_studio,
     "cvat": read_cvat,
+    "labelme": read_labelme,
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
     "kitti": read_kitti,
     "masks": read_masks,
+    "anomalies": read_anomalies,
     "volumes": read_volumes,
     "folders": read_folders,
     "pairs": read_pairs,

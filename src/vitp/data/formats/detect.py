@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_xml, read_text
+from vitp.data.formats.anomalies import anomaly_folders
 from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
@@ -34,6 +35,7 @@ from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
+from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
@@ -324,12 +326,14 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),
         "JSON with images and annotations, in annotations/ or the split's folder",
     ),
+    "labelme": (labelme_files, "JSON with shapes and imagePath, one for each image"),
     "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
     "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
     "volumes": (
         is_volume_set,
         "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
     ),
+    "anomalies": (anomaly_folders, "test/KIND and ground_truth/KIND, as MVTec AD has them"),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "kitti": (
         is_kitti,
