@@ -362,7 +362,10 @@ def test_classes_that_are_counted_from_another_number_are_refused(
             read_labels("coco", root)
     else:
         found = read_labels("coco", root)
-        assert [label.category for item in found.items for label in item.objects or ()] == ["ship", "port"] * 2
+        assert [label.category for item in found.items for label in item.objects or ()] == [
+            "ship",
+            "port",
+        ] * 2
 
 
 def test_a_supercategory_without_objects_is_no_class(tmp_path: Path) -> None:

@@ -108,7 +108,6 @@ def test_xml_may_name_an_encoding_of_one_byte_a_character(tmp_path: Path) -> Non
         read_text(path)
 
 
-
 @pytest.mark.parametrize(
     "text",
     [

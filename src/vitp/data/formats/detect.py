@@ -165,7 +165,7 @@ def _also(root: Path, found: str) -> list[str]:
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
-            or (name, found) == ("geo", "qupath")
+            or (name, found) in (("geo", "qupath"), ("masks", "volumes"))
             or (name == "captions" and found in ("coco", "panoptic"))
             or (name in ("coco", "masks") and found == "panoptic")
             or (name in ("captions", "classes") and found == "label-studio")
