@@ -36,6 +36,8 @@ TABLES = {
     "label_colors.txt": "0 0 0\tVoid\n255 255 0\troad\n0 255 255\twater\n",
     "labelmap.txt": "# label:color_rgb:parts:actions\nno-data:0,0,0::\nroad:255,255,0::\nwater:0,255,255:a,b:c\n",
     "colours.txt": "Unlabelled 0 0 0\nroad 255 255 0\nwater 0 255 255\n",
+    "legend.txt": "void: 0,0,0\nroad: 255, 255, 0\nwater: (0, 255, 255)\n",
+    "class_colours.txt": "0 = 0 0 0 = void\n1 = 255 255 0 = road\n2 = 0 255 255 = water\n",
     "palette.json": '{"ignore": [0, 0, 0], "road": [255, 255, 0], "water": "#00ffff"}',
     "classes.csv": "id;class;color\n0;void;#000000\n1;road;#ffff00\n2;water;#00ffff\n",
 }

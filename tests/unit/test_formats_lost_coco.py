@@ -322,12 +322,50 @@ TWO = [
 
 
 def test_boxes_that_fit_their_outlines_as_corners_only_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="outlines of 4 of 4 objects fit their boxes only when"):
+    with pytest.raises(DataError, match="outlines or areas of 4 of 4 objects fit their boxes only when"):
         read_labels("coco", written(tmp_path / "corners", [[4, 6, 14, 16]] * 4, TWO))
     right = read_labels("coco", written(tmp_path / "sizes", [[4, 6, 10, 10]] * 4, TWO))
     assert {label.box for item in right.items for label in item.objects or ()} == {(4, 6, 14, 16)}
     # One wrong box among right ones is a matter of that box.
     assert read_labels("coco", written(tmp_path / "one", [[4, 6, 10, 10]] * 3 + [[4, 6, 14, 16]], TWO)).items
+
+
+def test_boxes_whose_stated_areas_are_those_of_corners_are_refused(tmp_path: Path) -> None:
+    def stated(name: str, box: list[float], area: float) -> Path:
+        root = written(tmp_path / name, [box] * 4, TWO)
+        content = json.loads((root / "annotations.json").read_text())
+        for row in content["annotations"]:
+            del row["segmentation"]
+            row["area"] = area
+        (root / "annotations.json").write_text(json.dumps(content))
+        return root
+
+    with pytest.raises(DataError, match="areas of 4 of 4 objects fit their boxes only when"):
+        read_labels("coco", stated("corners", [4, 6, 14, 18], 120))
+    found = read_labels("coco", stated("sizes", [4, 6, 10, 12], 120))
+    assert {label.box for item in found.items for label in item.objects or ()} == {(4, 6, 14, 18)}
+    # An area of something else, such as of a mask that isn't there, says nothing of corners.
+    assert read_labels("coco", stated("other", [4, 6, 10, 12], 77)).items
+
+
+@pytest.mark.parametrize(("first", "refused"), [(0, True), (2, True), (1, False)])
+def test_classes_that_are_counted_from_another_number_are_refused(
+    tmp_path: Path, first: int, refused: bool
+) -> None:
+    root = written(tmp_path, [[4, 6, 10, 10]] * 4, TWO)
+    content = json.loads((root / "annotations.json").read_text())
+    for number, row in enumerate(content["annotations"]):
+        row["category_id"] = first + number % 2
+    (root / "annotations.json").write_text(json.dumps(content))
+    if refused:
+        with pytest.raises(DataError, match="each object would have the class beside its own"):
+            read_labels("coco", root)
+    else:
+        found = read_labels("coco", root)
+        assert [label.category for item in found.items for label in item.objects or ()] == [
+            "ship",
+            "port",
+        ] * 2
 
 
 def test_a_supercategory_without_objects_is_no_class(tmp_path: Path) -> None:

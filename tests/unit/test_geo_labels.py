@@ -398,3 +398,31 @@ def test_outlines_beyond_the_180th_meridian_are_found(tmp_path: Path, west: floa
     assert found["ship"].box == pytest.approx((60, 20, 80, 40), abs=1e-4)
     assert found["car"].box == pytest.approx((40, 50, 60, 60), abs=1e-4) and not found["car"].difficult
     assert len(found["car"].polygons) == 1
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [("Kultur", ["Weizen", "Mais", "Weizen", None]), ("crop_code", [115, 171, 115, 311])],
+)
+def test_columns_that_may_be_the_class_are_not_passed_over(
+    tmp_path: Path, column: str, values: list[Any]
+) -> None:
+    write_raster(tmp_path / "scene.tif", UTM)
+    write_vectors(tmp_path / "fields.gpkg", four(), UTM.crs, **{column: values, "nr": [1, 2, 3, 4]})
+    with pytest.raises(DataError, match=f'but "{column}" .* may hold it.*-o class={column}'):
+        read_labels("geo", tmp_path)
+    objects = one(read_labels("geo", tmp_path, **{"class": column})).objects or ()
+    assert [label.category for label in objects] == [str(value) for value in values if value is not None]
+    assert {label.category for label in one(read_labels("geo", tmp_path, classes="field")).objects or ()} == {
+        "field"
+    }
+
+
+def test_outlines_beside_two_dates_are_refused(tmp_path: Path) -> None:
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+        write_raster(tmp_path / folder / "scene.tif", UTM)
+    write_vectors(tmp_path / "felled.gpkg", four(), UTM.crs)
+    with pytest.raises(DataError, match=r"before and after are two dates.*-o images=after"):
+        read_labels("auto", tmp_path)
+    assert len(one(read_labels("geo", tmp_path, images="after")).objects or ()) == 4

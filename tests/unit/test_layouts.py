@@ -217,6 +217,18 @@ def test_folders_of_equal_names_are_no_classes(tmp_path: Path) -> None:
     assert "classes are the folders' names: bar, foo" in found.understood
 
 
+def test_numbered_files_of_other_sizes_are_classes(tmp_path: Path) -> None:
+    for k in range(6):
+        for step, name in enumerate(("cat", "dog")):
+            pixels = np.random.default_rng([k, step]).integers(
+                0, 256, (24 + k, 30 + 3 * k + 5 * step, 3), np.uint8
+            )
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{k}.jpg")
+    found = read_labels("auto", tmp_path)
+    assert sorted(item.scene or "" for item in found.items) == ["cat"] * 6 + ["dog"] * 6
+
+
 @pytest.mark.parametrize("names", [("images",), ("photos", "scans"), ("imgs", "other"), ("harbour",)])
 def test_folders_without_labels_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:

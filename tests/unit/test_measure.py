@@ -54,6 +54,26 @@ def test_ranges_of_small_sets_are_exact(tmp_path: Path, dtype: str) -> None:
         assert (channel.low, channel.high) == pytest.approx(expected, rel=1e-12)
 
 
+def test_a_fill_of_65535_that_no_file_names_does_not_count(tmp_path: Path) -> None:
+    held_HW = np.random.default_rng(0).integers(200, 3000, (64, 64)).astype(np.uint16)
+    expected = tuple(np.percentile(held_HW[20:].astype(np.float64), (2, 98)))
+    held_HW[:20] = 65535
+    fills: set[float] = set()
+    (channel, *_) = measure_channels(
+        [str(write_raster(tmp_path / "a.tif", held_HW[None]))], fills=fills
+    ).channels
+    assert (channel.low, channel.high) == pytest.approx(expected) and fills == {65535.0}
+    # A saturated place has neighbours that nearly are, and two values are a picture in black and white.
+    bright_HW, two_HW = held_HW.copy(), np.where(held_HW == 65535, held_HW, 0).astype(np.uint16)
+    bright_HW[30] = 60000
+    for name, values_HW in (("b", bright_HW), ("c", two_HW)):
+        fills.clear()
+        (channel, *_) = measure_channels(
+            [str(write_raster(tmp_path / f"{name}.tif", values_HW[None]))], fills=fills
+        ).channels
+        assert channel.high == 65535 and not fills
+
+
 def test_decibels_are_those_of_values_above_zero(tmp_path: Path) -> None:
     paths, held_NCHW = _set(tmp_path)
     found = measure_channels(paths, ["B02"], transform="db")

@@ -97,6 +97,18 @@ def test_yaml_aliases_and_merges_of_ordinary_files_work() -> None:
     )
 
 
+def test_xml_may_name_an_encoding_of_one_byte_a_character(tmp_path: Path) -> None:
+    path, head = tmp_path / "a.xml", '<?xml version="1.0" encoding="ISO-8859-1"?>'
+    path.write_bytes(f"{head}<a>Gr\u00f6\u00dfe</a>".encode("latin-1"))
+    assert parse_xml(read_text(path)).text == "Gr\u00f6\u00dfe"
+    # Many tools write that line above UTF-8.
+    path.write_bytes(f"{head}<a>Gr\u00f6\u00dfe</a>".encode())
+    assert parse_xml(read_text(path)).text == "Gr\u00f6\u00dfe"
+    path.write_bytes("<a>Gr\u00f6\u00dfe</a>".encode("latin-1"))
+    with pytest.raises(UnicodeDecodeError):
+        read_text(path)
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -45,6 +45,11 @@ _EXACT = 16 << 20
 """Characters up to which depth and digits are looked at one by one; the parser's own limits hold above."""
 
 _LONG_NUMBER = re.compile(rf"(?<![0-9])[0-9]{{{MOST_DIGITS + 1}}}")
+_XML_OF_BYTES = re.compile(
+    rb"""<\?xml[^>]{1,80}encoding=["'](iso-8859-(?:[1-9]|1[013-6])|windows-125[0-8]|latin-?1)["']""",
+    re.IGNORECASE,
+)
+"""The first line of XML that says that each byte is a character."""
 _ENTITY = re.compile(r"<!ENTITY", re.IGNORECASE)
 _KINDS: tuple[tuple[Callable[[int], bool], str], ...] = (
     (stat.S_ISDIR, "a folder"),
@@ -85,7 +90,7 @@ def open_file(path: str | Path) -> BufferedReader:
 
 
 def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "strict") -> str:
-    """Return the text of a UTF-8 file without its byte order mark.
+    """Return the text of a UTF-8 file without its byte order mark, or of XML whose first line names another encoding.
 
     Args:
         path: Path of the file.
@@ -96,7 +101,14 @@ def read_text(path: str | Path, *, largest: int = LARGEST_TEXT, errors: str = "s
         OSError: As `open_file`, or the file is too large.
         UnicodeDecodeError: It isn't UTF-8.
     """
-    return read_bytes(path, largest=largest).decode("utf-8-sig", errors)
+    data = read_bytes(path, largest=largest)
+    try:
+        return data.decode("utf-8-sig", errors)
+    except UnicodeDecodeError:
+        # Tools write this line whatever they write below it: UTF-8 that can be read is UTF-8.
+        if (named := _XML_OF_BYTES.match(data)) is None:
+            raise
+        return data.decode(named[1].decode())
 
 
 def lines_of(text: str) -> list[str]:

@@ -47,8 +47,8 @@ def measure_channels(
         percentiles: Which become 0 and 255.
         seed: Seed of the sample.
         lost: Takes the address of a file that can't be read, and why: the others count. None: it is an error.
-        fills: Takes the values that mark missing pixels by custom (−9999) in files that name no value for them; they
-            don't count.
+        fills: Takes the values that mark missing pixels by custom (−9999, 65535) in files that name no value for them;
+            they don't count.
 
     Raises:
         DataError: A file lacks a band, one (with `lost`: every one) can't be read, or a band holds no value in any.
@@ -107,12 +107,25 @@ def _values(
         for values_CHW, valid_CHW in read:
             for part, values_HW, valid_HW in zip(parts, values_CHW, valid_CHW, strict=True):
                 chosen = values_HW[valid_HW]
-                fill = fill_value(chosen) if pixels.nodata is None else None
+                fill = (fill_value(chosen) or _highest_fill(chosen)) if pixels.nodata is None else None
                 if fill is not None:
                     fills.add(fill)
                     chosen = chosen[chosen != fill]
                 part.append(chosen)
     return parts
+
+
+def _highest_fill(values: np.ndarray) -> float | None:
+    """Return 65535 where values of 16 bits have it, and many others that are all below a half of it; else None.
+
+    A bright place that saturates a sensor has neighbours that nearly do. Such pixels are white; in the percentiles they
+    would make all others black.
+    """
+    highest = np.iinfo(np.uint16).max
+    if values.dtype != np.uint16 or not values.size or values.max() < highest:
+        return None
+    others = values[values < highest]
+    return float(highest) if others.size and others.min() < others.max() < highest // 2 else None
 
 
 def _windows(pixels: Pixels, share: int, draw: random.Random) -> list[Window]:

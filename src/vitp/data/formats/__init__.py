@@ -32,8 +32,10 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.anomalies import read_anomalies
 from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.bare_images import read_images
+from vitp.data.formats.box_tables import read_box_tables
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.captions import read_captions
 from vitp.data.formats.channels import declare_channels
@@ -51,6 +53,7 @@ from vitp.data.formats.generated import read_scenes
 from vitp.data.formats.geo import read_geo
 from vitp.data.formats.kitti import read_kitti
 from vitp.data.formats.label_studio import read_label_studio
+from vitp.data.formats.labelme import read_labelme
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.pairs import read_pairs
@@ -74,11 +77,13 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "panoptic": read_panoptic,
     "label-studio": read_label_studio,
     "cvat": read_cvat,
+    "labelme": read_labelme,
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
     "kitti": read_kitti,
     "masks": read_masks,
+    "anomalies": read_anomalies,
     "volumes": read_volumes,
     "folders": read_folders,
     "pairs": read_pairs,
@@ -86,6 +91,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "qupath": read_qupath,
     "xview": read_xview,
     "xbd": read_xbd,
+    "boxes": read_box_tables,
     "captions": read_captions,
     "classes": read_class_tables,
     "lists": read_class_lists,
@@ -96,7 +102,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
 }
 """Format → reader. All take the folder first; "scenes" takes the name of a domain instead."""
 
-_FILES = ("coco", "panoptic", "captions", "classes", "label-studio", "cvat", "parquet")
+_FILES = ("coco", "panoptic", "boxes", "captions", "classes", "label-studio", "cvat", "parquet")
 """Formats that read single files, too."""
 
 _COMMON = tuple(field.name for field in fields(ReadOptions))

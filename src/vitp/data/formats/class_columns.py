@@ -13,6 +13,7 @@ from vitp.data.formats.tables import (
     PATIENT_KEYS,
     STUDY_KEYS,
     TwoCells,
+    box_columns,
     find_key,
     first_table_rows,
     refuse_doubles,
@@ -21,12 +22,15 @@ from vitp.data.formats.tables import (
 )
 from vitp.data.formats.walk import name_index
 
-_ID_KEYS = (*IMAGE_KEYS, "id", "name")
+ID_KEYS = (*IMAGE_KEYS, "id", "name")
 CLASS_KEYS = (
     *("label", "labels", "class", "classes", "class_name", "classname", "category", "scene"),
     *("diagnosis", "dx", "target", "tag", "tags", "label_name", "finding_labels"),
 )
-_BOX_KEYS = ("xmin", "x_min", "x1", "bbox", "bbox_x", "rle", "encodedpixels", "segmentation")
+_BOX_KEYS = (
+    *("xmin", "x_min", "x1", "x2", "xmax", "bbox", "bbox_x", "cx", "center_x", "x_center", "xcenter"),
+    *("rle", "encodedpixels", "segmentation"),
+)
 SPLIT_KEYS = ("split", "set", "subset", "partition", "fold")
 FOLD_KEYS = ("fold",)
 GROUP_KEYS = ("group", *PATIENT_KEYS, "series_id", "study_id", "video_id", "scene_id")
@@ -73,10 +77,10 @@ def columns_of(
     rows = first_table_rows(path)
     if not rows:
         return None
-    image = find_key(rows[0], (image_column,) if image_column else _ID_KEYS)
+    image = find_key(rows[0], (image_column,) if image_column else ID_KEYS)
     study = None if image or image_column else find_key(rows[0], STUDY_KEYS)
     image = image or study
-    if image is None or find_key(rows[0], _BOX_KEYS) is not None:
+    if image is None or _has_boxes(rows[0]):
         return None
     split, group, fold = (
         find_key(rows[0], keys) or ""
@@ -177,19 +181,23 @@ def check_odd_bits(path: Path) -> None:
 def class_tables(root: Path) -> list[Path]:
     """Return the files of a folder that are tables of classes, those that are about its images if there are some."""
     found = [path for path in table_files(root) if columns_of(path) is not None]
-    return [path for path in found if table_weight(root, path, _ID_KEYS) != "none"] or found
+    return [path for path in found if table_weight(root, path, ID_KEYS) != "none"] or found
 
 
 def class_weight(root: Path) -> Literal["none", "some", "most"]:
     """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
-    found = {table_weight(root, path, _ID_KEYS) for path in class_tables(root)}
+    found = {table_weight(root, path, ID_KEYS) for path in class_tables(root)}
     return "most" if "most" in found else "some" if "some" in found else "none"
 
 
 def is_box_table(path: Path) -> bool:
-    """Return whether a table has columns of boxes or outlines, which no reader understands."""
+    """Return whether a table has columns of boxes, outlines or points, which are no class of a whole image."""
     rows = first_table_rows(path, 1)
-    return bool(rows) and all(find_key(rows[0], keys) is not None for keys in (_ID_KEYS, _BOX_KEYS))
+    return bool(rows) and find_key(rows[0], ID_KEYS) is not None and _has_boxes(rows[0])
+
+
+def _has_boxes(row: dict[str, Any]) -> bool:
+    return box_columns(row) is not None or find_key(row, _BOX_KEYS) is not None
 
 
 def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
@@ -202,7 +210,7 @@ def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
     images: dict[str, list[Path]] | None = None
     for path in table_files(root):
         rows = first_table_rows(path)
-        if not rows or find_key(rows[0], _BOX_KEYS) is not None:
+        if not rows or _has_boxes(rows[0]):
             continue
         images = name_index(root) if images is None else images
         keys = [key for key in rows[0] if isinstance(key, str)]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.coco_classes import grouping, read_categories, refuse_shifted
 from vitp.data.formats.coco_files import (
     CocoFile,
     Ids,
@@ -170,62 +171,6 @@ def read_coco_files(
     return reading.names
 
 
-def _categories(files: Sequence[CocoFile]) -> tuple[Ids[str], tuple[str, ...]]:
-    """Return the classes by number and their names in order."""
-    categories: Ids[str] = Ids()
-    names: dict[str, None] = {}
-    for file in files:
-        own: set[str] = set()
-        for number, row in enumerate(file.content.get("categories") or ()):
-            where = f"{file.path}: categories[{number}]"
-            name = row.get("name") if isinstance(row, dict) else None
-            if not isinstance(name, str | int | float) or not str(name).strip():
-                raise DataError("has no id or name", where=where, fix="give both")
-            key, name = row.get("id"), str(name).strip()
-            try:
-                before = categories.add(key, name)
-            except ValueError as error:
-                raise DataError(str(error), where=where, fix="give each category a number") from error
-            if before != name:
-                place = "this file" if before in own else "another file"
-                what = f'number {key} is "{before}" in {place} and "{name}" here'
-                raise DataError(what, where=where, fix="number the categories alike in all files, each once")
-            own.add(name)
-            names[name] = None
-    named = next((file for file in files if _first_category(file.content) is not None), None)
-    if named is not None and not names:
-        what = f"has no categories, so class {_first_category(named.content)} has no name"
-        raise DataError(what, where=str(named.path), fix='add "categories": [{"id": 1, "name": …}]')
-    return categories, tuple(names)
-
-
-def _first_category(content: dict[str, Any]) -> Any:
-    rows = (row.get("category_id") for row in content["annotations"] if isinstance(row, dict))
-    return next((key for key in rows if key is not None), None)
-
-
-def _groups(files: Sequence[CocoFile]) -> tuple[str, ...]:
-    """Return categories that only group others: their supercategory, of which no object is (Roboflow writes one).
-
-    As a class such a name would be absent everywhere, also where an object of its group is.
-    """
-    rows = [row for file in files for row in file.content.get("categories") or () if isinstance(row, dict)]
-    above = {
-        str(row["supercategory"]).strip()
-        for row in rows
-        if row.get("supercategory") and str(row["supercategory"]).strip() != str(row.get("name")).strip()
-    }
-    used = {
-        str(row.get("category_id"))
-        for file in files
-        for row in file.content["annotations"]
-        if isinstance(row, dict)
-    }
-    own = [str(row.get("name")).strip() for row in rows if str(row.get("id")) in used]
-    names = dict.fromkeys(str(row.get("name")).strip() for row in rows)
-    return tuple(name for name in names if name in above and name not in own)
-
-
 class CocoReading:
     """The files of one set while they are read.
 
@@ -248,8 +193,9 @@ class CocoReading:
     ) -> None:
         self.builder, self.known, self.on_missing = builder, known, on_missing
         self.crowds_are, self.masks = crowds, 0
-        self.categories, self.names = _categories(files)
-        self.groups = _groups(files)
+        self.categories, self.names = read_categories(files)
+        refuse_shifted(files)
+        self.groups = grouping(files)
         self.names = tuple(name for name in self.names if name not in self.groups or name in (known or ()))
         self.images: dict[Path, CocoImage] = {}
         self.crowds = 0
@@ -406,6 +352,8 @@ class CocoReading:
             self.masks += 1
         difficult = crowd or is_set(row.get("ignore"))
         label = found.add(where, name, shape, known=self.known, difficult=difficult)
+        if not row.get("segmentation"):
+            self.builder.tally.compare_area(found.source, shape, row.get("area"))
         self.crowds += crowd and label is not None
 
 

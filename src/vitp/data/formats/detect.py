@@ -11,6 +11,8 @@ from pathlib import Path
 
 from vitp.core.errors import DataError
 from vitp.core.reading import parse_xml, read_text
+from vitp.data.formats.anomalies import anomaly_folders
+from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
     check_odd_bits,
@@ -33,12 +35,15 @@ from vitp.data.formats.folders import check_classes, find_class_folders
 from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
+from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
+    box_columns,
+    first_table_rows,
 )
 from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_images_alone, refuse_unlabelled
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
@@ -49,6 +54,7 @@ from vitp.data.formats.walk import (
     files_below,
     image_folders,
     images_below,
+    name_index,
     split_folders,
     within,
 )
@@ -120,6 +126,8 @@ def _of_file(path: Path) -> str:
         refuse_results([path])
     if (suffix in TABLE_SUFFIXES or suffix == ".txt") and is_caption_table(path):
         return "captions"
+    if suffix in TABLE_SUFFIXES and (rows := first_table_rows(path, 1)) and box_columns(rows[0]):
+        return "boxes"
     if suffix in TABLE_SUFFIXES:
         return "captions" if columns_of(path) is None else "classes"
     raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
@@ -140,13 +148,24 @@ def _first_that_fits(root: Path) -> str | None:
 def _also(root: Path, found: str) -> list[str]:
     """Return the other formats that would read the folder, of those that can't be mistaken."""
     also = []
-    for name in ("voc", "coco", "volumes", "pairs", "masks", "geo", "captions", "classes", "folders"):
+    for name in (
+        "voc",
+        "coco",
+        "volumes",
+        "pairs",
+        "masks",
+        "geo",
+        "boxes",
+        "captions",
+        "classes",
+        "folders",
+    ):
         if name == "folders" and found not in ("captions", "classes"):
             continue
         if (
             name == found
             or found in ("vitp", "pairs", "xbd", "xview")
-            or (name, found) == ("geo", "qupath")
+            or (name, found) in (("geo", "qupath"), ("masks", "volumes"))
             or (name == "captions" and found in ("coco", "panoptic"))
             or (name in ("coco", "masks") and found == "panoptic")
             or (name in ("captions", "classes") and found == "label-studio")
@@ -258,6 +277,14 @@ def _is_classes(root: Path) -> bool:
     # Nothing else says what the images are: a table that names them, under columns of other names, must.
     if any(columns is None for _, _, columns in guesses):
         path, image, _ = next(guess for guess in guesses if guess[2] is None)
+        if image in name_index(root):
+            what, fix = (
+                f'begins with a row of an image ("{image}"), not with a head',
+                "write a first row of column names",
+            )
+            raise DataError(
+                what, where=str(path), fix=f"{fix}, such as image,class or image,xmin,ymin,xmax,ymax,class"
+            )
         check_odd_bits(path)
         raise DataError(
             f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
@@ -299,12 +326,14 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: any(is_coco_file(path) for path in annotation_files(root)),
         "JSON with images and annotations, in annotations/ or the split's folder",
     ),
+    "labelme": (labelme_files, "JSON with shapes and imagePath, one for each image"),
     "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
     "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
     "volumes": (
         is_volume_set,
         "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
     ),
+    "anomalies": (anomaly_folders, "test/KIND and ground_truth/KIND, as MVTec AD has them"),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "kitti": (
         is_kitti,
@@ -315,6 +344,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
     "qupath": (is_qupath, "GeoJSON of QuPath (objectType, classification) below a folder of images"),
     "geo": (is_geo, "a GeoPackage, Shapefile, GeoJSON or GeoParquet below a folder of images"),
+    "boxes": (
+        box_tables,
+        "a table with columns of image, class and box (xmin, ymin, xmax, ymax or x, y, w, h)",
+    ),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "lists": (lists_label, 'lists of lines "image class" (train.txt)'),

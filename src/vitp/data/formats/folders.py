@@ -32,7 +32,7 @@ from vitp.data.formats.walk import (
     words_of,
 )
 from vitp.io.dicom_labels import dicom_role
-from vitp.io.images import load_label_pixels
+from vitp.io.images import image_size, load_label_pixels
 from vitp.io.raster_sources import vrt_sources
 from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
@@ -42,6 +42,9 @@ _ALIKE = 0.5
 
 _ALIKE_NUMBERS = 0.8
 """The same for names that are numbers, as in folders that each count from 1."""
+
+_LOOKED_AT = 16
+"""Pairs of files of one name whose sizes are compared."""
 
 _THINGS = frozenset(("tile", "frame", "picture", "photo", "patch", "scan", "raw"))
 """Words for what a folder may hold that are things and states, too."""
@@ -350,7 +353,19 @@ def _are_alike(first: Folder, second: Folder) -> bool:
     if len(common) < 2 or _of_other_patients(first, second):
         return False
     numbers = all(stem.isdigit() for stem in common)
-    return len(common) / len(a | b) >= _ALIKE_NUMBERS if numbers else shared(first, second) >= _ALIKE
+    if numbers:
+        return len(common) / len(a | b) >= _ALIKE_NUMBERS and not _are_of_other_sizes(first, second)
+    return shared(first, second) >= _ALIKE
+
+
+def _are_of_other_sizes(first: Folder, second: Folder) -> bool:
+    """Return whether most files of one name have other sizes in two folders, so that only a counter named them alike."""
+    found = {stem_of(path): path for path in first.files}
+    pairs = [(found[name], path) for path in second.files if (name := stem_of(path)) in found][:_LOOKED_AT]
+    try:
+        return 2 * sum(image_size(one) != image_size(other) for one, other in pairs) > len(pairs)
+    except DataError:
+        return False
 
 
 def _of_other_patients(first: Folder, second: Folder) -> bool:

@@ -21,8 +21,9 @@ from vitp.data.formats.drawn_masks import Drawn, DrawnMask, DrawnPart, drawing_o
 from vitp.data.formats.geo_files import LabelSource, class_column, class_text, find_sources, without_sources
 from vitp.data.formats.geo_shapes import LabelledArea, PlacedShapes, Widths, object_label, point_boxes
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.places import GroundPlace
-from vitp.data.formats.walk import comma_list, images_below, split_in
+from vitp.data.formats.walk import comma_list, images_below, split_in, within
 from vitp.io.ground import geometry_of, ground_matrix
 from vitp.io.vectors import read_features, vector_layers
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet
@@ -100,6 +101,8 @@ def read_geo(
         raise ConfigError(f'is "{semantic}"', where="semantic", fix="choose true, false or both")
     widths = Widths(_metres("point_size", point_size), _metres("line_width", line_width))
     builder = SetBuilder(root, options)
+    if images is None:
+        _refuse_dates(root)
     rasters = _rasters(builder, root if images is None else root / images)
     crs = None if labels_crs is None else str(labels_crs)
     area_file = None if area is None else _file(root, area)
@@ -113,6 +116,21 @@ def read_geo(
         object_classes=names if reading.wants_objects else (),
         semantic_classes=list(reading.values) if reading.wants_masks else (),
     )
+
+
+def _refuse_dates(root: Path) -> None:
+    """Refuse two dates of each place: outlines of what changed would label both of them.
+
+    Raises:
+        DataError: There are folders of two dates with files of equal names.
+    """
+    for place in two_dates(find_pair_places(root)):
+        before, after = (within(place.folders[key].path, root) for key in ("before", "after"))
+        raise DataError(
+            f"{before} and {after} are two dates, and the outlines may be of what changed or of what one of them shows",
+            where=str(root),
+            fix=f"-o images={after} labels that date alone; what changed is read from masks in label/ (--format pairs)",
+        )
 
 
 def _read_rasters(
@@ -183,7 +201,8 @@ def _rasters(builder: SetBuilder, folder: Path) -> dict[Path, GroundPlace]:
 def _layers(reading: _Reading, sources: list[LabelSource], told: str | None) -> list[_Layer]:
     """Return the layers with the class of each feature, and say how they were understood."""
     builder = reading.builder
-    column = class_column(sources, told, builder.root)
+    one = reading.known is not None and len(reading.known) == 1
+    column = class_column(sources, told, builder.root, named_by_option=one)
     name_of_all = reading.known[0] if reading.known and len(reading.known) == 1 and not column.name else None
     layers = []
     for source in sources:

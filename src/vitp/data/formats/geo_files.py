@@ -285,15 +285,17 @@ class ClassColumn:
     said: str
 
 
-def class_column(sources: Sequence[LabelSource], told: str | None, root: Path) -> ClassColumn:
+def class_column(
+    sources: Sequence[LabelSource], told: str | None, root: Path, *, named_by_option: bool = False
+) -> ClassColumn:
     """Return the column that holds the class of each object.
 
     It is the one that is told, else the only one that is named like a class, else the only one whose texts repeat
-    like classes.
+    like classes. `named_by_option`: without such a column an option names all objects, whatever other columns hold.
 
     Raises:
         ConfigError: There is no column of that name.
-        DataError: There are several.
+        DataError: There are several; or there is none, and others may be one.
     """
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
     for source in sources:
@@ -314,8 +316,33 @@ def class_column(sources: Sequence[LabelSource], told: str | None, root: Path) -
     if named:
         return ClassColumn(named[0], f'column "{named[0]}"')
     titles = list(dict.fromkeys(source.title for source in sources))
+    if len(titles) == 1 and not named_by_option:
+        _refuse_maybe(columns, titles[0], root)
     said = f"no column; all are {', '.join(titles)}, named after file or layer (-o class=COLUMN, -o classes=NAME)"
     return ClassColumn("", said)
+
+
+def _refuse_maybe(columns: dict[str, list[np.ndarray]], title: str, root: Path) -> None:
+    """Refuse columns that may be the class: a few of whose texts repeat, or whose name has a word for classes in it.
+
+    Raises:
+        DataError: There is one.
+    """
+    maybe = []
+    for name, values in columns.items():
+        counts = _classes_in(values)
+        texts = all(part.dtype.kind in "OU" for part in values)
+        if 2 <= len(counts) <= min(_MOST_CLASSES, counts.total() - 1) and (
+            texts or CLASS_COLUMNS & set(words_of(name))
+        ):
+            maybe.append(name)
+    if maybe:
+        shown = " and ".join(f'"{name}" ({_some(columns[name])})' for name in maybe[:4])
+        raise DataError(
+            f"no column is named like a class, but {shown} may hold it",
+            where=str(root),
+            fix=f"choose one with -o class={maybe[0]}; if all objects are of one class, name it: -o classes={title}",
+        )
 
 
 def class_text(value: Any) -> str | None:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,6 +31,9 @@ _SLOPPY = 0.1
 
 _SAME_EDGE = 2.0
 """Pixels by which the edges of a box and of its outline may differ."""
+
+_SAME_AREA = 0.02
+"""Share by which the area that a file states and that of its box may differ."""
 
 _FEWEST_IN_FOLDER = 3
 """Labels from which on a folder of label files is refused when all of its labels are lost."""
@@ -55,8 +58,8 @@ class Tally:
         largest: Largest coordinate of a source's used boxes in pixels.
         doubtful: Boxes of a source that were given as four numbers, those of them that reach outside the image, those
             that reach far outside, and those whose numbers would be two corners in it.
-        outlined: Objects of a source with an outline and four numbers of a box, and those of them whose outline fits
-            these only as two corners.
+        outlined: Objects of a source with an outline (or an area) and four numbers of a box, and those of them whose
+            outline fits these only as two corners.
         first: First line about a label that is lost or has no area, by (source, class).
         mends: What to do about a label, by its line, where more can be said than that it has to be mended.
         folders: Sources that are folders of label files.
@@ -103,6 +106,23 @@ class Tally:
         known, turned = self.outlined.get(source, (0, 0))
         self.outlined[source] = known + 1, turned + (as_corners <= _SAME_EDGE < as_box)
 
+    def compare_area(self, source: str, shape: LabelShape, stated: Any) -> None:
+        """Count whether an area that a file states is that of its box, or of the one between two corners."""
+        if shape.box is None or shape.corners is None or isinstance(stated, bool):
+            return
+        try:
+            wanted = float(stated)
+        except (TypeError, ValueError, OverflowError):
+            return
+        if not wanted > 0:
+            return
+        as_box, as_corners = (
+            abs((x2 - x1) * (y2 - y1) - wanted) <= _SAME_AREA * wanted
+            for x1, y1, x2, y2 in (shape.box, shape.corners)
+        )
+        known, turned = self.outlined.get(source, (0, 0))
+        self.outlined[source] = known + 1, turned + (as_corners and not as_box)
+
     def check(self, root: str, images: int, *, partial: bool = False) -> None:
         """Refuse a set whose labels are lost.
 
@@ -140,8 +160,8 @@ class Tally:
         for source, (known, turned) in self.outlined.items():
             if turned >= _FEWEST_IN_FOLDER and 2 * turned > known:
                 raise DataError(
-                    f"the outlines of {turned:,} of {known:,} objects fit their boxes only when the boxes' numbers are two "
-                    "corners (x1, y1, x2, y2)",
+                    f"the outlines or areas of {turned:,} of {known:,} objects fit their boxes only when the boxes' numbers "
+                    "are two corners (x1, y1, x2, y2)",
                     where=source,
                     fix="write boxes as position and size (x, y, width, height), as the format has them",
                 )

@@ -268,10 +268,11 @@ _ID_KEYS = ("id", "index", "value", "class_id", "label_id", "train_id", "number"
 _RGB_KEYS = (("r", "g", "b"), ("red", "green", "blue"))
 _HEX_KEYS = ("color", "colour", "rgb", "hex")
 _BETWEEN = r"[\s,;]+"
-_RGB = _BETWEEN.join([r"(\d{1,3})"] * 3)
+_ASIDE = r"[\s,;:=]+"
+_RGB = r"[(\[]?" + _BETWEEN.join([r"(\d{1,3})"] * 3) + r"[)\]]?"
 _CVAT = re.compile(r"([^:]*[^\W\d][^:]*):(\d{1,3}),(\d{1,3}),(\d{1,3})(?::.*)?$")
-_COLOUR_FIRST = re.compile(rf"(?:(\d+){_BETWEEN})?{_RGB}{_BETWEEN}([^\W\d].*)$")
-_NAME_FIRST = re.compile(rf"(?:(\d+){_BETWEEN})?([^\W\d].*?){_BETWEEN}{_RGB}$")
+_COLOUR_FIRST = re.compile(rf"(?:(\d+){_ASIDE})?{_RGB}{_ASIDE}([^\W\d].*)$")
+_NAME_FIRST = re.compile(rf"(?:(\d+){_ASIDE})?([^\W\d].*?){_ASIDE}{_RGB}$")
 _FIX = 'write rows "name,r,g,b" of 0–255, or name the classes with the option classes'
 
 _Row = tuple[str, int, int | None]

@@ -41,6 +41,56 @@ STUDY_KEYS = ("study_id", "study", "studyinstanceuid", "study_instance_uid", "ac
 """Columns that name a study: a folder of images."""
 
 
+_PLACES = (
+    ("x", "y"),
+    ("xmin", "ymin"),
+    ("x_min", "y_min"),
+    ("x1", "y1"),
+    ("left", "top"),
+    ("bbox_x", "bbox_y"),
+)
+_EXTENTS = (
+    ("w", "h"),
+    ("bbox_width", "bbox_height"),
+    ("bbox_w", "bbox_h"),
+    ("box_w", "box_h"),
+    ("width", "height"),
+)
+_CENTRES = (
+    ("cx", "cy"),
+    ("x_center", "y_center"),
+    ("center_x", "center_y"),
+    ("xcenter", "ycenter"),
+    ("xc", "yc"),
+)
+
+BOX_FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "corners": (
+        *(("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"), ("x1", "y1", "x2", "y2")),
+        *(
+            ("x0", "y0", "x1", "y1"),
+            ("left", "top", "right", "bottom"),
+            ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"),
+        ),
+        ("bbox_xmin", "bbox_ymin", "bbox_xmax", "bbox_ymax"),
+    ),
+    "centre": tuple((*place, *extent) for place in _CENTRES for extent in _EXTENTS),
+    "size": tuple((*place, *extent) for place in _PLACES for extent in _EXTENTS),
+    "": (("bbox",), ("box",), ("bounding_box",)),
+}
+"""What four numbers of a box are → names of their columns; "": one column holds them all."""
+
+
+def box_columns(row: dict[str, Any]) -> tuple[tuple[str, ...], str] | None:
+    """Return the columns of a box, and what its numbers are by their names ("" where these don't say it), or None."""
+    for form, names in BOX_FORMS.items():
+        for own in names:
+            keys = tuple(find_key(row, (name,)) or "" for name in own)
+            if all(keys):
+                return keys, form
+    return None
+
+
 def table_files(root: Path) -> list[Path]:
     """Return the files in a folder that may be tables."""
     return sorted(path for path in root.iterdir() if path.suffix.lower() in TABLE_SUFFIXES and path.is_file())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence, Set
+from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,9 +50,14 @@ def refuse_unlabelled(root: Path) -> None:
     """Raise for folders of images whose labels are of a kind that no reader knows."""
     boxes = [path.name for path in table_files(root) if is_box_table(path)]
     if boxes:
-        what = f"{boxes[0]} is a table of boxes or outlines, which no reader knows"
-        raise DataError(what, where=str(root), fix="write it as COCO JSON (annotations/instances_train.json)")
+        raise DataError(
+            f"{boxes[0]} is a table of boxes, outlines or points, whose columns no reader knows or whose images aren't there",
+            where=str(root),
+            fix="--format boxes -o box_columns=x1,y1,x2,y2 -o box=corners names them (or size, or centre); outlines and points "
+            "as COCO JSON (annotations/instances_train.json)",
+        )
     _refuse_strange_rows(root)
+    _refuse_supervisely(root)
     _refuse_matlab(root)
     classes = are_class_folders(root)
     for path in table_files(root):
@@ -104,6 +110,16 @@ def _refuse_strange_rows(root: Path) -> None:
                 fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
                 "parted by blanks",
             )
+
+
+def _refuse_supervisely(root: Path) -> None:
+    """Raise for projects of Supervisely: `img/a.png` and `ann/a.png.json`."""
+    for path in islice((p for p in files_below(root, ".json") if p.parent.name.lower() == "ann"), 1):
+        raise DataError(
+            f"{within(path, root)} is an annotation of Supervisely, which no reader knows",
+            where=str(root),
+            fix="export the project as COCO (annotations/instances_train.json), YOLO or Pascal VOC",
+        )
 
 
 def _refuse_matlab(root: Path) -> None:

@@ -278,7 +278,8 @@ class _Reading:
             counts.update(scan.total)
         if not counts:
             what = "no mask can be used"
-            first = f" (the first finding: {self.builder.findings[0]})" if self.builder.findings else ""
+            lost = [line for own, line in self.builder.tally.first.items() if own[0] == ""]
+            first = f" (the first: {lost[0]})" if lost else ""
             raise DataError(what + first, where=str(self.builder.root), fix="mend the masks")
         if self.own.mask_type == "instances":
             named = self.own.classes if isinstance(self.own.classes, str) else "object"

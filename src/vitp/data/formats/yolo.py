@@ -29,7 +29,7 @@ from vitp.data.formats.label_files import (
 )
 from vitp.data.formats.split_lists import SplitEntry, read_split_list
 from vitp.data.formats.splits import check_missing, match_entries
-from vitp.data.formats.walk import child, comma_list, named_file, read_label_text, suffixed, within
+from vitp.data.formats.walk import child, comma_list, image_folders, named_file, read_label_text, suffixed, within
 from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
@@ -167,7 +167,12 @@ def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
     layout = label_places(root, ("labels",))
     if told is not None:
         _refuse_shared(root, named, told)
-    labels = find_labels(builder, [*named, *layout], not_labels=_NOT_LABELS)
+    sources = [*named, *layout]
+    labels = find_labels(builder, sources, not_labels=_NOT_LABELS)
+    for folder in image_folders(root):
+        if not any(folder.path.is_relative_to(place.images) for place in sources):
+            text = f"{len(folder.files):,} images without a folder of label files; left out"
+            builder.note(builder.place(folder.path), text)
     entries = told.entries(root) if told else []
     gone = [f"{split}: {entry}" for split, entry, path in entries if path is None]
     lists: list[SplitEntry] = []

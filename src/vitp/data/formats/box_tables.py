@@ -1,0 +1,405 @@
+"""Tables of boxes: a row for each object, with the image, its class and four numbers."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, cast
+
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.builder import ReadOptions, SetBuilder
+from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, ID_KEYS, MISSING_WORDS, SPLIT_KEYS
+from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.tables import (
+    TableImages,
+    box_columns,
+    find_key,
+    first_table_rows,
+    raw_rows,
+    refuse_doubles,
+    refuse_several_tables,
+    table_files,
+    table_weight,
+)
+from vitp.data.formats.walk import comma_list, images_below, split_folders, split_of, words_of
+from vitp.records.geometry import Box
+from vitp.records.labels import LabelledSet
+
+_Form = Literal["corners", "size", "centre"]
+_Four = tuple[float, float, float, float]
+
+_CLASS_KEYS = (
+    *CLASS_KEYS,
+    "labelname",
+    "label_id",
+    "class_id",
+    "category_id",
+    "category_name",
+    "object",
+    "type",
+)
+_SIZE_KEYS = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_ROUNDING = 1.0
+"""Pixels by which a box may reach outside of its image without speaking against how its numbers are read."""
+
+_SAID = {
+    "corners": "left, top, right and bottom",
+    "size": "left, top, width and height",
+    "centre": "centre, width and height",
+}
+
+
+def box_tables(root: Path) -> list[tuple[Path, Path]]:
+    """Return the tables of boxes in a folder, or in those of its splits, each with the folder of its images."""
+    bases = list(dict.fromkeys([root, *(folder for _, folder in split_folders(root))]))
+    return [
+        (path, base)
+        for base in bases
+        for path in table_files(base)
+        if (rows := first_table_rows(path))
+        and box_columns(rows[0])
+        and table_weight(base, path, ID_KEYS) != "none"
+    ]
+
+
+def read_box_tables(
+    root: Path,
+    options: ReadOptions = ReadOptions(),
+    *,
+    table: str | None = None,
+    image_column: str | None = None,
+    class_column: str | None = None,
+    box_columns: str | list[str] | None = None,
+    box: Literal["", "corners", "size", "centre"] = "",
+    classes: str | list[str] | None = None,
+) -> LabelledSet:
+    """Read a table with a row for each box.
+
+    Coordinates are pixels, or shares of the image where none is above 1. A row of an image without a box and without
+    a class says that there is nothing in it.
+
+    Args:
+        root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix. Tables
+            named train, val and test, or in folders of these names, are read together.
+        options: Name, licence, splits.
+        table: Name of the table in the folder, where there are several.
+        image_column: Column of the image, where it isn't one of the usual.
+        class_column: Column of the class, likewise.
+        box_columns: The four columns of the box, likewise; or the one that holds four numbers.
+        box: What the four numbers are: "corners" (left, top, right, bottom), "size" (left, top, width, height) or
+            "centre" (centre, width, height); by default what the columns are called, else what fits the images.
+        classes: The classes in order; where the table holds numbers, the names of 0, 1, …. One name for all boxes,
+            where there is no column of classes.
+
+    Raises:
+        DataError: The table can't be understood, or its numbers have two readings.
+        ConfigError: An option is unknown.
+    """
+    if box and box not in _SAID:
+        raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(_SAID)}")
+    base = root if root.is_dir() else root.parent
+    reading = _Reading(SetBuilder(base, options), comma_list(classes), cast(_Form | Literal[""], box))
+    for path, folder in _paths(root, table):
+        rows = [(number, row) for number, row in raw_rows(path) if isinstance(row, dict)]
+        columns = _Columns.of(path, rows, image_column, class_column, comma_list(box_columns), reading.known)
+        reading.take(path, folder, rows, columns)
+    return reading.build()
+
+
+def _paths(root: Path, table: str | None) -> list[tuple[Path, Path]]:
+    if root.is_file():
+        return [(root, root.parent)]
+    if table is not None:
+        return [(root / table, root)]
+    found = box_tables(root) or [(path, root) for path in table_files(root)]
+    if not found:
+        raise DataError("no table of boxes found", where=str(root), fix="name it with the option table")
+    if len(found) > 1 and not all(_split_in(path.stem) or folder != root for path, folder in found):
+        refuse_several_tables(root, [path for path, _ in found])
+    return found
+
+
+def _split_in(stem: str) -> str | None:
+    """Return the split that a word of a table's name says ("train_labels")."""
+    return next((split for word in words_of(stem) if (split := split_of(word))), None)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Columns of a table: image, class ("" without), box (four, or one of four numbers), what these are, and others."""
+
+    image: str
+    label: str
+    box: tuple[str, ...]
+    form: _Form | Literal[""]
+    split: str
+    group: str
+    size: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        rows: Sequence[tuple[int, Mapping[str, Any]]],
+        image: str | None,
+        label: str | None,
+        box: tuple[str, ...] | None,
+        known: tuple[str, ...] | None,
+    ) -> _Columns:
+        head = dict(rows[0][1]) if rows else {}
+        for name in (image, label, *(box or ())):
+            if name and find_key(head, (name,)) is None:
+                where, fix = str(path), f"there are {', '.join(map(str, head)) or 'none'}"
+                raise ConfigError(f'has no column "{name}"', where=where, fix=fix)
+        found = box_columns(head) if box is None else ((*(cast(str, find_key(head, (n,))) for n in box),), "")
+        image_key = find_key(head, (image,) if image else ID_KEYS)
+        if image_key is None or found is None or len(found[0]) not in (1, 4):
+            what = (
+                "has no columns of image and box"
+                if image_key is None or found is None
+                else "isn't one or four"
+            )
+            fix = "-o image_column=COLUMN, -o box_columns=x,y,w,h (or the one that holds four numbers) name them"
+            raise DataError(what, where=str(path), fix=fix)
+        label_key = find_key(head, (label,) if label else _CLASS_KEYS) or ""
+        if not label_key and (known is None or len(known) != 1):
+            fix = "-o class_column=COLUMN names it; -o classes=NAME calls all boxes so"
+            raise DataError("has no column of classes", where=str(path), fix=fix)
+        split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
+        sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
+        size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
+        return cls(image_key, label_key, found[0], cast(_Form, found[1]), split, group, size)
+
+
+@dataclass
+class _Object:
+    """A row: its place, class, and four numbers; None: none, or `wrong` says why they can't be read.
+
+    `box` are these numbers as x1, y1, x2, y2 in pixels, once it is known what the numbers of the table are.
+    """
+
+    where: str
+    category: str
+    numbers: _Four | None
+    wrong: str = ""
+    box: Box | None = None
+
+
+@dataclass
+class _Image:
+    """What rows say of an image."""
+
+    size: tuple[int, int]
+    source: str
+    split: str | None
+    group: str
+    objects: list[_Object] = field(default_factory=list)
+
+
+@dataclass
+class _Reading:
+    """The tables of a set while they are read."""
+
+    builder: SetBuilder
+    known: tuple[str, ...] | None
+    told: _Form | Literal[""]
+    images: dict[Path, _Image | None] = field(default_factory=dict)
+
+    def take(
+        self, path: Path, folder: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: _Columns
+    ) -> None:
+        """Take all rows of a table."""
+        names = TableImages(folder)
+        own: list[tuple[_Object, tuple[int, int]]] = []
+        missing: Counter[str] = Counter()
+        for number, row in rows:
+            where = self.builder.place(path, number)
+            refuse_doubles(row, (columns.image, columns.label, *columns.box))
+            name = str(row.get(columns.image) or "").strip()
+            found = names.named(name) if name else []
+            if len(found) > 1:
+                raise DataError(f"{name} is {len(found)} files", where=where, fix="write its folder, too")
+            if not found:
+                missing[name or "(no name)"] += 1
+                continue
+            image = self._image(found[0], path, where, row, columns)
+            if image is not None:
+                image.objects.append(label := _object(where, row, columns))
+                own.append((label, image.size))
+        for name, count in missing.items():
+            text = f"{name} is missing; {count} {'row' if count == 1 else 'rows'} left out"
+            self.builder.lose(self.builder.place(path), text, absent=True)
+        form, shares = self._meaning(path, columns, [(x.numbers, size) for x, size in own if x.numbers])
+        for label, size in own:
+            if label.numbers is not None:
+                label.box = _box(form, _in_pixels(label.numbers, size) if shares else label.numbers)
+
+    def _image(
+        self, image: Path, path: Path, where: str, row: Mapping[str, Any], columns: _Columns
+    ) -> _Image | None:
+        """Return what is known of an image, None where it can't be used; the first of its rows opens it."""
+        builder = self.builder
+        if image not in self.images:
+            size = builder.size_of(image, where)
+            stated = [_whole(row.get(key)) for key in columns.size]
+            fits = size is not None and (not stated or builder.agree(where, stated, size, image))
+            group = str(row.get(columns.group) or "").strip() if columns.group else ""
+            split = split_of(str(row.get(columns.split) or "")) if columns.split else None
+            split = split or _split_in(path.stem) or self._folder_split(image)
+            new = _Image(size, builder.place(path), split, group) if size is not None and fits else None
+            self.images[image] = new
+        return self.images[image]
+
+    def _folder_split(self, image: Path) -> str | None:
+        parts = image.relative_to(self.builder.root).parts[:-1]
+        return next((split for part in parts if (split := split_of(part))), None)
+
+    def _meaning(
+        self, path: Path, columns: _Columns, pairs: Sequence[tuple[_Four, tuple[int, int]]]
+    ) -> tuple[_Form, bool]:
+        """Return what the four numbers of a table are, and whether they are shares of the image.
+
+        Raises:
+            DataError: They fit the images in two ways, or in none.
+        """
+        shares = bool(pairs) and all(0 <= value <= 1 for numbers, _ in pairs for value in numbers)
+        shares = shares and any(value % 1 for numbers, _ in pairs for value in numbers)
+        if shares:
+            pairs = [(_in_pixels(numbers, size), size) for numbers, size in pairs]
+        misfits = {
+            form: sum(not _fits(form, *pair) for pair in pairs) for form in ("corners", "size", "centre")
+        }
+        shown = ", ".join(columns.box)
+        form = self.told or columns.form
+        if not self.told and form == "size" and 2 * misfits["size"] > len(pairs) and not misfits["centre"]:
+            raise DataError(
+                f"{misfits['size']:,} of {len(pairs):,} boxes reach outside their images when {shown} are {_SAID['size']}, "
+                f"none when they are {_SAID['centre']}",
+                where=str(path),
+                fix="-o box=centre or -o box=size says which",
+            )
+        if not form:
+            fitting = [one for one in ("corners", "size") if not misfits[one]]
+            if len(fitting) != 1:
+                raise DataError(
+                    f'the four numbers of "{shown}" may be {_SAID["corners"]}, or {_SAID["size"]}: '
+                    f"{'both fit all images' if fitting else 'neither fits all images'}",
+                    where=str(path),
+                    fix="-o box=corners, -o box=size or -o box=centre says which",
+                )
+            form = cast(_Form, fitting[0])
+        if form == "size" and columns.box[2:] and pairs and all(_is_image(*pair) for pair in pairs):
+            raise DataError(
+                f"{columns.box[2]} and {columns.box[3]} are those of the images, so the labels are points, which have no "
+                "area",
+                where=str(path),
+                fix="write boxes (xmin, ymin, xmax, ymax), or COCO with -o point_size=PIXELS",
+            )
+        unit = "shares of the image" if shares else "pixels"
+        self.builder.understand(f"{self.builder.place(path)}: {shown} are {_SAID[form]} of boxes in {unit}")
+        return cast(_Form, form), shares
+
+    def build(self) -> LabelledSet:
+        """Return the set."""
+        builder = self.builder
+        seen: dict[str, None] = {}
+        for path, image in self.images.items():
+            if image is None:
+                continue
+            found = builder.labels_of(image.size, image.source)
+            for label in image.objects:
+                if (name := self._add(found, label)) is not None:
+                    seen.setdefault(name)
+            person = {"person": "patient"} if image.group else {}
+            builder.add_labelled(path, found, split=image.split, group=image.group, **person)
+        strangers = [path for path in images_below(builder.root) if path not in self.images]
+        if strangers:
+            builder.note(
+                "images", f"{len(strangers):,} are in no row ({builder.place(strangers[0])}); left out"
+            )
+        return builder.build(object_classes=self.known or sorted(seen))
+
+    def _add(self, found: ImageLabels, label: _Object) -> str | None:
+        """Add an object; return its class where it was used."""
+        if label.box is None:
+            if label.wrong or label.category:
+                found.lose(label.where, label.wrong or f"has no box ({label.category})", label.category)
+            return None
+        name, shape = label.category, LabelShape(box=label.box)
+        if not name and self.known is not None and len(self.known) == 1:
+            name = self.known[0]
+        if not name:
+            found.ignore(label.where, "has no class", "object", shape)
+            return None
+        if self.known is not None and self._names_numbers:
+            if int(name) >= len(self.known):
+                why = f"class number {name} is not one of 0–{len(self.known) - 1}"
+                found.ignore(label.where, why, name, shape)
+                return None
+            name = self.known[int(name)]
+        added = found.add(label.where, name, shape, known=self.known)
+        return name if added is not None else None
+
+    @cached_property
+    def _names_numbers(self) -> bool:
+        """Whether the option names the numbers 0, 1, … of the tables."""
+        names = {x.category for image in self.images.values() if image for x in image.objects if x.category}
+        numbers = bool(names) and all(name.isdigit() for name in names)
+        return numbers and not any(name.isdigit() for name in self.known or ())
+
+
+def _object(where: str, row: Mapping[str, Any], columns: _Columns) -> _Object:
+    category = " ".join(str(row.get(columns.label) or "").split()) if columns.label else ""
+    if category.lower() in MISSING_WORDS:
+        category = ""
+    if re.fullmatch(r"\d+\.0", category):
+        category = category[:-2]
+    cells = [row.get(key) for key in columns.box]
+    if len(cells) == 1:
+        value = cells[0]
+        cells = value if isinstance(value, list) else list(_NUMBER.findall(str(value or "")))
+        if not cells:
+            cells = [value]
+    texts = [str("" if cell is None else cell).strip() for cell in cells]
+    if all(text.lower() in ("", "[]", *MISSING_WORDS) for text in texts):
+        return _Object(where, category, None)
+    try:
+        x, y, w, h = (float(re.sub(r"^([-+]?\d+),(\d+)$", r"\1.\2", text)) for text in texts)
+    except ValueError:
+        return _Object(where, category, None, f"its box is not four numbers ({', '.join(texts)[:40]})")
+    return _Object(where, category, (x, y, w, h))
+
+
+def _whole(value: Any) -> object:
+    try:
+        return int(float(value or 0))
+    except (TypeError, ValueError, OverflowError):
+        return str(value)[:40]
+
+
+def _box(form: _Form, numbers: _Four) -> Box:
+    x, y, w, h = numbers
+    if form == "corners":
+        return numbers
+    return (x, y, x + w, y + h) if form == "size" else (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _in_pixels(numbers: _Four, size: tuple[int, int]) -> _Four:
+    x, y, w, h = numbers
+    return x * size[0], y * size[1], w * size[0], h * size[1]
+
+
+def _is_image(numbers: _Four, size: tuple[int, int]) -> bool:
+    return numbers[2:] == (size[0], size[1])
+
+
+def _fits(form: str, numbers: _Four, size: tuple[int, int]) -> bool:
+    """Return whether four numbers are a box in its image, when they are read so."""
+    x1, y1, x2, y2 = _box(cast(_Form, form), numbers)
+    inside = min(x1, y1) >= -_ROUNDING and x2 <= size[0] + _ROUNDING and y2 <= size[1] + _ROUNDING
+    return inside and x2 > x1 and y2 > y1

@@ -1,0 +1,96 @@
+"""The categories of COCO files: numbers, names, and what only groups others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from vitp.core.errors import DataError
+from vitp.data.formats.coco_files import CocoFile, Ids
+
+
+def read_categories(files: Sequence[CocoFile]) -> tuple[Ids[str], tuple[str, ...]]:
+    """Return the classes by number and their names in order.
+
+    Raises:
+        DataError: A category has no id or no name, or one number has two names; or objects have classes without names.
+    """
+    categories: Ids[str] = Ids()
+    names: dict[str, None] = {}
+    for file in files:
+        own: set[str] = set()
+        for number, row in enumerate(file.content.get("categories") or ()):
+            where = f"{file.path}: categories[{number}]"
+            name = row.get("name") if isinstance(row, dict) else None
+            if not isinstance(name, str | int | float) or not str(name).strip():
+                raise DataError("has no id or name", where=where, fix="give both")
+            key, name = row.get("id"), str(name).strip()
+            try:
+                before = categories.add(key, name)
+            except ValueError as error:
+                raise DataError(str(error), where=where, fix="give each category a number") from error
+            if before != name:
+                place = "this file" if before in own else "another file"
+                what = f'number {key} is "{before}" in {place} and "{name}" here'
+                raise DataError(what, where=where, fix="number the categories alike in all files, each once")
+            own.add(name)
+            names[name] = None
+    named = next((file for file in files if _first_category(file.content) is not None), None)
+    if named is not None and not names:
+        what = f"has no categories, so class {_first_category(named.content)} has no name"
+        raise DataError(what, where=str(named.path), fix='add "categories": [{"id": 1, "name": …}]')
+    return categories, tuple(names)
+
+
+def refuse_shifted(files: Sequence[CocoFile]) -> None:
+    """Refuse annotations that count the classes from another number than the categories.
+
+    Raises:
+        DataError: A number has no category, and one less (or one more) than each number is that of one, so that every
+            object would have the class beside its own.
+    """
+    for file in files:
+        listed = _numbers(file.content.get("categories"), "id")
+        used = _numbers(file.content["annotations"], "category_id")
+        for step in (1, -1):
+            if used - listed and {number + step for number in used} <= listed and len(listed) > 1:
+                raise DataError(
+                    f"numbers the classes of its objects from {min(used)} to {max(used)}, but its categories from "
+                    f"{min(listed)} to {max(listed)}: each object would have the class beside its own",
+                    where=str(file.path),
+                    fix="number annotations and categories alike; if the numbers are right, add the missing category",
+                )
+
+
+def _numbers(rows: Any, key: str) -> set[int]:
+    """Return the whole numbers that rows have under a key; empty where one of them is something else."""
+    found = [row.get(key) for row in rows or () if isinstance(row, dict)]
+    texts = [str(value) for value in found]
+    return {int(text) for text in texts} if all(text.isdigit() for text in texts) else set()
+
+
+def _first_category(content: dict[str, Any]) -> Any:
+    rows = (row.get("category_id") for row in content["annotations"] if isinstance(row, dict))
+    return next((key for key in rows if key is not None), None)
+
+
+def grouping(files: Sequence[CocoFile]) -> tuple[str, ...]:
+    """Return categories that only group others: their supercategory, of which no object is (Roboflow writes one).
+
+    As a class such a name would be absent everywhere, also where an object of its group is.
+    """
+    rows = [row for file in files for row in file.content.get("categories") or () if isinstance(row, dict)]
+    above = {
+        str(row["supercategory"]).strip()
+        for row in rows
+        if row.get("supercategory") and str(row["supercategory"]).strip() != str(row.get("name")).strip()
+    }
+    used = {
+        str(row.get("category_id"))
+        for file in files
+        for row in file.content["annotations"]
+        if isinstance(row, dict)
+    }
+    own = [str(row.get("name")).strip() for row in rows if str(row.get("id")) in used]
+    names = dict.fromkeys(str(row.get("name")).strip() for row in rows)
+    return tuple(name for name in names if name in above and name not in own)
