@@ -82,7 +82,9 @@ def test_masks_and_groups(tmp_path: Path) -> None:
     assert leaf.box == (30, 20, 38, 30) and area(as_points(leaf.holes[0])) == pytest.approx(4)
 
 
-@pytest.mark.parametrize("wrong", [shape("bolt", [[4, 6], [9, 9]], "line"), shape("bolt", [[4, 6], [9, "a"]])])
+@pytest.mark.parametrize(
+    "wrong", [shape("bolt", [[4, 6], [9, 9]], "line"), shape("bolt", [[4, 6], [9, "a"]])]
+)
 def test_a_shape_without_a_place_leaves_the_image_unlabelled(tmp_path: Path, wrong: dict[str, Any]) -> None:
     written(tmp_path, [shape("bolt", SQUARE)])
     content = json.loads((tmp_path / "im1.json").read_text())

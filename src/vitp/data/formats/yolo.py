@@ -29,7 +29,15 @@ from vitp.data.formats.label_files import (
 )
 from vitp.data.formats.split_lists import SplitEntry, read_split_list
 from vitp.data.formats.splits import check_missing, match_entries
-from vitp.data.formats.walk import child, comma_list, image_folders, named_file, read_label_text, suffixed, within
+from vitp.data.formats.walk import (
+    child,
+    comma_list,
+    image_folders,
+    named_file,
+    read_label_text,
+    suffixed,
+    within,
+)
 from vitp.data.formats.yolo_rows import RowForm, Rows, form_of, parse_row, survey, yolo_shape
 from vitp.records.labels import LabelledSet
 
