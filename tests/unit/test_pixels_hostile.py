@@ -19,7 +19,7 @@ from tests.raster_files import UTM, values, write_raster
 from tests.tiff_files import write_tiff
 from vitp.core.errors import DataError
 from vitp.core.remote import VARIABLE
-from vitp.io import contract
+from vitp.io import contract, rasters
 from vitp.io.images import image_size, load_image
 from vitp.io.open_pixels import check_stored, open_pixels
 
@@ -117,6 +117,27 @@ def test_pieces_beyond_memory_are_refused(tmp_path: Path) -> None:
                 data = data[:at] + struct.pack("<HHII", tag, 4, 1, 65_000) + data[at + 12 :]
     path.write_bytes(data)
     assert "too large to be decoded" in _refused(path)
+
+
+@pytest.mark.parametrize(("interleave", "compress", "refused"), [
+    ("pixel", "deflate", True), ("band", "deflate", False), ("pixel", "none", False),
+])  # fmt: skip
+def test_pieces_count_all_bands_that_are_decoded_with_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interleave: str, compress: str, refused: bool
+) -> None:
+    """One strip of 64 × 64 px: 8 KB a band, 32 KB with the other bands. Without compression rows are read alone."""
+    path, wanted_CHW = tmp_path / "a.tif", values(4, "uint16", (64, 64))
+    with rasterio.open(
+        path, "w", driver="GTiff", width=64, height=64, count=4, dtype="uint16", tiled=False, blockysize=64,
+        interleave=interleave, compress=compress, crs="EPSG:32633", transform=rasterio.Affine(1, 0, 5e5, 0, -1, 5e6),
+    ) as file:  # fmt: skip
+        file.write(wanted_CHW)
+    monkeypatch.setattr(rasters, "_LARGEST_BLOCK_BYTES", 20_000)
+    if refused:
+        assert "too large to be decoded" in _refused(path)
+        return
+    with open_pixels(path) as pixels:
+        np.testing.assert_array_equal(pixels.read(), wanted_CHW)
 
 
 def _vrt(path: Path, source: str, *, relative: int = 0, more: str = "") -> Path:

@@ -21,7 +21,7 @@ from vitp.checkpoints.origin import Origin
 from vitp.core.words import decimals
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
-from vitp.deployment.seen import seen_rows
+from vitp.deployment.seen import object_rows, seen_rows
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 from vitp.runtime.contract import GraphContract
@@ -130,7 +130,7 @@ def contract_section(contract: GraphContract) -> str:
             f"normalisation (mean {_numbers(contract.mean)}, std {_numbers(contract.std)}), network, decoding",
         ),
         ("Output", _OUTPUTS["queries" if of_queries else contract.task].format(**values)),
-        *_object_rows(contract),
+        *object_rows(contract),
         *seen_rows(contract),
         ("Classes", ", ".join(contract.classes)),
     ]
@@ -153,37 +153,6 @@ def contract_section(contract: GraphContract) -> str:
             + markdown_table(("Band", "First", "Low", "High"), of_bands)
         )
     return "## Contract\n\n" + markdown_table(("", ""), rows) + bands
-
-
-def _object_rows(contract: GraphContract) -> list[tuple[str, str]]:
-    """Return what of the output is an object, as `vitp.runtime` takes it."""
-    if contract.task == "panoptic":
-        words = (
-            f"queries whose class has {contract.least_score:g} and more, and more than no class; a pixel is of the query "
-            "with the largest class × sigmoid of the mask, if the mask is 0.5 there; queries that keep less than "
-            f"{contract.least_share:g} of their mask are none; those of one class are one segment, but for "
-            f"{', '.join(contract.things) or 'no class'}"
-        )
-    elif contract.mask_patch:
-        words = (
-            f"the {contract.most_objects} surest pairs of a query and a class; their pixels are those whose logit is above "
-            "0, and their score is that of the class × the mean sigmoid of these pixels"
-        )
-    elif contract.task == "instance":
-        words = f"rows with a score above {contract.least_score:g}; a mask is stretched over its box and cut at 0.5"
-    elif contract.task in ("detection", "oriented"):
-        fewer = (
-            "none is suppressed"
-            if contract.iou >= 1
-            else f"of two of one class that overlap by more than {contract.iou:g} the surer one stays"
-        )
-        words = (
-            f"each class of a row with a score above {contract.least_score:g}; {fewer}; the {contract.most_objects} "
-            "surest of a window"
-        )
-    else:
-        return []
-    return [("Objects", f"{words}. Files hold those of {contract.shown_score:g} and more")]
 
 
 def _numbers(values: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""How a graph sees images of other sizes than its own, in words: what the card says, and `vitp.runtime` does."""
+"""How a graph sees images of other sizes, and what of its output is an object: what cards say, and `vitp.runtime` does."""
 
 from __future__ import annotations
 
@@ -29,3 +29,34 @@ def seen_rows(contract: GraphContract) -> list[tuple[str, str]]:
         ("Larger than the graph", larger),
         ("Smaller than the graph", "black at the bottom and the right"),
     ]
+
+
+def object_rows(contract: GraphContract) -> list[tuple[str, str]]:
+    """Return what of the output is an object, as `vitp.runtime` takes it."""
+    if contract.task == "panoptic":
+        words = (
+            f"queries whose class has {contract.least_score:g} and more, and more than no class; a pixel is of the query "
+            "with the largest class × sigmoid of the mask, if the mask is 0.5 there; queries that keep less than "
+            f"{contract.least_share:g} of their mask are none; those of one class are one segment, but for "
+            f"{', '.join(contract.things) or 'no class'}"
+        )
+    elif contract.mask_patch:
+        words = (
+            f"the {contract.most_objects} surest pairs of a query and a class; their pixels are those whose logit is above "
+            "0, and their score is that of the class × the mean sigmoid of these pixels"
+        )
+    elif contract.task == "instance":
+        words = f"rows with a score above {contract.least_score:g}; a mask is stretched over its box and cut at 0.5"
+    elif contract.task in ("detection", "oriented"):
+        fewer = (
+            "none is suppressed"
+            if contract.iou >= 1
+            else f"of two of one class that overlap by more than {contract.iou:g} the surer one stays"
+        )
+        words = (
+            f"each class of a row with a score above {contract.least_score:g}; {fewer}; the {contract.most_objects} "
+            "surest of a window"
+        )
+    else:
+        return []
+    return [("Objects", f"{words}. Files hold those of {contract.shown_score:g} and more")]

@@ -267,8 +267,14 @@ class RasterPixels(Pixels):
         if not is_remote(self._address) and not is_member(self._address):
             path = Path(self._address)
             check_length(file, envi_pixels(path) if file.driver == "ENVI" else path, self.where)
+        # A tile or strip whose pixels hold all bands is decoded with all of them, whichever are wanted.
+        together = (
+            file.count
+            if file.driver == "GTiff" and file.interleaving is not None and file.interleaving.value == "PIXEL"
+            else 1
+        )
         for height, width in file.block_shapes:
-            bytes_ = height * width * self.dtype.itemsize
+            bytes_ = height * width * self.dtype.itemsize * together
             if bytes_ > _LARGEST_BLOCK_BYTES:
                 what = f"is compressed in pieces of {bytes_ / 1e9:.1f} GB, too large to be decoded"
                 raise DataError(
