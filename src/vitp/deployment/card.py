@@ -21,7 +21,7 @@ from vitp.checkpoints.origin import Origin
 from vitp.core.words import decimals
 from vitp.deployment.comparison import ScoreParity
 from vitp.deployment.qgis import qgis_metadata, qgis_obstacle
-from vitp.deployment.seen import object_rows, seen_rows
+from vitp.deployment.seen import said_of_objects, seen_rows
 from vitp.models.timm_backbone import TimmSettings
 from vitp.models.vision import VisionSettings
 from vitp.runtime.contract import GraphContract
@@ -130,7 +130,7 @@ def contract_section(contract: GraphContract) -> str:
             f"normalisation (mean {_numbers(contract.mean)}, std {_numbers(contract.std)}), network, decoding",
         ),
         ("Output", _OUTPUTS["queries" if of_queries else contract.task].format(**values)),
-        *object_rows(contract),
+        *said_of_objects(contract),
         *seen_rows(contract),
         ("Classes", ", ".join(contract.classes)),
     ]

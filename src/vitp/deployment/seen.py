@@ -1,4 +1,4 @@
-"""How a graph sees images of other sizes, and what of its output is an object: what cards say, and `vitp.runtime` does."""
+"""How a graph sees images of other sizes, and what of its output is an object: cards say it, `vitp.runtime` does it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def seen_rows(contract: GraphContract) -> list[tuple[str, str]]:
     ]
 
 
-def object_rows(contract: GraphContract) -> list[tuple[str, str]]:
+def said_of_objects(contract: GraphContract) -> list[tuple[str, str]]:
     """Return what of the output is an object, as `vitp.runtime` takes it."""
     if contract.task == "panoptic":
         words = (

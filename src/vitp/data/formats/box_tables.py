@@ -103,7 +103,7 @@ def read_box_tables(
     if box and box not in _SAID:
         raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(_SAID)}")
     base = root if root.is_dir() else root.parent
-    reading = _Reading(SetBuilder(base, options), comma_list(classes), cast(_Form | Literal[""], box))
+    reading = _Reading(SetBuilder(base, options), comma_list(classes), box)
     for path, folder in _paths(root, table):
         rows = [(number, row) for number, row in raw_rows(path) if isinstance(row, dict)]
         columns = _Columns.of(path, rows, image_column, class_column, comma_list(box_columns), reading.known)
@@ -302,7 +302,7 @@ class _Reading:
             )
         unit = "shares of the image" if shares else "pixels"
         self.builder.understand(f"{self.builder.place(path)}: {shown} are {_SAID[form]} of boxes in {unit}")
-        return cast(_Form, form), shares
+        return form, shares
 
     def build(self) -> LabelledSet:
         """Return the set."""

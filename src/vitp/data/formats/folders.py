@@ -359,7 +359,7 @@ def _are_alike(first: Folder, second: Folder) -> bool:
 
 
 def _are_of_other_sizes(first: Folder, second: Folder) -> bool:
-    """Return whether most files of one name have other sizes in two folders, so that only a counter named them alike."""
+    """Return whether most files of one name differ in size between two folders: a counter named them alike."""
     found = {stem_of(path): path for path in first.files}
     pairs = [(found[name], path) for path in second.files if (name := stem_of(path)) in found][:_LOOKED_AT]
     try:

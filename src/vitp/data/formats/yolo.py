@@ -177,10 +177,10 @@ def _labels(builder: SetBuilder, told: DataYaml | None) -> list[LabelFile]:
         _refuse_shared(root, named, told)
     sources = [*named, *layout]
     labels = find_labels(builder, sources, not_labels=_NOT_LABELS)
-    for folder in image_folders(root):
-        if not any(folder.path.is_relative_to(place.images) for place in sources):
-            text = f"{len(folder.files):,} images without a folder of label files; left out"
-            builder.note(builder.place(folder.path), text)
+    for images in image_folders(root):
+        if not any(images.path.is_relative_to(place.images) for place in sources):
+            text = f"{len(images.files):,} images without a folder of label files; left out"
+            builder.note(builder.place(images.path), text)
     entries = told.entries(root) if told else []
     gone = [f"{split}: {entry}" for split, entry, path in entries if path is None]
     lists: list[SplitEntry] = []
