@@ -221,8 +221,8 @@ def test_what_vitp_predict_reads_is_named(tmp_path: Path, channels: Any, name: s
 
 def test_the_readme_of_a_graph_of_bands_says_what_an_array_must_hold() -> None:
     own = contract(channels=({"band": "CT", "low": -160.0, "high": 240.0, "transform": "linear"},))
-    assert "must hold the quantity of each band, such as HU" in card._what_it_takes(own)
-    assert "must hold" not in card._what_it_takes(contract())
+    assert "must hold the quantity of each band, such as HU" in card.contract_section(own)
+    assert "must hold" not in card.contract_section(contract())
     assert 'predict_file("image.npy")' in card._use(own, GraphOptions(kind="onnx"), "graph")
     assert 'predict_file("image.png")' in card._use(contract(), GraphOptions(kind="onnx"), "graph")
 
@@ -251,7 +251,7 @@ def test_the_readme_of_a_graph_of_bands_says_what_an_array_must_hold() -> None:
     ],
 )
 def test_the_readme_of_a_graph_says_how_images_are_seen(changes: dict[str, Any], rows: list[str]) -> None:
-    said = card._what_it_takes(contract(**changes))
+    said = card.contract_section(contract(**changes))
     assert all(row in said for row in rows), said
     windows = changes.get("task") not in ("classification", "panoptic")
     assert ("merged by the runtime" in said) == windows
