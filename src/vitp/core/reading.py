@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import yaml
@@ -251,7 +251,23 @@ class _BoundedLoader(yaml.SafeLoader):
 _BoundedLoader.add_constructor("tag:yaml.org,2002:int", _BoundedLoader.construct_yaml_int)
 
 
-def parse_yaml(text: str) -> Any:
+class _WordLoader(_BoundedLoader):
+    """Reads plain words as YAML 1.2 does: "no", "010", "10:20" and "2020-01-01" are texts, as they may name classes."""
+
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+
+for _tag, _form, _first in (
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
+    ("float", r"[-+]?(?:(?:0|[1-9][0-9]*)\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?", list("-+.0123456789")),
+    ("float", r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)", list("-+.")),
+):
+    _WordLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"(?:{_form})$"), _first)
+
+
+def parse_yaml(text: str, loader: type[_BoundedLoader] = _BoundedLoader) -> Any:
     """Return what a YAML text says: plain values only, aliases counted before they are expanded.
 
     Raises:
@@ -261,11 +277,11 @@ def parse_yaml(text: str) -> Any:
     if len(text) > LARGEST_YAML:
         raise yaml.MarkedYAMLError(problem=f"has more than {LARGEST_YAML:,} characters")
     try:
-        loader = _BoundedLoader(text)
+        reading = loader(text)
         try:
-            return loader.get_single_data()
+            return reading.get_single_data()
         finally:
-            loader.dispose()
+            reading.dispose()
     except yaml.reader.ReaderError as error:
         problem = f"has a character that YAML forbids (code {error.character}, {error.reason})"
         raise yaml.MarkedYAMLError(problem=problem) from error
@@ -279,9 +295,9 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_word(text: str) -> Any:
-    """Return what the value of a command line's `key=value` says: YAML whose mappings need no blank after a colon.
+    """Return what the value of a command line's `key=value` says: YAML 1.2 whose mappings need no blank after a colon.
 
-    `{mode:long,size:512}` is `{mode: long, size: 512}`, not two keys without a value, as YAML has it: a shell parts
+    "no", "010" and "10:20" are texts. `{mode:long,size:512}` is `{mode: long, size: 512}`, not two keys without a value, as YAML has it: a shell parts
     words at blanks.
 
     Raises:
@@ -297,11 +313,11 @@ def parse_word(text: str) -> Any:
         for key, inner in value.items():
             if inner is None and isinstance(key, str) and ":" in key:
                 name, _, word = key.partition(":")
-                key, inner = parse_yaml(name), parse_yaml(word)
+                key, inner = parse_yaml(name, _WordLoader), parse_yaml(word, _WordLoader)
             found[key] = parted(inner)
         return found
 
-    return parted(parse_yaml(text))
+    return parted(parse_yaml(text, _WordLoader))
 
 
 def parse_xml(text: str) -> ElementTree.Element:

@@ -29,7 +29,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.data.formats.anomalies import read_anomalies
@@ -56,6 +56,7 @@ from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.labelme import read_labelme
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
+from vitp.data.formats.option_types import typed_options
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.panoptic import read_panoptic
 from vitp.data.formats.parquet import read_parquet
@@ -145,6 +146,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
             raise ConfigError(f'no option "{name}"', where=f"format {fmt}", fix=fix)
     if "class" in options:
         options["class_"] = options.pop("class")
+    options = typed_options(options, {**get_type_hints(ReadOptions), **_declared(reader)})
     if fmt == "scenes":
         return reader(str(root), **options)
     root = Path(root)
@@ -161,6 +163,11 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     labelled = declare_findings(join_studies(labelled, common.studies), common.abnormal)
     labelled = with_privacy_findings(labelled, root)
     return declare_channels(at_resolution(labelled, sizes), root, seen)
+
+
+def _declared(reader: Callable[..., LabelledSet]) -> dict[str, Any]:
+    """Return the types of a reader's options; readers of published sets that are made of others declare none."""
+    return get_type_hints(reader) if inspect.isfunction(reader) else {}
 
 
 def _reader(fmt: str) -> Callable[..., LabelledSet]:

@@ -103,7 +103,7 @@ def understood_changes(
     builder: SetBuilder,
     places: Sequence[ChangeMasks],
     unchanged: str | int | Sequence[str | int] | None,
-    classes: str | Mapping[str, str | int] | None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
 ) -> ChangeMeaning:
     """Return how the masks of a set are read, and say it.
 
@@ -181,7 +181,7 @@ def _of_one_mask(
     builder: SetBuilder,
     places: Sequence[ChangeMasks],
     told: tuple[int, ...],
-    classes: str | Mapping[str, str | int] | None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
 ) -> ChangeMeaning:
     if told and not classes:
         return ChangeMeaning(told if len(told) > 1 else told[0])
@@ -274,7 +274,7 @@ def _of_classes(
     builder: SetBuilder,
     places: Sequence[ChangeMasks],
     unchanged: tuple[int, ...],
-    classes: str | Mapping[str, str | int] | None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
 ) -> ChangeMeaning:
     """Return which value is which class, where there is more than one beside "unchanged"."""
     found = ChangeMeaning(unchanged[0] if len(unchanged) == 1 else unchanged)

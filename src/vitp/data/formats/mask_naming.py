@@ -169,7 +169,7 @@ def name_classes(
     root: Path,
     whole: Sequence[MaskFacts],
     facts: Sequence[MaskFacts],
-    classes: str | Mapping[str, str | int] | None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
     strays: str,
     *,
     colour: bool,

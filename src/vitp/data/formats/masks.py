@@ -74,7 +74,7 @@ def read_masks(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
-    classes: str | Mapping[str, str | int] | None = None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None = None,
     instances: bool = False,
     fold: int = 0,
     min_area: int = 10,
@@ -132,7 +132,10 @@ def read_masks(
 
 
 def _refuse_two_readings(
-    root: Path, entries: Sequence[_Read], classes: str | Mapping[str, str | int] | None, mask_type: str
+    root: Path,
+    entries: Sequence[_Read],
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
+    mask_type: str,
 ) -> None:
     """Raise where values may be classes or objects, or are of nothing known, and neither options nor files tell."""
     if not mask_type and (not classes or (isinstance(classes, str) and "=" not in classes)):
@@ -154,7 +157,7 @@ def _check_options(**options: str) -> None:
             raise ConfigError(f'is "{value}"', where=name, fix=f"choose {' or '.join(_READINGS[name])}")
 
 
-def _class_name(classes: str | Mapping[str, str | int] | None) -> str:
+def _class_name(classes: str | Sequence[str] | Mapping[str, str | int] | None) -> str:
     """Return the name of the one class of instances."""
     names = [classes] if isinstance(classes, str) else list(classes or ())
     if len(names) > 1 or any("=" in name or "," in name for name in names):
@@ -296,7 +299,7 @@ def _add_numbers(builder: SetBuilder, entries: Sequence[_Read], name: str) -> La
 def _read_classes(
     builder: SetBuilder,
     entries: list[_Read],
-    classes: str | Mapping[str, str | int] | None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None,
     strays: str,
     nodata: str,
     min_area: int | None,

@@ -151,7 +151,7 @@ def read_pairs(
     after: str | None = None,
     masks: str | None = None,
     unchanged: str | int | Sequence[str | int] | None = None,
-    classes: str | Mapping[str, str | int] | None = None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None = None,
 ) -> LabelledSet:
     """Read image pairs.
 

@@ -7,7 +7,7 @@ slice of the mask that lies in the same place. Nothing is cut into files.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def read_volumes(
     root: Path,
     options: ReadOptions = ReadOptions(),
     *,
-    classes: str | Mapping[str, str | int] | None = None,
+    classes: str | Sequence[str] | Mapping[str, str | int] | None = None,
     images: str | None = None,
     masks: str | None = None,
     channels: str | None = None,
