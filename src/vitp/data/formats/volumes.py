@@ -40,7 +40,7 @@ _MASK_TYPES = ("", "semantic", "instances")
 class VolumeOptions:
     """Options of the format; see `read_volumes`."""
 
-    classes: str | Mapping[str, Any] | None = None
+    classes: str | Sequence[str] | Mapping[str, Any] | None = None
     mask_type: str = ""
     grid: str = ""
     background: float = BACKGROUND_SHARE
