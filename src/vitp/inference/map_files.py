@@ -9,9 +9,10 @@ import errno
 import os
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -27,6 +28,8 @@ from vitp.records.labels import IGNORE
 
 _BLOCK = 512
 """Side of a tile."""
+_ALONE = threading.Lock()
+"""Held by who reads standard error instead of showing it."""
 _PROBE = 1 << 20
 """Bytes that a disk still takes that isn't full."""
 
@@ -123,23 +126,39 @@ def written_by_gdal(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _without_libtiff(said: list[str]) -> Iterator[None]:
-    """Keep libtiff's lines off standard error, to which it writes past Python; all others are shown afterwards."""
-    sys.stderr.flush()
-    shown = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
+    """Keep libtiff's lines off standard error, to which it writes past Python; all others are shown afterwards.
+
+    Standard error is the process's: of two threads that write at once one reads these lines, or the second would put
+    back what the first one had put there. Where it is closed, or nothing can be held, lines go where they went.
+    """
+    if not _ALONE.acquire(blocking=False):
+        yield
+        return
+    try:
+        with ExitStack() as opened:
+            held = shown = None
+            with suppress(OSError):
+                held = opened.enter_context(tempfile.TemporaryFile())
+                shown = os.dup(2)
+            if held is None or shown is None:
+                yield
+                return
+            opened.callback(os.close, shown)
             sys.stderr.flush()
-            os.dup2(shown, 2)
-            os.close(shown)
-            held.seek(0)
-            for line in held.read().splitlines(keepends=True):
-                if line.startswith((b"_tiff", b"TIFF")):
-                    said.append(line.decode(errors="replace"))
-                else:
-                    os.write(2, line)
+            os.dup2(held.fileno(), 2)
+            try:
+                yield
+            finally:
+                sys.stderr.flush()
+                os.dup2(shown, 2)
+                held.seek(0)
+                for line in held.read().splitlines(keepends=True):
+                    if line.startswith((b"_tiff", b"TIFF")):
+                        said.append(line.decode(errors="replace"))
+                    else:
+                        os.write(2, line)
+    finally:
+        _ALONE.release()
 
 
 def _full_disk(folder: Path, words: Sequence[str]) -> OSError | None:
