@@ -66,6 +66,13 @@ def study_command(
             "cells.jsonl beside the page.",
         ),
     ] = None,
+    arm: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm",
+            help="Work on this arm alone (its name on the page), and on what it needs; the rest is left. Repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Run a study of the paper: pretraining runs × downstream tests × seeds. An interrupted study continues.
 
@@ -74,7 +81,7 @@ def study_command(
     from vitp.studies.main import StudyOrder, run_study
 
     overrides = tuple(override or ())
-    order = StudyOrder(name, scale, out, data, quick, overrides, label, minutes, plan, rows)
+    order = StudyOrder(name, scale, out, data, quick, overrides, label, minutes, plan, rows, tuple(arm or ()))
     if not run_study(order, make_console()).complete and not plan:
         raise typer.Exit(1)
 

@@ -14,8 +14,8 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -120,6 +120,30 @@ class Study:
     def __getitem__(self, name: str) -> StudyCell:
         """Return the cell of a name."""
         return self._by_name[name]
+
+    def of_arms(self, arms: Sequence[str]) -> Study:
+        """Return the same study with the cells of these arms alone, and what they need.
+
+        Args:
+            arms: Names as on the page; none: all.
+
+        Raises:
+            ConfigError: The study has no such arm.
+        """
+        known = list(dict.fromkeys(str(cell.facts["arm"]) for cell in self.cells if "arm" in cell.facts))
+        if unknown := [arm for arm in arms if arm not in known]:
+            named = "; ".join(f'"{arm}"' for arm in known)
+            raise ConfigError(f'there is no arm "{unknown[0]}"', where="--arm", fix=f"choose of {named}")
+        if not arms:
+            return self
+        waiting = [cell.name for cell in self.cells if cell.facts.get("arm") in arms]
+        wanted: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name not in wanted:
+                wanted.add(name)
+                waiting += self[name].needs.values()
+        return replace(self, cells=tuple(cell for cell in self.cells if cell.name in wanted))
 
     @cached_property
     def _by_name(self) -> dict[str, StudyCell]:

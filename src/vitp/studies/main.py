@@ -40,6 +40,7 @@ class StudyOrder:
         minutes: No new cell is begun after so many.
         only_plan: Say what would be run and how long it takes, and stop.
         rows: File of the rows of finished cells; None: `cells.jsonl` beside the page.
+        arms: Only cells of these arms, and what they need, are worked on; none: all.
     """
 
     name: str
@@ -52,6 +53,7 @@ class StudyOrder:
     minutes: float | None = None
     only_plan: bool = False
     rows: Path | None = None
+    arms: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w.-]*", self.label):
@@ -83,6 +85,8 @@ class StudyOrder:
             words += ["--set", override]
         words += ["--label", self.label] if self.label else []
         words += ["--rows", str(self.rows)] if self.rows else []
+        for arm in self.arms:
+            words += ["--arm", arm]
         return shlex.join(words)
 
 
@@ -96,6 +100,7 @@ def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgres
     worker = leave_torchrun()
     scale = scale_of(order.scale, quick=order.quick, overrides=order.overrides, study=order.name)
     study = make_study(order.name, scale, order.data)
+    part = study.of_arms(order.arms)
     rows = read_rows(order.rows or order.folder / ROWS_FILE)
     runner = StudyRunner(study, order.out, WORK, VERSIONS, console, rows=rows)
     _announce(study, scale, runner)
@@ -110,9 +115,9 @@ def run_study(order: StudyOrder, console: Console | None = None) -> StudyProgres
         )
     until = None if order.minutes is None else time.time() + 60 * order.minutes
     try:
-        estimator = _estimate(runner)
+        estimator = _estimate(runner, part)
         if not order.only_plan:
-            runner.run(until=until, left=lambda: estimator.left(study)[0])
+            runner.run(only=part.cells, until=until, left=lambda: estimator.left(part)[0])
     finally:
         # Also after an interrupt: what is there is worth reading.
         if worker == 0 and not order.only_plan:
@@ -158,11 +163,16 @@ def _say_rows(runner: StudyRunner, rows: FinishedRows) -> None:
         runner.console.print(f"{len(again)} of them are done again, as open cells need their files: {named}")
 
 
-def _estimate(runner: StudyRunner) -> Estimator:
-    """Make the data, measure the pace of each kind of work that no earlier cell tells about, and say the time."""
-    study, console = runner.study, runner.console
+def _estimate(runner: StudyRunner, study: Study) -> Estimator:
+    """Make the data, measure the pace of each kind of work that no earlier cell tells about, and say the time.
+
+    Args:
+        runner: Of the whole study.
+        study: What of it is to be done.
+    """
+    console = runner.console
     data = [cell for cell in study.cells if cell.kind == "data"]
-    runner.run(kinds=frozenset({"data"}))
+    runner.run(only=data)
     estimator = Estimator(runner.store)
     store = runner.store
     open_paces = {
@@ -191,8 +201,9 @@ def _estimate(runner: StudyRunner) -> Estimator:
     seconds, open_cells = estimator.left(study)
     more = f", and {open_cells} cells whose time isn't known" if open_cells else ""
     done = runner.progress().done
+    of = "" if len(study.cells) == len(runner.study.cells) else " for these arms"
     console.print(
-        f"[bold]about {duration(seconds)}[/] on this machine with one process{more}; {done} cells are there already"
+        f"[bold]about {duration(seconds)}[/]{of} on this machine with one process{more}; {done} cells are there already"
     )
     return estimator
 

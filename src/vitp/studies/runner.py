@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -195,18 +195,18 @@ class StudyRunner:
     def run(
         self,
         *,
-        kinds: frozenset[str] | None = None,
+        only: Collection[StudyCell] | None = None,
         until: float | None = None,
         left: Callable[[], float | None] = lambda: None,
     ) -> StudyProgress:
         """Work until nothing is left that can be done.
 
         Args:
-            kinds: Only cells of these kinds (all that they need must be among them).
+            only: Only these cells (all that they need must be among them).
             until: Time (`time.time`) after which no new cell is begun.
             left: Tells the seconds that the rest will take, for the console.
         """
-        cells = [cell for cell in ordered(self.study.cells) if kinds is None or cell.kind in kinds]
+        cells = ordered(self.study.cells if only is None else only)
         while until is None or time.time() < until:
             ready = self._ready(cells)
             if not ready:
