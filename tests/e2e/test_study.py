@@ -255,6 +255,7 @@ def test_wrong_words_are_answered_with_the_right_ones(tmp_path: Path) -> None:
     assert 'did you mean "paradigms"' in refused("study", "paradigm", "--out", tmp_path)
     assert 'did you mean "small"' in refused("study", "cost", "--scale", "smal", "--out", tmp_path)
     assert 'did you mean "seeds"' in refused("study", "cost", "--set", "seed=2", "--out", tmp_path)
+    assert '"not continued"' in refused("study", "cheap-labels", "--arm", "x", "--plan", "--out", tmp_path)
     assert "vitp data compile" in refused("study", "cost", "--data", tmp_path, "--out", tmp_path / "o")
     plan = vitp("study", "paradigms", "--scale", "paper", "--plan", "--out", tmp_path / "p")
     assert plan.code == 0 and "1,024,000 images a run" in plan.out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,3 +153,23 @@ def test_rows_of_another_cell_are_refused(tmp_path: Path) -> None:
     rows.write_text(rows.read_text().replace('"settings": {"value": 2}', '"settings": {"value": 3}'))
     with pytest.raises(ConfigError, match=r'the key of the cell "second" and other settings'):
         worked(tmp_path / "b", rows)
+
+
+def test_work_on_one_arm_alone(tmp_path: Path) -> None:
+    arms = {"first": "one", "of first": "one", "second": "two", "of second": "two", "more of second": "two"}
+    cells = [
+        replace(cell, facts={"arm": arms[cell.name]} if cell.name in arms else {}) for cell in runs().cells
+    ]
+    study = replace(runs(), cells=tuple(cells))
+    assert study.of_arms(()) is study
+    part = study.of_arms(("one",))
+    assert [cell.name for cell in part.cells] == ["data", "first", "of first"]
+    # The second run is as long as the first, at the rate that was chosen: both are needed.
+    assert {cell.name for cell in study.of_arms(["two"]).cells} == {cell.name for cell in study.cells}
+    MADE.clear()
+    runner = StudyRunner(study, tmp_path / "a", WORK, {}, QUIET, False)
+    runner.run(only=part.cells)
+    assert MADE == ["data", "first", "of first"]
+    assert sorted(runner.progress().left) == ["choice", "more of second", "of second", "second"]
+    with pytest.raises(ConfigError, match='--arm: there is no arm "three"; choose of "one"; "two"'):
+        study.of_arms(("one", "three"))
