@@ -188,7 +188,9 @@ def _median(runs: Sequence[Callable[[], object]], clock: Callable[[], float]) ->
 
 def cell(arm: Arm, out: Path, seed: int, steps: int, console: Console) -> dict[str, Any]:
     """Return the row of a cell, finetuned from where it stands."""
-    name = f"{arm.data}-{arm.task}-{arm.head.replace(' ', '-')}-{seed}"
+    name = f"{arm.data}-{arm.task}-{arm.head.replace(' ', '-')}-{seed}" + (
+        f"-{steps}" if steps != STEPS else ""
+    )
     run, config = out / name, config_of(arm, out / "data" / arm.data, seed, steps)
     if not (run / SCORES_FILE).is_file():
         run_finetune(config, run, resume=started(run), console=Console(quiet=True))
@@ -220,23 +222,22 @@ def same_cell(row: dict[str, Any], arm: Arm, seed: int, steps: int) -> bool:
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as Markdown: mean ± sample standard deviation over seeds, seconds as ratios to the first arm."""
     lines = [
-        "| set, task: score | head | score | seeds | parameters | GFLOPs | step, ratio | prediction, ratio |",
-        "|---|---|---:|---:|---:|---:|---:|---:|---:|",
+        "| set, task: score | steps | head | score | seeds | parameters | GFLOPs | step, ratio | prediction, ratio |",
+        "|---|---:|---|---:|---:|---:|---:|---:|---:|",
     ]
-    first: dict[tuple[str, str], dict[str, float]] = {}
-    for arm in ARMS:
-        own = [
-            row for row in rows if (row["set"], row["task"], row["head"]) == (arm.data, arm.task, arm.head)
-        ]
+    first: dict[tuple[str, str, int], dict[str, float]] = {}
+    budgets = sorted({row["steps"] for row in rows})
+    for arm, steps in ((arm, steps) for arm in ARMS for steps in budgets):
+        own = [row for row in rows if same_cell(row, arm, row["seed"], steps)]
         if not own:
             continue
         mean, std = mean_std([100 * row["scores"][arm.scores[0]] for row in own])
         cost = {name: statistics.median(row["cost"][name] for row in own) for name in own[0]["cost"]}
-        base = first.setdefault((arm.data, arm.task), cost)
+        base = first.setdefault((arm.data, arm.task, steps), cost)
         ratios = [cost[name] / base[name] for name in ("seconds_a_step", "seconds_a_prediction")]
         spread = f" ± {std:.1f}" if len(own) > 1 else ""
         lines.append(
-            f"| {arm.data}, {arm.task}: {arm.scores[0]} | {arm.head} | {mean:.1f}{spread} | {len(own)} "
+            f"| {arm.data}, {arm.task}: {arm.scores[0]} | {steps} | {arm.head} | {mean:.1f}{spread} | {len(own)} "
             f"| {cost['parameters'] / 1e6:.2f} M | {cost['gflop_an_image']:.2f} | {ratios[0]:.2f} | {ratios[1]:.2f} |"
         )
     return "\n".join(lines)
