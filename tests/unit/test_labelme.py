@@ -115,12 +115,3 @@ def test_the_image_of_a_file(tmp_path: Path) -> None:
     (root / "im0.json").write_text(json.dumps(content | {"imagePath": "im1.png"}))
     with pytest.raises(DataError, match=r"may be of im1.png or im0.png"):
         read_labels("auto", root)
-
-
-def test_supervisely_is_refused_by_its_name(tmp_path: Path) -> None:
-    for folder in ("img", "ann"):
-        (tmp_path / "ds0" / folder).mkdir(parents=True)
-    Image.new("RGB", (8, 8)).save(tmp_path / "ds0/img/a.png")
-    (tmp_path / "ds0/ann/a.png.json").write_text('{"size": {"height": 8, "width": 8}, "objects": []}')
-    with pytest.raises(DataError, match="an annotation of Supervisely"):
-        read_labels("auto", tmp_path)

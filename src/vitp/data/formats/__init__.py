@@ -64,6 +64,9 @@ from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.qupath import read_qupath
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
 from vitp.data.formats.studies import join_studies
+from vitp.data.formats.tool_shapes import read_createml, read_darwin, read_supervisely
+from vitp.data.formats.via import read_via
+from vitp.data.formats.visdrone import read_visdrone
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
 from vitp.data.formats.volumes import read_volumes
@@ -79,10 +82,15 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "label-studio": read_label_studio,
     "cvat": read_cvat,
     "labelme": read_labelme,
+    "via": read_via,
+    "createml": read_createml,
+    "supervisely": read_supervisely,
+    "darwin": read_darwin,
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
     "kitti": read_kitti,
+    "visdrone": read_visdrone,
     "masks": read_masks,
     "anomalies": read_anomalies,
     "volumes": read_volumes,

@@ -20,7 +20,7 @@ from vitp.data.formats.tables import (
     table_files,
     table_weight,
 )
-from vitp.data.formats.walk import name_index
+from vitp.data.formats.walk import name_index, split_folders
 
 ID_KEYS = (*IMAGE_KEYS, "id", "name")
 CLASS_KEYS = (
@@ -179,14 +179,22 @@ def check_odd_bits(path: Path) -> None:
 
 
 def class_tables(root: Path) -> list[Path]:
-    """Return the files of a folder that are tables of classes, those that are about its images if there are some."""
-    found = [path for path in table_files(root) if columns_of(path) is not None]
-    return [path for path in found if table_weight(root, path, ID_KEYS) != "none"] or found
+    """Return the files of a folder that are tables of classes, those that are about its images if there are some.
+
+    A folder without any may have one in each folder of a split.
+    """
+    folders = ([root], [folder for split, folder in split_folders(root) if split])
+    both = (
+        [path for one in some for path in table_files(one) if columns_of(path) is not None]
+        for some in folders
+    )
+    found = next(filter(None, both), [])
+    return [path for path in found if table_weight(path.parent, path, ID_KEYS) != "none"] or found
 
 
 def class_weight(root: Path) -> Literal["none", "some", "most"]:
     """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
-    found = {table_weight(root, path, ID_KEYS) for path in class_tables(root)}
+    found = {table_weight(path.parent, path, ID_KEYS) for path in class_tables(root)}
     return "most" if "most" in found else "some" if "some" in found else "none"
 
 

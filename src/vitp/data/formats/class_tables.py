@@ -81,8 +81,15 @@ def read_class_tables(
             list(raw_rows(path))  # a row that can't be read is what is wrong then
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
-        reading.read(path, columns)
+        if path.parent != base:  # beside the images of its split
+            reading.images = TableImages(path.parent)
+        reading.read(path, columns, _split_of(path, base))
     return reading.build()
+
+
+def _split_of(path: Path, root: Path) -> str | None:
+    """Return the split that the name of a table, or that of its folder, says."""
+    return split_of(path.stem) or (split_of(path.parent.name) if path.parent != root else None)
 
 
 def _guessed(root: Path, table: str | None) -> dict[Path, Columns]:
@@ -100,7 +107,7 @@ def _paths(root: Path, table: str | None) -> list[Path]:
     if table is not None:
         return [root / table]
     paths = class_tables(root)
-    if len(paths) > 1 and not all(split_of(path.stem) for path in paths):
+    if len(paths) > 1 and not all(_split_of(path, root) for path in paths):
         refuse_several_tables(root, paths)
     if not paths:
         what = "no table of image and class found"
@@ -151,7 +158,7 @@ class _Reading:
     persons: dict[str, str] = field(default_factory=dict)
     several: bool = False
 
-    def read(self, path: Path, columns: Columns) -> None:
+    def read(self, path: Path, columns: Columns, split: str | None) -> None:
         """Take all rows of a table."""
         rows = list(raw_rows(path))
         for _, row in rows:
@@ -184,7 +191,7 @@ class _Reading:
         if columns.group:
             self.builder.understand(f'{place}: images of one "{columns.group}" are a group')
         for number, row in rows:
-            self._take(self.builder.place(path, number), row, columns, mark, split_of(path.stem))
+            self._take(self.builder.place(path, number), row, columns, mark, split)
 
     def _say_splits(self, place: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> None:
         """Say what the columns of splits and folds hold, and what of it isn't used."""

@@ -45,7 +45,10 @@ from vitp.data.formats.tables import (
     box_columns,
     first_table_rows,
 )
+from vitp.data.formats.tool_shapes import createml_files, darwin_files, supervisely_files
 from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_images_alone, refuse_unlabelled
+from vitp.data.formats.via import is_via, via_files
+from vitp.data.formats.visdrone import is_visdrone
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
@@ -121,6 +124,9 @@ def _of_file(path: Path) -> str:
         return "panoptic" if is_panoptic_file(path) else "coco"
     if suffix in (".json", ".xml") and (label_studio_files(path) or cvat_files(path)):
         return "label-studio" if suffix == ".json" else "cvat"
+    if is_via(path):
+        fix = "name the folder that holds it and the images"
+        raise DataError("is a file of the VGG Image Annotator", where=str(path), fix=fix)
     if suffix == ".json":
         refuse_unannotated(path)
         refuse_results([path])
@@ -168,7 +174,7 @@ def _also(root: Path, found: str) -> list[str]:
             or (name, found) in (("geo", "qupath"), ("masks", "volumes"))
             or (name == "captions" and found in ("coco", "panoptic"))
             or (name in ("coco", "masks") and found == "panoptic")
-            or (name in ("captions", "classes") and found == "label-studio")
+            or (name in ("captions", "classes") and found in ("label-studio", "via"))
         ):
             continue
         try:
@@ -327,6 +333,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         "JSON with images and annotations, in annotations/ or the split's folder",
     ),
     "labelme": (labelme_files, "JSON with shapes and imagePath, one for each image"),
+    "via": (via_files, "JSON or CSV of the VGG Image Annotator (filename, regions)"),
+    "createml": (createml_files, "JSON of Create ML (image, annotations with coordinates)"),
+    "supervisely": (supervisely_files, "ann/*.json beside img/, as Supervisely exports them"),
+    "darwin": (darwin_files, "JSON of V7 (item with slots, annotations), one for each image"),
     "xbd": (is_xbd, "labels/*_pre_disaster.json with *_post_disaster.json"),
     "xview": (xview_files, "a GeoJSON with bounds_imcoords"),
     "volumes": (
@@ -339,6 +349,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         is_kitti,
         'label_2/*.txt or labels/*.txt with rows "type truncated occluded alpha x1 y1 x2 y2 …"',
     ),
+    "visdrone": (is_visdrone, "annotations/*.txt with rows of eight whole numbers, parted by commas"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),

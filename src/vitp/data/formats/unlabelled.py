@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence, Set
-from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -57,7 +56,6 @@ def refuse_unlabelled(root: Path) -> None:
             "as COCO JSON (annotations/instances_train.json)",
         )
     _refuse_strange_rows(root)
-    _refuse_supervisely(root)
     _refuse_matlab(root)
     classes = are_class_folders(root)
     for path in table_files(root):
@@ -110,16 +108,6 @@ def _refuse_strange_rows(root: Path) -> None:
                 fix='write "class cx cy w h" (shares of the image) or "x1 y1 x2 y2 x3 y3 x4 y4 class difficult" (pixels), '
                 "parted by blanks",
             )
-
-
-def _refuse_supervisely(root: Path) -> None:
-    """Raise for projects of Supervisely: `img/a.png` and `ann/a.png.json`."""
-    for path in islice((p for p in files_below(root, ".json") if p.parent.name.lower() == "ann"), 1):
-        raise DataError(
-            f"{within(path, root)} is an annotation of Supervisely, which no reader knows",
-            where=str(root),
-            fix="export the project as COCO (annotations/instances_train.json), YOLO or Pascal VOC",
-        )
 
 
 def _refuse_matlab(root: Path) -> None:

@@ -1,6 +1,7 @@
 """Pascal VOC: one XML file an image, in Annotations/ or beside the image, with ImageSets/Main/{train,val,test}.txt.
 
-FAIR1M's files are read, too: `labelXml/*.xml` with `<possibleresult>` and `<points>` in pixels or in degrees.
+FAIR1M's files are read, too: `labelXml/*.xml` with `<possibleresult>` and `<points>` in pixels or in degrees. So are
+HRSC2016's: turned boxes by centre, size and radians, and numbers as classes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from vitp.records.labels import LabelledSet
 
 XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls", "labelXml", "labelXmls")
 _LABEL_FOLDERS = (*XML_FOLDERS, "labels")
-_IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "AllImages")
 
 _EDGES = ("xmin", "ymin", "xmax", "ymax")
 _CENTRE = ("cx", "cy", "w", "h", "angle")
@@ -47,6 +48,9 @@ _CORNERS = tuple(
     for axis in ("x", "y")
 )
 """Names of the four corners of an oriented box, as DIOR-R writes them."""
+
+_HRSC = "HRSC_Image"
+"""Root element of HRSC2016's files."""
 
 _PARTS = re.compile(r"part[-_ ]?\d+$", re.IGNORECASE)
 """Folders that FAIR1M's splits are cut into."""
@@ -221,6 +225,8 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
     named: dict[str, str] = {}
     for path in files_below(place.labels, ".xml"):
         tree = read_label_xml(path)
+        if tree.tag == _HRSC:
+            tree = _from_hrsc(tree)
         if tree.tag != "annotation":
             builder.note(builder.place(path), f"is no annotation but <{tree.tag}>; left out")
             continue
@@ -253,6 +259,30 @@ def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, Element
         text = f"{count} no annotation (the first: {bare[0].name}); left out"
         builder.note(builder.place(place.images), text)
     return entries
+
+
+def _from_hrsc(tree: ElementTree.Element) -> ElementTree.Element:
+    """Return an annotation as VOC has it of one of HRSC2016: turned boxes, and numbers as classes."""
+
+    def put(parent: ElementTree.Element, path: str, text: str | None) -> None:
+        for name in path.split("/"):
+            parent = ElementTree.SubElement(parent, name)
+        parent.text = text
+
+    made = ElementTree.Element("annotation")
+    name, suffix = ((tree.findtext(key) or "").strip() for key in ("Img_FileName", "Img_FileFmt"))
+    put(made, "filename", f"{name}.{suffix}")
+    size = ElementTree.SubElement(made, "size")
+    for key in ("Width", "Height"):
+        put(size, key.lower(), tree.findtext(f"Img_Size{key}"))
+    for node in tree.iter("HRSC_Object"):
+        one = ElementTree.SubElement(made, "object")
+        put(one, "name", node.findtext("Class_ID"))
+        put(one, "difficult", node.findtext("difficult"))
+        box = ElementTree.SubElement(one, "robndbox")
+        for key, words in zip(_CENTRE, ("cx", "cy", "w", "h", "ang"), strict=True):
+            put(box, key, node.findtext(f"mbox_{words}"))
+    return made
 
 
 def _refuse_exchanged(
