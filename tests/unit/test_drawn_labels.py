@@ -250,3 +250,15 @@ def test_shapes_of_darwin(version: int, tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match=r"may be of images/im1.png or images/im0.png"):
         read_labels("auto", tmp_path)
+
+
+def test_a_ring_within_another_is_a_hole_for_darwin(tmp_path: Path) -> None:
+    outer, inner = [(4, 4), (40, 4), (40, 40), (4, 40)], [(10, 10), (20, 10), (20, 20), (10, 20)]
+    beside = [(44, 4), (60, 4), (60, 20), (44, 20)]
+    rows = [{"name": "ship", "polygon": {"paths": [ring(one) for one in (inner, outer, beside)]}}]
+    for name in pictures(tmp_path):
+        slot = {"slot_name": "0", "width": 64, "height": 48}
+        item = {"name": name, "path": "/", "slots": [slot]}
+        (tmp_path / f"{Path(name).stem}.json").write_text(json.dumps({"item": item, "annotations": rows}))
+    ((ship,), *_) = (item.objects or () for item in read_labels("auto", tmp_path).items)
+    assert len(ship.polygons) == 2 and [area(as_points(one)) for one in ship.holes] == [100]

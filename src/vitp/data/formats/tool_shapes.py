@@ -7,7 +7,7 @@ import binascii
 import io
 import math
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from vitp.data.formats.drawings import (
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import parse_label_json, read_label_text
+from vitp.records.geometry import as_points, point_inside
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import LARGEST_MASK, ellipse_ring
 
@@ -286,22 +287,39 @@ def read_darwin(
 
 def _darwin_shape(row: Mapping[str, Any]) -> LabelShape:
     if isinstance(polygon := row.get("polygon"), dict):
-        first, more = (
-            polygon.get("path"),
-            row.get("additional_paths") or polygon.get("additional_paths") or (),
-        )
-        paths = polygon.get("paths") or [first, *more]
+        more = row.get("additional_paths") or polygon.get("additional_paths") or ()
+        paths = polygon.get("paths") or [polygon.get("path"), *more]
         rings = [[(point.get("x"), point.get("y")) for point in dicts_of(path)] for path in paths]
-        found = [polygon_of(finite_points(ring)).polygons[0] for ring in rings]
-        if not found:
-            raise ValueError("a polygon without points")
-        return LabelShape(polygons=tuple(found))
+        return _even_odd([polygon_of(finite_points(ring)).polygons[0] for ring in rings])
     if isinstance(box := row.get("bounding_box"), dict):
         return box_of(box, "x", "y", "w", "h")
     if isinstance(ellipse := row.get("ellipse"), dict):
         parts = [ellipse.get(key) for key in ("center", "radius")]
-        centre, radius = (numbers_of(part if isinstance(part, dict) else {}, "x", "y") for part in parts)
+        (x, y), (rx, ry) = (numbers_of(part if isinstance(part, dict) else {}, "x", "y") for part in parts)
         turn = math.degrees(numbers_of(ellipse, "angle")[0]) if "angle" in ellipse else 0.0
-        return LabelShape(polygons=(ellipse_ring(*centre, *radius, turn),))
+        return LabelShape(polygons=(ellipse_ring(x, y, rx, ry, turn),))
     kind = next((key for key in row if key in _NO_AREA), "shape of this kind")
     raise ValueError(f"a {kind} has no area")
+
+
+def _even_odd(rings: Sequence[Sequence[float]]) -> LabelShape:
+    """Return what rings enclose by the even-odd rule, by which V7 fills: a ring within another is a hole."""
+    points = [as_points(ring) for ring in rings]
+    within = [
+        sum(_encloses(other, point_inside(own)) for other in points if other is not own) % 2 == 1
+        for own in points
+    ]
+    outer, holes = (
+        [ring for ring, inner in zip(rings, within, strict=True) if inner is hole] for hole in (False, True)
+    )
+    return LabelShape(polygons=outer, holes=holes)
+
+
+def _encloses(ring_N2: np.ndarray, point: tuple[float, float]) -> bool:
+    (x, y), after_N2 = point, np.roll(ring_N2, -1, axis=0)
+    crosses_N = (ring_N2[:, 1] > y) != (after_N2[:, 1] > y)
+    first_N2, last_N2 = ring_N2[crosses_N], after_N2[crosses_N]
+    at_N = first_N2[:, 0] + (y - first_N2[:, 1]) / (last_N2[:, 1] - first_N2[:, 1]) * (
+        last_N2[:, 0] - first_N2[:, 0]
+    )
+    return bool(np.count_nonzero(at_N > x) % 2)
