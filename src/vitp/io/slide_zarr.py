@@ -16,7 +16,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import json_or_none
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
@@ -48,10 +48,7 @@ def zarr_attributes(folder: Path) -> dict[str, Any] | None:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            found = parse_json(read_text(path))
-        except (OSError, ValueError):
-            continue
+        found = json_or_none(path)
         if isinstance(found, dict) and name == "zarr.json":
             attributes = found.get("attributes")
             found = attributes.get("ome", attributes) if isinstance(attributes, dict) else None
