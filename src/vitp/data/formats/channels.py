@@ -89,7 +89,7 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
         return labelled
     windows = _windows_of(labelled, heads, declared, root)
     _check_alike(heads, declared, windows is not None)
-    where, head = heads[0]
+    head = heads[0][1]
     entries = _located(declared, heads, labelled.band_names)
     if windows is not None:
         return _windowed(labelled, entries, head, windows, declared)
