@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from vitp.core.extras import need, quiet
+from vitp.core.extras import need, silenced
 
 GraphKind = Literal["onnx", "torch-export"]
 OPSET = 18
@@ -51,7 +51,7 @@ def write_graph(
         return
     names: dict[str, Any] = {"input_names": ["image"], "output_names": list(outputs), "opset_version": OPSET}
     # The exporters tell what they take for constant; a comparison follows anyway.
-    with quiet("torch.onnx"):
+    with silenced("torch.onnx"):
         # The newer exporter needs onnxscript; the older one does without it, and is told in other words which sizes are
         # free.
         if importlib.util.find_spec("onnxscript") is not None:

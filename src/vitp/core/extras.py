@@ -37,7 +37,7 @@ def need(extra: str, module: str, where: str, error: type[VitpError] = DataError
 
 
 @contextmanager
-def quiet(logger: str, level: int = logging.ERROR) -> Iterator[None]:
+def silenced(logger: str, level: int = logging.ERROR) -> Iterator[None]:
     """Keep back warnings, and what a package's logger says below a level."""
     log = logging.getLogger(logger)
     before = log.level

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need, quiet
+from vitp.core.extras import need, silenced
 from vitp.core.version import __version__
 from vitp.inference.outputs import class_colour
 from vitp.io.dicom_volume import DicomVolume
@@ -99,7 +99,7 @@ def write_dicom_seg(
     ]
     try:
         # The library may quote the source, and it warns of empty maps, which are all right.
-        with quiet("highdicom"):
+        with silenced("highdicom"):
             file = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=table_V[labels_FHW],

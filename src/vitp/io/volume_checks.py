@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vitp.core import extras
 from vitp.core.errors import DataError
+from vitp.core.extras import silenced
 from vitp.io.acquisition import Acquisition
 from vitp.io.volume import Volume
 from vitp.io.volume_grid import Affine, VolumeGrid
@@ -29,7 +29,7 @@ NOT_PLACED = "doesn't say how it lies in the patient; its slices are shown as st
 def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") -> Iterator[None]:
     """Turn whatever a library raises into a `DataError`, without its words: these quote the file's own text."""
     try:
-        with extras.quiet("nibabel.global", logging.CRITICAL + 1):
+        with silenced("nibabel.global", logging.CRITICAL + 1):
             yield
     except (DataError, KeyboardInterrupt):
         raise
