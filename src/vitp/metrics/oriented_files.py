@@ -46,8 +46,8 @@ def write_dota_submission(
     lines: list[list[str]] = [[] for _ in classes]
     for image, prediction in predictions.items():
         found = found_oriented(prediction)
-        rows = zip(found.quads_N8.tolist(), found.scores_N.tolist(), found.labels_N.tolist(), strict=True)
-        for quad, score, label in rows:
+        objects = zip(found.quads_N8.tolist(), found.scores_N.tolist(), found.labels_N.tolist(), strict=True)
+        for quad, score, label in objects:
             corners = " ".join(f"{value:.2f}" for value in quad)
             lines[label].append(f"{image} {score:.6f} {corners}\n")
     with (
