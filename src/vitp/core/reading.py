@@ -140,6 +140,15 @@ def read_bytes(path: str | Path, *, largest: int) -> bytes:
     return data
 
 
+def head_of(path: str | Path, size: int) -> bytes:
+    """Return the first bytes of an ordinary file; none where there is no such file, or it can't be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return what a JSON text says.
 

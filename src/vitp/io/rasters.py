@@ -21,6 +21,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
+from vitp.core.reading import head_of
 from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
 from vitp.io.parts import FilePart, Window
@@ -90,9 +91,8 @@ def _envi_header(path: Path) -> Path | None:
     else:
         places = [Path(f"{path}.hdr"), path.with_suffix(".hdr"), Path(f"{path}.HDR")]
     for place in places:
-        with contextlib.suppress(OSError), place.open("rb") as file:
-            if file.read(4) == b"ENVI":
-                return place
+        if head_of(place, 4) == b"ENVI":
+            return place
     return None
 
 

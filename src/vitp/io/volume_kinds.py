@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from vitp.core.reading import head_of
 from vitp.io.storage import is_member, is_remote
 
 _HEAD_BYTES = 544
@@ -88,13 +89,9 @@ def _is_analyze(head: bytes) -> bool:
 
 
 def _header_beside(path: Path) -> bool:
-    for header in (path.with_suffix(".hdr"), path.with_suffix(".HDR")):
-        if not header.is_file():
-            continue
-        with contextlib.suppress(OSError), header.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            return _is_analyze(head) or head[4:8] == b"ni2\0"
-    return False
+    heads = (head_of(path.with_suffix(suffix), _HEAD_BYTES) for suffix in (".hdr", ".HDR"))
+    head = next(filter(None, heads), b"")
+    return _is_analyze(head) or head[4:8] == b"ni2\0"
 
 
 def _is_bare_dicom(head: bytes) -> bool:
@@ -113,13 +110,7 @@ def _is_bare_dicom(head: bytes) -> bool:
 
 def is_dicom_file(path: Path) -> bool:
     """Return whether a file is DICOM, whatever its name."""
-    try:
-        if not path.is_file():  # opening a pipe waits for whoever writes into it
-            return False
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
+    head = head_of(path, 132)
     return head[128:132] == b"DICM" or _is_bare_dicom(head)
 
 
@@ -134,13 +125,9 @@ def is_dicom_slide(path: Path) -> bool:
                     if entry.is_file()
                 ]
             return any(is_dicom_slide(file) for file in files)
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
     except OSError:
         return False
-    return _is_slide(head)
+    return _is_slide(head_of(path, _HEAD_BYTES))
 
 
 def _is_slide(head: bytes) -> bool:
