@@ -20,7 +20,6 @@ from vitp.core.reading import json_or_none
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
-    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
@@ -31,6 +30,7 @@ from vitp.io.slide_source import (
     unique_bands,
     usable_mpp,
 )
+from vitp.io.storage import COPY_IT_AGAIN
 
 _HEADS = ("zarr.json", ".zattrs")
 _CODECS = frozenset(
@@ -136,7 +136,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
         DataError: It lies elsewhere, is coded in an unknown way, or holds no numbers.
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
-        raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
+        raise DataError("names an array outside of its folder", where=where, fix=COPY_IT_AGAIN)
     # A local store: in a text zarr would see a URL, too.
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):

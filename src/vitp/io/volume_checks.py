@@ -13,10 +13,10 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.core.extras import silenced
 from vitp.io.acquisition import Acquisition
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.volume import Volume
 from vitp.io.volume_grid import Affine, VolumeGrid
 
-COPY_IT_AGAIN = "copy it again from its source or remove it"
 MOST_IN_GZIP = 1032
 """Bytes that one byte of a gzip file can stand for."""
 LARGEST_HELD_BYTES = 512 << 20

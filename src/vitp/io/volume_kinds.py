@@ -16,7 +16,7 @@ from vitp.io.storage import is_member, is_remote
 
 _HEAD_BYTES = 544
 """The longest header that is looked at, that of NIfTI-2, with the four bytes behind it."""
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
+PICTURE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
 """How the files begin that are asked for most; they are nothing else."""
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".mnc": (b"CDF", b"\x89HDF"),
@@ -56,7 +56,7 @@ def volume_kind(address: str | Path) -> str | None:
                     head = gzip.GzipFile(fileobj=file).read(_HEAD_BYTES)
     except (OSError, ValueError):
         return None
-    return None if head.startswith(_PICTURES) or _is_slide(head) else _kind(head, path)
+    return None if head.startswith(PICTURE_HEADS) or _is_slide(head) else _kind(head, path)
 
 
 def _kind(head: bytes, path: Path) -> str | None:
