@@ -238,8 +238,7 @@ class VolumePrediction:
 
     def slice_values(self, number: int) -> Any:
         """Return what was found in a slice: objects as `object_rows` has them, or the probability of each class."""
-        path = self._slice_file(number)
-        return read_json(path)
+        return read_json(self._slice_file(number))
 
     def _found(self, ground: RasterGround) -> Any:
         if self.model.name == "classification":
