@@ -249,8 +249,11 @@ class RasterWork(LargeWork[RasterPrediction]):
         }
         return {"TIFFTAG_SOFTWARE": f"vitp {__version__}", **texts, **resolution_tags(self.slide)}
 
+    def _tags(self, prediction: RasterPrediction, model_sha256: str) -> dict[str, str]:
+        return {"vitp_model_sha256": model_sha256, **self._facts(prediction)}
+
     def _write(self, prediction: RasterPrediction, model_sha256: str) -> None:
-        tags, classes = {"vitp_model_sha256": model_sha256, **self._facts(prediction)}, self.model.classes
+        tags, classes = self._tags(prediction, model_sha256), self.model.classes
         if isinstance(self.model, DenseModel):
             self._write_classes(prediction, tags)
         if prediction.shares:
