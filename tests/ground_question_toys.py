@@ -7,14 +7,12 @@ from vitp.records.labels import LabelledImage, ObjectLabel
 
 CLASSES = SetClasses(("ship", "car"), (), ("background", "lake"), "set")
 
-
 SHIP = ObjectLabel(
     "ship",
     (20.0, 20.0, 100.0, 40.0),
     (20, 20, 100, 20, 100, 40, 20, 40),
     ((20, 20, 100, 20, 100, 40, 20, 40),),
 )
-
 
 CAR = ObjectLabel("car", (20.0, 100.0, 30.0, 105.0), (20, 100, 30, 100, 30, 105, 20, 105))
 

@@ -82,7 +82,6 @@ def serving(
 
 TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented", "panoptic")
 
-
 VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
 
 

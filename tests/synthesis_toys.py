@@ -23,7 +23,6 @@ OBJECTS = ("ship", "crane", "storage_tank", "barge", "buoy")
 # The rates at which the classes occur differ widely: balance must not come from them.
 RATES = (0.9, 0.5, 0.3, 0.1, 0.05)
 
-
 COUNT = 400
 
 

@@ -17,7 +17,6 @@ from vitp.tasks.base import TestSettings
 
 HU = Channels(channels=(Channel(band="1", low=-1000, high=1000),))
 
-
 WHOLE = TestSettings()
 
 

@@ -22,12 +22,10 @@ from vitp.models.heads.rpn import ImageTruth, ProposalNetwork, ProposalSettings
 
 STRIDES = (4, 8, 16, 32, 64)
 
-
 SIZES = [(128, 128), (128, 96)]
 
 
 CLASSES = 3
-
 
 WIDTH = 8
 

@@ -21,7 +21,6 @@ _STRIP_PIXELS = 1 << 25
 MOST_VERTICES = 4_000_000
 """Corners of unfinished regions that are held. Beyond, the largest regions are cut at the strip's edge."""
 
-
 Polygons = tuple[np.ndarray, np.ndarray]
 """(P,) shapely polygons and (P,) their class numbers."""
 

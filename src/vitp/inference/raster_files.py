@@ -51,7 +51,6 @@ PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
 
-
 PICTURE_PIXELS = 1 << 22
 """Of the picture of a raster, at most; a larger raster is drawn on request, reduced."""
 
