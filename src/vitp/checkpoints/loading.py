@@ -112,7 +112,9 @@ def open_tower(
     source: str | Path,
     *,
     hints: Hints | None = None,
+    drop_path: float = 0.0,
     revision: str | None = None,
+    strict: bool = True,
 ) -> tuple[VisionTower, WeightsReport]:
     """Return a vision tower in eval mode, and what became of every name.
 
@@ -120,7 +122,9 @@ def open_tower(
         source: As `load_backbone` takes it.
         hints: What the file doesn't say about itself. With an architecture the file is taken for timm's or a
             publication's, and timm resamples what doesn't fit.
+        drop_path: Stochastic depth rate of the last block.
         revision: Revision of the hub's repository.
+        strict: Refuse anything missing, unexpected or of another shape.
 
     Raises:
         CheckpointError: Nothing is there, a file is broken, or names and shapes don't fit.
@@ -128,7 +132,7 @@ def open_tower(
     hints = hints or Hints()
     if hints.architecture is None:
         checkpoint = read_checkpoint(source, hints=hints, vision_only=True, revision=revision)
-        return build_tower(checkpoint)
+        return build_tower(checkpoint, drop_path=drop_path, strict=strict)
     path = hub.locate(source, revision=revision)
     if path is None:
         raise CheckpointError("is no file or folder", where=str(source), fix="check the path")
@@ -141,7 +145,9 @@ def open_tower(
     origin = origin_of(str(source), path if path.is_dir() else None, stated, config.architecture)
     config = config.model_copy(update={"image_size": hints.image_size or config.image_size, **origin})
     file = weights_file(path) if path.is_dir() else path
-    backbone, report = open_timm(config, file, source=str(source), plain=True, trained=trained)
+    backbone, report = open_timm(
+        config, file, source=str(source), drop_path=drop_path, strict=strict, plain=True, trained=trained
+    )
     assert isinstance(backbone, VisionTower)
     return backbone, report
 
@@ -152,6 +158,7 @@ def open_timm(
     *,
     source: str = "",
     drop_path: float = 0.0,
+    strict: bool = True,
     plain: bool = False,
     trained: Channels | None = None,
 ) -> tuple[Backbone, WeightsReport]:
@@ -162,6 +169,7 @@ def open_timm(
         file: Weights under timm's names or those of the publication; it may hold a classifier more.
         source: As the user named it, for messages; the file by default.
         drop_path: Stochastic depth rate, where the architecture has it.
+        strict: Refuse anything missing, unexpected or of another shape.
         plain: Refuse what is no plain ViT.
         trained: Bands that the weights are of; None: as the shapes tell, where others are wanted: three are RGB.
 
@@ -182,22 +190,25 @@ def open_timm(
         resampled=converted.resampled,
         ignored=converted.ignored,
         notes=(*converted.notes, *notes),
+        strict=strict,
         fix="name the architecture that the weights are of",
     )
     return backbone.eval(), report
 
 
-def build_tower(checkpoint: Checkpoint) -> tuple[VisionTower, WeightsReport]:
+def build_tower(
+    checkpoint: Checkpoint, *, drop_path: float = 0.0, strict: bool = True
+) -> tuple[VisionTower, WeightsReport]:
     """Return the vision tower of a checkpoint in float32 and eval mode, with the report.
 
     Position table and patch kernel are resampled when the tower is wanted at another size.
 
     Raises:
-        CheckpointError: Names or shapes don't fit.
+        CheckpointError: Names or shapes don't fit (with `strict`).
     """
     with described_by(checkpoint.path):
-        tower = VisionTower(checkpoint.vision)
-    return tower.eval(), _fill(tower, tower, "", checkpoint)
+        tower = VisionTower(checkpoint.vision, drop_path=drop_path)
+    return tower.eval(), _fill(tower, tower, "", checkpoint, strict)
 
 
 def build_vlm(
@@ -221,7 +232,7 @@ def build_vlm(
 
 
 def _fill(
-    model: nn.Module, tower: VisionTower, prefix: str, checkpoint: Checkpoint, strict: bool = True
+    model: nn.Module, tower: VisionTower, prefix: str, checkpoint: Checkpoint, strict: bool
 ) -> WeightsReport:
     """Load a checkpoint into a model whose tower's names begin with `prefix`. What fits stays bit for bit."""
     weights, own = dict(checkpoint.weights), tower.state_dict()
