@@ -11,7 +11,6 @@ from vitp.cli.options import LABELLED, Override, Seed, Steps, overrides_of
 from vitp.cli.output import make_console, print_table
 from vitp.cli.panels import TRAIN
 
-
 _Rows: TypeAlias = Annotated[
     Path | None,
     typer.Option(
