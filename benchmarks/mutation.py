@@ -73,7 +73,7 @@ GROUPS: dict[str, Group] = {
         _modules(*(f"evaluation/{name}" for name in _METRICS)),
         ("unit/test_metrics.py", "unit/test_task_metrics.py", "unit/test_detection_metrics.py",
          "unit/test_oriented_scores.py", "unit/test_statistics.py", "unit/test_metric_edges.py", "unit/test_statistics_edges.py", "unit/test_ignored.py",
-         "parity/test_detection_parity.py"),
+         "parity/test_detection_scores_parity.py"),
     ),
     "rotated": Group(
         _modules("models/rotated"),

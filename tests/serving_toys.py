@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
+from tests.map_models import Brighter, BrightestBand, BrightObjects, channels_of, write_raster
 from vitp.inference.ask import Assistant
+from vitp.models.vision import VisionSettings, VisionTower
 from vitp.serving.app import gated_app
 from vitp.serving.gate import Gate, ServerLimits
 from vitp.serving.models import ServedModel
@@ -20,7 +24,8 @@ from vitp.serving.predicting import Predictor
 from vitp.serving.service import Service
 from vitp.serving.store import ImageStore
 from vitp.serving.worker import WaitingLine, Worker
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.tasks.base import InputSize, TaskModel, TestSettings
+from vitp.tasks.build import NeckSettings, build_model
 
 
 def png(pixels_HWC: np.ndarray) -> bytes:
@@ -73,3 +78,70 @@ def serving(
     finally:
         worker.close()
         predictor.close()
+
+
+TASKS = ("classification", "segmentation", "change", "detection", "instance", "oriented", "panoptic")
+
+VISION = {"arguments": {"embed_dim": 16, "depth": 1, "num_heads": 2, "patch_size": 8}, "image_size": 32}
+
+
+def model_of(task: str) -> TaskModel:
+    torch.manual_seed(0)
+    backbone = VisionTower(VisionSettings.model_validate(VISION))
+    plain = task == "classification"
+    neck = NeckSettings() if plain else NeckSettings(options={"channels": 8})
+    classes = ("unchanged", "changed") if task == "change" else ("sea", "land", "ice")
+    head: dict[str, Any] = {} if plain else {"width": 8}
+    if task == "panoptic":
+        head = {"things": ["ice"], "queries": 12, "blocks": 1, "least_score": 0.0, "least_share": 0.0}
+        neck = NeckSettings()
+    model = build_model(task, backbone, classes, neck, head).eval()
+    model.input_size = InputSize(mode="fixed", size=32)
+    return model
+
+
+def noise(seed: int = 0, size: tuple[int, int] = (40, 56)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+def bright(*boxes: tuple[int, int, int, int]) -> np.ndarray:
+    """Black with grey rectangles, each brighter than the one before."""
+    pixels = np.zeros((60, 80, 3), np.uint8)
+    for number, (x1, y1, x2, y2) in enumerate(boxes):
+        pixels[y1:y2, x1:x2] = 120 + 60 * number
+    return pixels
+
+
+@pytest.fixture(scope="module")
+def all_tasks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("served")
+    settings = TestSettings(score_threshold=0.0)
+    with serving(folder / "files", {task: model_of(task) for task in TASKS}, settings=settings) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """Models whose answers are known."""
+    folder = tmp_path_factory.mktemp("known")
+    models = {
+        "map": BrightestBand(),
+        "bands": BrightestBand(channels=channels_of("B2", "B3", "B8")),
+        "change": Brighter(),
+        "boxes": BrightObjects(),
+        "quads": BrightObjects("oriented"),
+        "masks": BrightObjects("instance"),
+    }
+    root = folder / "root"
+    raster = np.zeros((3, 60, 80), np.uint8)
+    raster[0, 10:20, 30:50] = 200
+    write_raster(root / "utm.tif", raster)
+    write_raster(root / "later.tif", np.where(raster == 200, 0, 220).astype(np.uint8))
+    write_raster(
+        root / "wide" / "bands.tif",
+        np.kron(raster, np.ones((1, 2, 2))).astype(np.uint16) * 4,
+        names=("B2", "B3", "B8"),
+    )
+    (root / "plain.png").write_bytes(png(bright((10, 20, 30, 40))))
+    with serving(folder / "files", models, root=root) as served:  # type: ignore[arg-type]
+        yield served

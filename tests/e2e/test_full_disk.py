@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from tests.e2e.conftest import done, finish, litter, refused, snapshot, vitp, write_config
 from tests.forks import Forked
-from tests.unit.test_volume_predictions import HighValues
+from tests.volume_models import HighValues
 from vitp.core.errors import VitpError
 from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files

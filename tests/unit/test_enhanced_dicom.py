@@ -10,8 +10,8 @@ import pydicom
 import pytest
 
 import vitp
-from tests.unit.test_volume_predictions import HighValues, is_high, predicted
 from tests.volume_files import affine, enhanced_ct, save_dicom, write_segmentation
+from tests.volume_models import HighValues, is_high, predicted
 from vitp.data.formats import read_labels
 
 SHAPE = (16, 15, 6)

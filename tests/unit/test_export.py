@@ -1,21 +1,18 @@
 from __future__ import annotations
 
-import io
 import json
 import re
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
-from rich.console import Console
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from tests.conftest import make_record, tiny_vlm_config
+from tests.conftest import make_record
+from tests.export_toys import MEAN, STD, change_json, described, exported, odd_vision, run, without_digest
 from vitp.checkpoints.description import (
     Provenance,
     content_hash,
@@ -25,65 +22,14 @@ from vitp.checkpoints.description import (
 )
 from vitp.checkpoints.export import export_backbone, write_backbone
 from vitp.checkpoints.loading import load_backbone, random_backbone
-from vitp.checkpoints.verify import inspect_export, verify_export
-from vitp.checkpoints.writing import save_vlm
+from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import CheckpointError, VitpError
 from vitp.core.files import write_json, write_text
 from vitp.data.mixture import Mixture, MixtureEntry
 from vitp.data.record_set import ListRecords
-from vitp.models.vision import VisionSettings, VisionTower
-from vitp.models.vlm import VisionLanguageModel
+from vitp.models.vision import VisionTower
 
-MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.25)
-
-
-def odd_vision(**changes) -> VisionSettings:
-    values = {
-        "arguments": {"embed_dim": 32, "depth": 3, "num_heads": 2, "patch_size": 8},
-        "image_size": 40,
-        "mean": MEAN,
-        "std": STD,
-    }
-    return VisionSettings(**(values | changes))
-
-
-def described(mixture: Mixture) -> dict:
-    """What a pretraining run writes about its data."""
-    return {"fingerprint": "ab" * 32, "sets": mixture.describe()}
-
-
-@pytest.fixture
-def run(tmp_path, chat) -> Path:
-    """A finished run: a model with a normalisation of its own, and what the engine leaves beside it."""
-    torch.manual_seed(3)
-    config = tiny_vlm_config(vision=odd_vision())
-    folder = tmp_path / "my_run"
-    save_vlm(folder / "model", VisionLanguageModel(config, vocabulary=len(chat)), chat)
-    mixture = Mixture(
-        [
-            MixtureEntry(ListRecords([make_record(n) for n in range(8)], "ships"), rate=0.5),
-            MixtureEntry(ListRecords([make_record(n) for n in range(4)], "planes")),
-        ]
-    )
-    write_text(folder / "config.yaml", f"steps: 7\ndata: {tmp_path / 'private' / 'mixture.json'}\n")
-    write_json(folder / "mixture.json", described(mixture))
-    write_json(
-        folder / "evidence.json",
-        {
-            "step": 7,
-            "meant_to_train": True,
-            "relative_change": 0.125,
-            "gradient_share": 0.5,
-            "cka": 0.75,
-            "layers": [{"layer": "blocks.0", "parameters": 12, "trainable": 12, "change": 0.25}],
-        },
-    )
-    return folder
-
-
-@pytest.fixture
-def exported(run, tmp_path) -> Path:
-    return export_backbone(run, tmp_path / "out" / "ships-vit").folder
+__all__ = ["exported", "run"]  # fixtures
 
 
 def normalised(images: torch.Tensor) -> torch.Tensor:
@@ -94,26 +40,6 @@ def images(size: int = 40) -> torch.Tensor:
     return torch.from_numpy(
         np.random.default_rng(5).integers(0, 256, size=(2, 3, size, size), dtype=np.uint8)
     )
-
-
-def without_digest(metadata):
-    """What a program that rewrites a file's tensors keeps of its header, if it is one that knows of digests."""
-    return {key: value for key, value in metadata.items() if key != "vitp_sha256"}
-
-
-def change_weights(folder: Path, name: str, change) -> None:
-    path = folder / "model.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = without_digest(file.metadata())
-    weights = load_file(path)
-    weights[name] = change(weights[name])
-    save_file(weights, path, metadata=metadata)
-
-
-def change_json(path: Path, change) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
 
 
 def test_timm_gives_the_trained_features_and_normalisation(run, exported):
@@ -277,123 +203,6 @@ def test_random_backbone_is_seeded_and_leaves_the_global_state(run):
     assert not torch.equal(first.model.state_dict()[weight], other.model.state_dict()[weight])
     assert not torch.equal(first.model.state_dict()[weight], like.model.state_dict()[weight])
     assert first.config == like.config
-
-
-def test_verify_passes_and_prints(run, exported):
-    report = verify_export(exported, run)
-    assert [check.name for check in report.checks] == [
-        "files",
-        "contract",
-        "weights",
-        "features through vitp",
-        "features through timm",
-        "trained tower",
-    ]
-    console = Console(width=150, file=io.StringIO())
-    console.print(report)
-    text = console.file.getvalue()
-    assert text.count("ok") == 6
-    assert "[0.4, 0.5, 0.6]" in text
-
-
-def test_a_changed_weight_is_found_by_name(exported):
-    def nudge(tensor):
-        tensor = tensor.clone()
-        tensor.view(-1)[0] += 0.5
-        return tensor
-
-    change_weights(exported, "blocks.1.mlp.fc1.weight", nudge)
-    with pytest.raises(CheckpointError, match=r"1 tensors .*blocks\.1\.mlp\.fc1\.weight"):
-        load_backbone(exported)
-    with pytest.raises(CheckpointError, match="features through timm"):
-        verify_export(exported)
-
-
-def test_a_changed_bit_without_effect_is_found(exported):
-    """Beyond what features can tell: one weight off by its last bit."""
-    change_weights(exported, "norm.bias", lambda t: torch.nextafter(t, t + 1))
-    report = inspect_export(exported)
-    assert {c.name: c.passed for c in report.checks}["weights"] is False
-    assert {c.name: c.passed for c in report.checks}["features through timm"] is True
-
-
-def test_renamed_and_cut_weights_are_reported_name_by_name(exported):
-    path = exported / "model.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = without_digest(file.metadata())
-    weights = load_file(path)
-    weights["head.weight"] = torch.zeros(3, 32)
-    del weights["norm.bias"]
-    save_file(weights, path, metadata=metadata)
-    with pytest.raises(CheckpointError, match=r"1 missing \(norm\.bias\).*1 unexpected \(head\.weight\)"):
-        load_backbone(exported)
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["model.safetensors", "config.json", "vitp_backbone.json", "check/test_vectors.safetensors", "README.md"],
-)
-def test_missing_files_are_found(exported, name):
-    (exported / name).unlink()
-    with pytest.raises(CheckpointError, match=f"files: {re.escape(name)} missing"):
-        verify_export(exported)
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "check/test_vectors.safetensors"])
-def test_truncated_files_are_found(exported, name):
-    path = exported / name
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"is no whole safetensors file"):
-        verify_export(exported)
-
-
-def test_changed_normalisation_is_found_wherever_it_was_changed(exported, tmp_path):
-    description, timm_file = "vitp_backbone.json", "config.json"
-
-    def in_description(v):
-        v["vision"]["mean"] = [0.5, 0.5, 0.5]
-
-    def in_timm(v):
-        v["pretrained_cfg"]["mean"] = [0.5, 0.5, 0.5]
-
-    first, second, both = (shutil.copytree(exported, tmp_path / n) for n in ("first", "second", "both"))
-    change_json(first / description, in_description)
-    change_json(second / timm_file, in_timm)
-    for folder in (first, second):
-        with pytest.raises(CheckpointError, match=r"contract: .*mean \[0\.\d.*but .* says"):
-            verify_export(folder)
-    with pytest.raises(CheckpointError, match="mean"):
-        load_backbone(first)
-
-    # Changed consistently in all three places: the features still tell.
-    change_json(both / description, in_description)
-    change_json(both / timm_file, in_timm)
-    weights = load_file(both / "model.safetensors")
-    contract = read_description(both).contract()
-    save_file(weights, both / "model.safetensors", metadata={"contract": json.dumps(contract)})
-    report = inspect_export(both)
-    assert [c.name for c in report.checks if not c.passed] == [
-        "features through vitp",
-        "features through timm",
-    ]
-
-
-def test_another_run_is_told_from_the_trained_one(exported, chat, tmp_path):
-    torch.manual_seed(99)
-    save_vlm(
-        tmp_path / "other",
-        VisionLanguageModel(tiny_vlm_config(vision=odd_vision()), vocabulary=len(chat)),
-        chat,
-    )
-    with pytest.raises(CheckpointError, match=r"trained tower: \d+ tensors differ"):
-        verify_export(exported, tmp_path / "other")
-    save_vlm(
-        tmp_path / "normalised",
-        VisionLanguageModel(tiny_vlm_config(vision=odd_vision(std=(1, 1, 1))), vocabulary=len(chat)),
-        chat,
-    )
-    with pytest.raises(CheckpointError, match="trained tower: was trained with mean"):
-        verify_export(exported, tmp_path / "normalised")
 
 
 def test_existing_folders_are_kept(run, exported, tmp_path):

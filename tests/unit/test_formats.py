@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -19,8 +18,6 @@ from vitp.data.formats import LABEL_FORMATS, option_names, read_labels
 from vitp.data.formats.detect import detect_format
 from vitp.data.formats.splits import assign_fractions
 from vitp.records.geometry import area, as_points
-
-DATA = Path(os.environ.get("VITP_DATA", Path(__file__).parents[2] / ".." / "shared" / "data"))
 
 
 def image(path: Path, width: int = 100, height: int = 80) -> Path:
@@ -372,51 +369,6 @@ def test_unreadable_images_are_reported(tmp_path: Path) -> None:
     found = read_labels("folders", tmp_path)
     assert len(found) == 1
     assert found.findings == ("port/b.png: is not an image that can be read; image left out",)
-
-
-# --- real data
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("name", "fmt", "options", "splits", "objects", "findings"),
-    [
-        ("bccd", "voc", {}, (205, 87, 72), 4886, 2),
-        ("gdit_airport", "dota", {}, (236, 68, 34), 4923, 5),
-        ("kit_ais_cars", "yolo", {"group_regex": "^[^-]+"}, (20, 0, 0), 746, 0),
-        ("amazon_forest", "masks", {"classes": "forest=white", "val": 0.2, "test": 0.2}, (11, 4, 4), 0, 0),
-    ],
-)
-def test_real_sets(
-    name: str, fmt: str, options: dict, splits: tuple[int, ...], objects: int, findings: int
-) -> None:
-    root = DATA / name
-    if not root.is_dir():
-        pytest.skip(f"{root} is absent; set VITP_DATA")
-    assert detect_format(root) == fmt
-    found = read_labels(fmt, root, **options)
-    counts = Counter(i.split for i in found.items)
-    assert tuple(counts[s] for s in ("train", "val", "test")) == splits
-    assert sum(len(i.objects or ()) for i in found.items) == objects
-    assert len(found.findings) == findings
-
-
-@pytest.mark.realdata
-def test_real_ships_from_masks() -> None:
-    root = DATA / "hrsid_mini"
-    if not root.is_dir():
-        pytest.skip(f"{root} is absent; set VITP_DATA")
-    found = read_labels("masks", root, classes="ship=green", instances=True, group_regex=r"^P\d+")
-    assert len(found) == 36
-    groups = {(i.group, i.split) for i in found.items}
-    assert len(groups) == len({group for group, _ in groups}) == 14
-    assert {split for _, split in groups} == {"train", "val", "test"}
-    assert sum(len(i.objects) for i in found.items) == 69
-    for item in found.items:
-        mask = item.semantic()
-        assert mask.max() == 1
-        outlined = sum(area(as_points(ring)) for o in item.objects for ring in o.polygons)
-        assert outlined == pytest.approx(mask.sum(), rel=0.15)
 
 
 def year(folder: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.conftest import make_record, random_tiles, tiny_chat, tiny_vlm_config
 from tests.objective_toys import image_text
-from tests.unit.test_synthesis import make_image, only, rectangle
+from tests.synthesis_toys import make_image, only, rectangle
 from vitp.core.errors import ConfigError
 from vitp.data.locations import with_locations, without_locations
 from vitp.data.packing import pack

@@ -17,7 +17,7 @@ from vitp.core.errors import DataError
 from vitp.data.readers import index as row_index
 from vitp.data.readers.records import JsonArrayRecords, JsonlRecords
 from vitp.data.readers.rows import RowPlace, record_from_row
-from vitp.data.record_set import ListRecords, RecordSet
+from vitp.data.record_set import ListRecords, SampleSet
 from vitp.data.sources import open_records, read_mixture
 from vitp.records.instructions import InstructionRecord, Region, Turn, record_to_json, to_line
 
@@ -165,7 +165,7 @@ def test_jsonl_is_indexed_around_blank_lines_and_other_line_ends(tmp_path: Path)
     assert [records.place(i).line for i in range(3)] == [1, 4, 5]
     assert records[1].images == (str(tmp_path / "a.png"),)
     assert records[-1].id == "c"
-    assert isinstance(records, RecordSet)
+    assert isinstance(records, SampleSet)
     with pytest.raises(IndexError):
         records[3]
 

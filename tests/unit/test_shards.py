@@ -17,7 +17,7 @@ from tests.conftest import save_image
 from vitp.core.errors import DataError
 from vitp.data.mixture import Mixture
 from vitp.data.readers.records import JsonlRecords
-from vitp.data.record_set import ListRecords, RecordSet
+from vitp.data.record_set import ListRecords, SampleSet
 from vitp.data.shards import ShardRecords, expand_shards, write_shards
 from vitp.data.sources import open_records, open_sources, read_mixture
 from vitp.io.images import image_size, load_image
@@ -48,7 +48,7 @@ def test_shards_hold_the_same_records_and_pixels(tmp_path: Path) -> None:
     shards = write_shards(list(plain._records), tmp_path / "out", "set", shard_bytes=40_000)
     assert len(shards) > 1
     records = open_records(tmp_path / "out" / "set-*.tar", name="set")
-    assert isinstance(records, ShardRecords) and isinstance(records, RecordSet)
+    assert isinstance(records, ShardRecords) and isinstance(records, SampleSet)
     assert len(records) == len(plain)
     for index in range(len(plain)):
         ours, theirs = records[index], plain[index]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import save_image
-from tests.unit.test_synthesis import _constant, only, port, rectangle, turns_of
+from tests.synthesis_toys import constantly, only, port, rectangle, turns_of
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
 from vitp.data.synthesis import phrases
@@ -37,7 +37,7 @@ def tiny_change(index: int, side: int = 2) -> LabelledImage:
         96,
         96,
         second_image=f"later/{index}.png",
-        change=partial(_constant, mask),
+        change=partial(constantly, mask),
     )
 
 
@@ -65,7 +65,7 @@ def test_more_changes_than_boxes_are_asked_for_by_number() -> None:
     mask = np.zeros((96, 96), bool)
     for number in range(12):
         mask[4 + 7 * number : 8 + 7 * number, 8 + 5 * number : 12 + 5 * number] = True
-    item = replace(tiny_change(0), change=partial(_constant, mask))
+    item = replace(tiny_change(0), change=partial(constantly, mask))
     ((_, _, question, answer),) = turns_of(LabelledSet("p", [item]), only("change_boxes", max_boxes=5))
     assert "5" in question and len(parse_boxes(answer)) == 5
     assert max(box[1] for _, box in parse_boxes(answer)) < 1000 * 40 / 96

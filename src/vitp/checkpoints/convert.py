@@ -231,16 +231,13 @@ def vlm_outputs(vlm: VisionLanguageModel, images_BCHW: Tensor, image_id: int) ->
 
 
 @torch.no_grad()
-def hf_outputs(
-    folder: Path, normalised_BCHW: Tensor, *, whole: bool, dtype: torch.dtype = torch.float32
-) -> dict[str, Tensor]:
+def hf_outputs(folder: Path, normalised_BCHW: Tensor, *, whole: bool) -> dict[str, Tensor]:
     """Return what transformers' own InternVL makes of the same images and prompt, loaded from a folder.
 
     Args:
         folder: Folder in transformers' layout.
         normalised_BCHW: Float images, normalised.
         whole: The folder holds a language model, too.
-        dtype: Type to compute in.
 
     Raises:
         CheckpointError: transformers can't load the folder, or finds names missing or too many.
@@ -251,7 +248,7 @@ def hf_outputs(
     library.utils.logging.disable_progress_bar()
     try:
         model, info = kind.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, output_loading_info=True
+            folder, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise CheckpointError(f"transformers can't load it ({error})", where=str(folder)) from error
@@ -262,7 +259,7 @@ def hf_outputs(
         if names := sorted(map(str, info.get(what) or ())):
             raise CheckpointError(f"transformers finds {len(names)} {what} ({names[0]})", where=str(folder))
     model.eval()
-    images = normalised_BCHW.to(dtype)
+    images = normalised_BCHW.float()
     if not whole:
         # Without [CLS], which our tokens don't hold either.
         return {"vision": model(pixel_values=images).last_hidden_state[:, 1:].float()}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from vitp.checkpoints.hub import hub_id
 from vitp.checkpoints.tensors import WEIGHTS
-from vitp.core.config import CONFIG_FILE, SettingsModel
+from vitp.core.config import CONFIG_FILE, SettingsModel, first_fault
 from vitp.core.errors import CheckpointError
-from vitp.core.reading import parse_json, parse_yaml, read_text
+from vitp.core.reading import parse_json, parse_yaml, read_json, read_text
 from vitp.core.sealed import read_metadata
 from vitp.core.tensors import first_of, tensor_bytes
 from vitp.core.version import STARTER, __version__
@@ -59,7 +59,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        values = parse_json(read_text(path))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"can't be read ({error}), so it is no configuration of a vitp model, nor of any other",
@@ -310,17 +310,12 @@ def read_description(folder: Path) -> BackboneDescription:
     """
     path = folder / DESCRIPTION
     try:
-        return BackboneDescription.model_validate(parse_json(read_text(path)))
+        return BackboneDescription.model_validate(read_json(path))
     except FileNotFoundError as error:
         raise CheckpointError("is missing", where=str(path), fix="export the backbone anew") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(
-            f"is no description of a backbone ({field}: {first['msg']})",
-            where=str(path),
-            fix="export it anew",
-        ) from error
+        what = f"is no description of a backbone ({first_fault(error)})"
+        raise CheckpointError(what, where=str(path), fix="export it anew") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't be read ({error})", where=str(path), fix="export it anew") from error
 

@@ -6,17 +6,14 @@ Shapes: B images.
 from __future__ import annotations
 
 import importlib.util
-import logging
-import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from vitp.core.extras import need
+from vitp.core.extras import need, silenced
 
 GraphKind = Literal["onnx", "torch-export"]
 OPSET = 18
@@ -53,7 +50,8 @@ def write_graph(
         torch.export.save(program, path)
         return
     names: dict[str, Any] = {"input_names": ["image"], "output_names": list(outputs), "opset_version": OPSET}
-    with _quiet():
+    # The exporters tell what they take for constant; a comparison follows anyway.
+    with silenced("torch.onnx"):
         # The newer exporter needs onnxscript; the older one does without it, and is told in other words which sizes are
         # free.
         if importlib.util.find_spec("onnxscript") is not None:
@@ -76,20 +74,6 @@ def _forget_places(path: Path) -> None:
             del node.metadata_props[:]
             node.metadata_props.extend(kept)
     onnx.save(model, path)
-
-
-@contextmanager
-def _quiet() -> Any:
-    """Keep the exporters' words about what they take for constant to themselves: a comparison follows anyway."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def add_metadata(path: Path, texts: Mapping[str, str]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from vitp.core.errors import CheckpointError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.models.inflation import unnamed_channels, with_channels
 from vitp.models.language import LanguageSettings
 from vitp.models.vision import IMAGENET_MEAN, IMAGENET_STD, VisionSettings, VisionTower
@@ -251,7 +251,7 @@ def normalisation(folder: Path) -> tuple[RGB, RGB]:
     if not path.is_file():
         return IMAGENET_MEAN, IMAGENET_STD
     try:
-        values = parse_json(read_text(path))
+        values = read_json(path)
         mean, std = (tuple(float(v) for v in values[key]) for key in ("image_mean", "image_std"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"states no mean and std ({error})", where=str(path)) from error

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vitp.core.errors import CheckpointError
 from vitp.core.files import write_json
-from vitp.core.reading import check_file, parse_json, read_text
+from vitp.core.reading import check_file, read_json
 from vitp.core.tensors import load_tensors, save_tensors
 
 WEIGHTS = "model.safetensors"
@@ -146,7 +146,7 @@ def read_index(index: Path) -> dict[str, str]:
         CheckpointError: It is no index, or names a file outside of its folder.
     """
     try:
-        places = {str(name): str(file) for name, file in parse_json(read_text(index))["weight_map"].items()}
+        places = {str(name): str(file) for name, file in read_json(index)["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"is no index of shards ({error})", where=str(index), fix=_AGAIN) from error
     if outside := [file for file in places.values() if Path(file).name != file]:

@@ -26,7 +26,7 @@ from vitp.checkpoints.published import published_language_config, sizes_of, to_h
 from vitp.checkpoints.tensors import MAX_SHARD, WEIGHTS, write_tensors
 from vitp.core.errors import CheckpointError
 from vitp.core.files import atomic_dir, write_json, write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.core.tensors import save_tensors, unique_state
 from vitp.data.chat import TEMPLATES, ChatTokenizer
 from vitp.data.tokenizer import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
@@ -276,7 +276,7 @@ def _write(
 def _write_processor(folder: Path, checkpoint: Checkpoint) -> None:
     """Write what transformers' `InternVLProcessor` needs beside the tokenizer: image tokens, chat template."""
     path = folder / "tokenizer_config.json"
-    values = parse_json(read_text(path)) if path.is_file() else {}
+    values = read_json(path) if path.is_file() else {}
     named = {
         "start_image_token": IMAGE_START,
         "end_image_token": IMAGE_END,

@@ -3,13 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 import typer
 
 from vitp.cli.options import LABELLED, Override, Seed, Steps, overrides_of
 from vitp.cli.output import make_console, print_table
 from vitp.cli.panels import TRAIN
+
+_Rows: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--rows",
+        help="File with a row for each finished cell, kept up to date: those count as done. By default the "
+        "cells.jsonl beside the page.",
+    ),
+]
+_Arm: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--arm",
+        help="Work on this arm alone (its name on the page), and on what it needs; the rest is left. Repeatable.",
+    ),
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -58,21 +74,8 @@ def study_command(
     plan: Annotated[
         bool, typer.Option("--plan", help="Say what would be run and how long it takes, and stop.")
     ] = False,
-    rows: Annotated[
-        Path | None,
-        typer.Option(
-            "--rows",
-            help="File with a row for each finished cell, kept up to date: those count as done. By default the "
-            "cells.jsonl beside the page.",
-        ),
-    ] = None,
-    arm: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--arm",
-            help="Work on this arm alone (its name on the page), and on what it needs; the rest is left. Repeatable.",
-        ),
-    ] = None,
+    rows: _Rows = None,
+    arm: _Arm = None,
 ) -> None:
     """Run a study of the paper: pretraining runs × downstream tests × seeds. An interrupted study continues.
 

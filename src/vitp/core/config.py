@@ -45,6 +45,12 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]{1,3}")
 """Numbers that YAML 1.1 reads as text: `1e-4`, where it wants `1.0e-4`."""
 
 
+def first_fault(error: ValidationError) -> str:
+    """Return the first thing that pydantic found wrong: the field, and what it says of it."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+
+
 class SettingsModel(BaseModel):
     """Base of all settings: keys must be known, and a number is a number.
 

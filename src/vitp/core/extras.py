@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -30,3 +34,17 @@ def need(extra: str, module: str, where: str, error: type[VitpError] = DataError
         # A package can be there and fail: it lacks a library of the system, or is of another release.
         fix = "install it" if lacking else f"repair the installed one ({failure})"
         raise error(what, where=where, fix=fix) from failure
+
+
+@contextmanager
+def silenced(logger: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Keep back warnings, and what a package's logger says below a level."""
+    log = logging.getLogger(logger)
+    before = log.level
+    log.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.setLevel(before)

@@ -140,6 +140,15 @@ def read_bytes(path: str | Path, *, largest: int) -> bytes:
     return data
 
 
+def head_of(path: str | Path, size: int) -> bytes:
+    """Return the first bytes of an ordinary file; none where there is no such file, or it can't be read."""
+    try:
+        with open_file(path) as file:
+            return file.read(size)
+    except OSError:
+        return b""
+
+
 def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     """Return what a JSON text says.
 
@@ -167,6 +176,24 @@ def parse_json(text: str, *, pairs_hook: Callable[[list[tuple[str, Any]]], Any] 
         if text.count("[") + text.count("{") > MOST_LEVELS and _levels_above(value, MOST_LEVELS):
             raise json.JSONDecodeError(f"has more than {MOST_LEVELS} levels", text, 0)
     return value
+
+
+def read_json(path: str | Path) -> Any:
+    """Return what a JSON file says.
+
+    Raises:
+        OSError: As `read_text`.
+        ValueError: It isn't UTF-8, or isn't JSON as `parse_json` takes it.
+    """
+    return parse_json(read_text(path))
+
+
+def json_or_none(path: str | Path) -> Any | None:
+    """Return what a JSON file says; None when there is none or it can't be read."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _refuse_long_numbers(text: str) -> None:
@@ -292,6 +319,16 @@ def parse_yaml(text: str, loader: type[_BoundedLoader] = _BoundedLoader) -> Any:
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, IndexError) as error:
         # PyYAML's own conversions: `!!int abc`, `!!bool x`, `2024-99-99`.
         raise yaml.MarkedYAMLError(problem=f"has a value that doesn't fit its tag ({error})") from error
+
+
+def yaml_fault(error: Exception) -> str:
+    """Return the line and the reason of YAML, or of a file, that can't be read.
+
+    The whole error of YAML repeats the text and draws an arrow below it.
+    """
+    reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
+    mark = getattr(error, "problem_mark", None)
+    return f"line {mark.line + 1}: {reason}" if mark is not None else str(reason)
 
 
 def parse_word(text: str) -> Any:

@@ -122,6 +122,17 @@ def load_tensors(
     return tensors
 
 
+def trained_parameters(
+    optimizer: torch.optim.Optimizer, names: Sequence[Sequence[str]]
+) -> dict[str, nn.Parameter]:
+    """Return an optimizer's parameters by name, in its order; `names` are parallel to its groups."""
+    return {
+        name: parameter
+        for group, group_names in zip(optimizer.param_groups, names, strict=True)
+        for parameter, name in zip(group["params"], group_names, strict=True)
+    }
+
+
 def unique_state(module: nn.Module) -> dict[str, Tensor]:
     """Return the module's state by name, tied tensors once, under the first of their names.
 

@@ -9,7 +9,7 @@ from itertools import combinations, product
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.check_patients import MedicalFiles, shared_patients, torn_patients, whole_of
 from vitp.data.check_report import CheckReport, Finding, Severity, SourceCount
 from vitp.data.formats.places import known_geometry, neighbours, on_one_plane
@@ -194,7 +194,7 @@ def _repeat_findings(folder: Path | None, report: CheckReport) -> None:
     if folder is None:
         return
     try:
-        found = parse_json(read_text(folder / SET_FILE)).get("findings", [])
+        found = read_json(folder / SET_FILE).get("findings", [])
     except (OSError, ValueError, AttributeError) as error:
         what = f"can't be read ({error})"
         report.findings.append(

@@ -24,7 +24,7 @@ from typing import Any
 from vitp.core import leftovers
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_dir, sha256, write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.compile_conversations import compile_conversations
 from vitp.data.compile_summary import COMPILED_FORMAT, CompileSummary, SplitCounts
 from vitp.data.formats import detect, read_labels
@@ -317,7 +317,7 @@ def _check_out(out: Path, base: Path | None, *, force: bool) -> None:
     if not out.exists() or not any(out.iterdir()):
         return
     try:
-        ours = bool(parse_json(read_text(out / "summary.json")).get("format") == COMPILED_FORMAT)
+        ours = bool(read_json(out / "summary.json").get("format") == COMPILED_FORMAT)
     except (OSError, ValueError, AttributeError):
         ours = False
     if not ours:

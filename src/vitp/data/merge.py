@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.check_patients import MedicalFiles
 from vitp.data.compile import compile_set
 from vitp.data.compile_summary import CompileSummary
@@ -169,7 +169,7 @@ def merge_sets(
 def _summary_of(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     try:
-        found = parse_json(read_text(path))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         fix = "name a folder that `vitp data compile` made"
         raise DataError(f"can't be read ({error})", where=str(path), fix=fix) from error

@@ -149,6 +149,7 @@ class Mixture(Generic[Item]):
         entry = self.entries[number]
         within = slot - (self._ends[number] - entry.per_epoch)
         size = len(entry.records)
+        # What earlier epochs took of the set, and this one so far: whole passes, and a place in the one that runs.
         turn, place_in_turn = divmod(epoch * entry.per_epoch + within, size)
         record = _permutation(size, self.seed, entry.records.name, turn)[place_in_turn]
         return Location(number, record, epoch)

@@ -7,7 +7,7 @@ counts only when one similarity transform explains it and the pixels agree under
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -57,14 +57,10 @@ class Overlap:
     Attributes:
         known: Number of the indexed image.
         share: Part of the indexed image that the other one shows, 0..1.
-        correlation: Correlation of the pixels that both show, −1..1.
-        matches: Number of key points that agree.
     """
 
     known: int
     share: float
-    correlation: float
-    matches: int
 
 
 def landmarks(image: Image.Image) -> Landmarks:
@@ -149,13 +145,10 @@ class OverlapIndex:
         if matrix_23 is None:
             return None
         kept = np.flatnonzero(inliers_P1.reshape(-1))
-        distinct = Counter(pairs[k][0] for k in kept.tolist())
-        if len(distinct) < LEAST_MATCHES:
+        if len({pairs[k][0] for k in kept.tolist()}) < LEAST_MATCHES:
             return None
         share, correlation = _agreement(image, known, matrix_23)
-        if correlation < LEAST_CORRELATION:
-            return None
-        return Overlap(owner, share, correlation, len(distinct))
+        return Overlap(owner, share) if correlation >= LEAST_CORRELATION else None
 
 
 def _agreement(image: Landmarks, known: Landmarks, matrix_23: np.ndarray) -> tuple[float, float]:

@@ -183,7 +183,9 @@ def _lay_out(
                 ids_BL[b, place][record.hidden_N] = pad_id
             segments_BL[b, place], branches_BL[b, place] = segment, record.branches_N
             flat = b * length + start
+            # By the record's number, not by row: features come in the order of the records.
             image_index[number] = flat + np.flatnonzero(record.image_N)
+            # A token is predicted by the output at the one before it.
             supervised = np.flatnonzero(record.supervised_N)
             target_index.append(flat + supervised - 1)
             target_ids.append(record.ids_N[supervised])

@@ -1,4 +1,4 @@
-"""`SampleSet`: a named, indexable collection that a mixture samples from; of instruction records: `RecordSet`."""
+"""`SampleSet`: a named, indexable collection that a mixture samples from."""
 
 from __future__ import annotations
 
@@ -30,11 +30,6 @@ class SampleSet(Protocol[_Item]):
     def fingerprint(self) -> str:
         """Return a hash of the set's rows: equal for equal rows, wherever they are stored."""
         ...
-
-
-@runtime_checkable
-class RecordSet(SampleSet[InstructionRecord], Protocol):
-    """A set of instruction records."""
 
 
 class ListRecords:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError, did_you_mean
-from vitp.core.reading import check_file, open_file, parse_json, read_text
+from vitp.core.reading import check_file, json_or_none, open_file, parse_json, read_text
 from vitp.data.formats.vitp_labels import channels_from_json
 from vitp.data.mixture import MixtureEntry
 from vitp.data.readers.index import cache_folder
@@ -189,9 +189,9 @@ def is_mixture(path: Path) -> bool:
     try:
         if path.suffix != ".json" or check_file(path).st_size > LARGEST_MIXTURE:
             return False
-        value = parse_json(read_text(path))
     except (OSError, ValueError):
         return False
+    value = json_or_none(path)
     return isinstance(value, dict) and not {"conversations", "messages"} & value.keys()
 
 

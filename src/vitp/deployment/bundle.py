@@ -40,7 +40,7 @@ from vitp.checkpoints.tensors import INDEX, WEIGHTS
 from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, ConfigError
 from vitp.core.files import check_inside, sha256, to_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json, read_text
 from vitp.core.sealed import SUMS, check, check_sums, write_sums
 from vitp.core.tensors import save_tensors
 from vitp.core.version import STARTER
@@ -260,7 +260,7 @@ def _said(found: _Source) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        value = parse_json(read_text(path))
+        value = read_json(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"can't be read ({error})", where=str(path), fix="export it anew") from error
     if not isinstance(value, dict):

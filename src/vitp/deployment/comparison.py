@@ -204,7 +204,7 @@ def _comparable(contract: GraphContract, table_KR: np.ndarray) -> np.ndarray:
     return np.concatenate([places_R4[:, :2], moments_R3[:, :2], scores_RC, moments_R3[:, 2:]], axis=1)
 
 
-def as_prediction(contract: GraphContract, found: GraphPrediction) -> Prediction:
+def as_prediction(found: GraphPrediction) -> Prediction:
     """Return what a graph found as the scores of a task want it."""
     if found.probabilities_K is not None:
         return Prediction(probabilities_C=torch.from_numpy(found.probabilities_K.astype(np.float32)))
@@ -249,7 +249,7 @@ def scores_of_graph(
         dates = [None] * len(seen) if later is None else [date.numpy() for date in later]
         pairs = zip(seen, dates, strict=True)
         found = [graph.predict(image.numpy(), date) for image, date in pairs]
-        whole = [as_prediction(graph.contract, one) for one in found]
+        whole = [as_prediction(one) for one in found]
         return [_with_size(one, image.shape[-2:]) for one, image in zip(whole, seen, strict=True)]
 
     with standing_in(model, predict):

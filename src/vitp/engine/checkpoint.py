@@ -30,8 +30,8 @@ from vitp.core.config import CONFIG_FILE
 from vitp.core.errors import CheckpointError, DamagedError
 from vitp.core.files import atomic_dir, write_json
 from vitp.core.leftovers import recover, remove
-from vitp.core.reading import parse_json, read_text
-from vitp.core.tensors import like, load_tensors, load_weights, save_tensors, unique_state
+from vitp.core.reading import read_json
+from vitp.core.tensors import like, load_tensors, load_weights, save_tensors, trained_parameters, unique_state
 from vitp.engine import shards
 
 FORMAT, SHARDED_FORMAT = 1, 2
@@ -131,8 +131,7 @@ class Tensors:
         """
         moments = {
             f"{moment}:{name}": value
-            for group, group_names in zip(optimizer.param_groups, names, strict=True)
-            for parameter, name in zip(group["params"], group_names, strict=True)
+            for name, parameter in trained_parameters(optimizer, names).items()
             for moment, value in optimizer.state.get(parameter, {}).items()
         }
         return cls(unique_state(model), moments, dict(average or {}))
@@ -268,7 +267,7 @@ def read_state(path: Path) -> RunState:
 def _read_json(path: Path) -> dict[str, Any]:
     file = path / STATE_FILE
     try:
-        values = parse_json(read_text(file))
+        values = read_json(file)
     except OSError as error:
         raise sealed.unreadable(file, error, _AGAIN) from error
     except (ValueError, RecursionError) as error:
@@ -315,16 +314,12 @@ def apply(
     _check_moments(path, by_parameter, optimizer, names)
     load_weights(model, saved.model, source=str(path), fix=_OTHER_MODEL)
     # Indices count parameters over all groups: the form that Optimizer.load_state_dict reads.
-    flat = [
-        (name, parameter)
-        for group, group_names in zip(optimizer.param_groups, names, strict=True)
-        for parameter, name in zip(group["params"], group_names, strict=True)
-    ]
+    trained = trained_parameters(optimizer, names)
     optimizer.load_state_dict(
         {
             "state": {
                 i: {moment: like(value, parameter) for moment, value in by_parameter[name].items()}
-                for i, (name, parameter) in enumerate(flat)
+                for i, (name, parameter) in enumerate(trained.items())
                 if name in by_parameter
             },
             "param_groups": optimizer.state_dict()["param_groups"],
@@ -338,11 +333,7 @@ def _check_moments(
     optimizer: torch.optim.Optimizer,
     names: Sequence[Sequence[str]],
 ) -> None:
-    trained = {
-        name: parameter
-        for group, group_names in zip(optimizer.param_groups, names, strict=True)
-        for parameter, name in zip(group["params"], group_names, strict=True)
-    }
+    trained = trained_parameters(optimizer, names)
     # A checkpoint before the first step has no moments at all, and fits.
     wrong = [f"{name} is trained now and was not" for name in trained if saved and name not in saved]
     wrong += [f"{name} was trained and is not now" for name in saved if name not in trained]

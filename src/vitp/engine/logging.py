@@ -101,11 +101,9 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
-        kept = [line for line in self._lines() if self._step(line) <= step] if step else []
+        lines = lines_of(read_text(path)) if step and path.exists() else []
+        kept = [line for line in lines if self._step(line) <= step]
         write_text(path, "".join(f"{line}\n" for line in kept))
-
-    def _lines(self) -> list[str]:
-        return lines_of(read_text(self.path)) if self.path.exists() else []
 
     @staticmethod
     def _step(line: str) -> float:

@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from vitp.core import distributed
 from vitp.core.errors import DamagedError, VitpError
 from vitp.core.files import as_user_error, sha256
-from vitp.core.tensors import unique_state
+from vitp.core.tensors import trained_parameters, unique_state
 from vitp.engine.metadata import PartsReader
 
 FOLDER = "shards"
@@ -139,11 +139,7 @@ def load(
         DamagedError: A part is missing or damaged.
     """
     own = {f"{_MODEL}{name}": tensor for name, tensor in unique_state(model).items()}
-    trained = {
-        name: parameter
-        for group, group_names in zip(optimizer.param_groups, names, strict=True)
-        for parameter, name in zip(group["params"], group_names, strict=True)
-    }
+    trained = trained_parameters(optimizer, names)
     targets: dict[str, Tensor] = {}
     try:
         reader = PartsReader(path / FOLDER)

@@ -24,7 +24,7 @@ from vitp.core import distributed
 from vitp.core.errors import ConfigError
 from vitp.core.extras import need
 from vitp.core.files import write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.engine.config import LogSettings
 from vitp.engine.stopping import Interrupted
 
@@ -326,7 +326,7 @@ def _known_names(run_dir: Path) -> dict[str, str]:
     """Return tracker → name of its run, as earlier processes of the run have left it."""
     file = run_dir / NAMES_FILE
     try:
-        names = parse_json(read_text(file)) if file.is_file() else {}
+        names = read_json(file) if file.is_file() else {}
     except (OSError, ValueError, RecursionError):
         names = None
     if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):

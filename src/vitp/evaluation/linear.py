@@ -122,12 +122,11 @@ def fit_selected(
     score: Callable[[LinearModel], float],
     *,
     choices: Sequence[float] = L2_CHOICES,
-    max_iter: int = 60,
 ) -> tuple[LinearModel, float]:
     """Fit with each strength of regularisation and return the model with the best score, and its strength.
 
     Args:
-        features_ND, target, classes, max_iter: See `fit_logistic`.
+        features_ND, target, classes: See `fit_logistic`.
         score: Returns the score of a model on the *validation* split; higher is better. A NaN loses.
         choices: Strengths, strong ones first: each fit starts where the one before ended.
     """
@@ -135,7 +134,7 @@ def fit_selected(
     start: Tensor | None = None
     for l2 in choices:
         # Each fit begins where the one with the next stronger regularisation ended, close to its own solution.
-        model, start = fit_logistic(features_ND, target, classes, l2, start=start, max_iter=max_iter)
+        model, start = fit_logistic(features_ND, target, classes, l2, start=start)
         value = score(model)
         # A score of NaN, which is unlike itself, gives way to any other.
         if best is None or value > best[0] or best[0] != best[0]:

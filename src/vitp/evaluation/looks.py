@@ -214,27 +214,22 @@ class ModelReader:
         return assistant.answer([picture], record.turns[0].question, max_new_tokens=60)
 
 
-def place_questions(
-    labelled: LabelledSet, count: int, *, seed: int = 0, wordings: int = 1, grid: int = 6
-) -> Iterator[PlaceQuestion]:
+def place_questions(labelled: LabelledSet, count: int) -> Iterator[PlaceQuestion]:
     """Yield up to `count` questions about places of each task over the images of a set.
 
     Args:
         labelled: Images with labels that training hasn't seen.
         count: Questions a task.
-        seed: Seed of the questions.
-        wordings: See `SynthesisConfig`; 0: all.
-        grid: Cells a side of the grid whose cells are asked about.
     """
     weights = {name: float(name in LOOKS_TASKS) for name in QUESTION_TASKS}
     config = SynthesisConfig(
         questions_per_image=2 * len(LOOKS_TASKS),
         tasks={**weights, "context": 0.0},
-        grid=grid,
+        grid=6,
         object_share=0.25,
-        wordings=wordings,
+        wordings=1,
     )
-    records = LabelledRecords(labelled, seed=seed, config=config)
+    records = LabelledRecords(labelled, seed=0, config=config)
     asked = dict.fromkeys(LOOKS_TASKS, 0)
     for index, item in enumerate(labelled.items):
         if item.second_image is not None or min(asked.values()) >= count:

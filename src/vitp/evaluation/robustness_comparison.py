@@ -13,7 +13,7 @@ from vitp.core.config import make_config
 from vitp.core.distributed import resolve_device
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import json_or_none, read_json
 from vitp.data.splits import splits_of
 from vitp.evaluation.corruptions.catalogue import SEVERITIES, corruptions_of
 from vitp.evaluation.robustness import robustness_of_backbone, robustness_of_task
@@ -185,7 +185,7 @@ class RobustnessComparison:
         if not self.path.is_file():
             return {}
         try:
-            found = parse_json(read_text(self.path))
+            found = read_json(self.path)
             results = [RobustnessResult.from_json(value) for value in found["runs"]]
         except (ValueError, KeyError, TypeError, DataError) as error:
             raise DataError(
@@ -225,9 +225,6 @@ class RobustnessComparison:
 def _is_task(name: str) -> bool:
     """Return whether a name means a finetuned model rather than a backbone."""
     for folder in (Path(name) / "model", Path(name)):
-        try:
-            description = parse_json(read_text(folder / CONFIG))
-        except (OSError, ValueError):
-            continue
-        return isinstance(description, dict) and description.get("format") == TASK_FORMAT
+        if (description := json_or_none(folder / CONFIG)) is not None:
+            return isinstance(description, dict) and description.get("format") == TASK_FORMAT
     return False

@@ -17,7 +17,8 @@ _SUSPECT = 90.0
 """Degrees of longitude; of what is wider it isn't taken for granted that its corners are joined the short way."""
 _STEPS = 64
 """Steps into which the longer side of such a polygon is divided, so that the way of its edges can be followed."""
-_WHERE = "polygons of a raster"
+POLYGONS = "polygons of a raster"
+"""What needs the packages of geography, for messages."""
 
 
 def in_degrees(polygons_P: np.ndarray, crs: str) -> np.ndarray:
@@ -33,7 +34,7 @@ def in_degrees(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     Raises:
         DataError: The system doesn't reach as far as a polygon does.
     """
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     def to_degrees(points_N2: np.ndarray) -> np.ndarray:
         return reproject(points_N2, crs, LONGITUDE_LATITUDE)
@@ -69,7 +70,7 @@ def _cut(shapely: Any, shape: Any) -> Any | None:
 
 def _unwound(ring: Any) -> tuple[np.ndarray, bool]:
     """Return (N, 2) corners of a ring whose longitudes go on beyond 180°, and whether it goes around a pole."""
-    points_N2 = need("geo", "shapely", _WHERE).get_coordinates(ring)
+    points_N2 = need("geo", "shapely", POLYGONS).get_coordinates(ring)
     points_N2[:, 0] = np.unwrap(points_N2[:, 0], period=360)
     return points_N2, bool(abs(points_N2[-1, 0] - points_N2[0, 0]) > 180)
 

@@ -5,19 +5,17 @@ Shapes: F images of the series, H rows × W columns, I × J × K voxels (I colum
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import logging
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.extras import need
+from vitp.core.extras import need, silenced
 from vitp.core.version import __version__
 from vitp.inference.outputs import class_colour
 from vitp.io.dicom_volume import DicomVolume
@@ -100,7 +98,8 @@ def write_dicom_seg(
         _segment(highdicom, place, classes[number], number) for place, number in enumerate(numbers, 1)
     ]
     try:
-        with _quiet():
+        # The library may quote the source, and it warns of empty maps, which are all right.
+        with silenced("highdicom"):
             file = highdicom.seg.Segmentation(
                 source_images=sources,
                 pixel_array=table_V[labels_FHW],
@@ -126,20 +125,6 @@ def write_dicom_seg(
         # Its words may quote the source's own text.
         what = f"can't be referred to by a DICOM-SEG: it lacks what the standard demands ({type(error).__name__})"
         raise DataError(what, where=volume.where, fix="leave out --format dicom-seg") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep back what the library says: it may quote the source, and it warns of empty maps, which are all right."""
-    log = logging.getLogger("highdicom")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _frames(pydicom: Any, volume: DicomVolume, labels_IJK: np.ndarray) -> tuple[list[Any], np.ndarray]:

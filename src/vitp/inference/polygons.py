@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.extras import need
+from vitp.inference.degrees import POLYGONS
 from vitp.inference.outputs import SMALLEST_REGION
 
 STRIP_ROWS = 1024
@@ -19,8 +20,6 @@ STRIP_ROWS = 1024
 _STRIP_PIXELS = 1 << 25
 MOST_VERTICES = 4_000_000
 """Corners of unfinished regions that are held. Beyond, the largest regions are cut at the strip's edge."""
-
-_WHERE = "polygons of a raster"
 
 Polygons = tuple[np.ndarray, np.ndarray]
 """(P,) shapely polygons and (P,) their class numbers."""
@@ -65,8 +64,8 @@ def class_polygons(
 
 
 def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -> Polygons:
-    shapely = need("geo", "shapely", _WHERE)
-    affine, features = need("geo", "affine", _WHERE), need("geo", "rasterio.features", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
+    affine, features = need("geo", "affine", POLYGONS), need("geo", "rasterio.features", POLYGONS)
 
     chosen_RW = np.isin(classes_RW, list(wanted))
     polygons, numbers = [], []
@@ -81,7 +80,7 @@ def _strip_polygons(classes_RW: np.ndarray, top: int, wanted: Collection[int]) -
 
 
 def _large_enough(found: Polygons) -> Polygons:
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     polygons_P, numbers_P = found
     large_P = shapely.area(polygons_P) >= SMALLEST_REGION
@@ -104,7 +103,7 @@ class _Joiner:
         self, polygons_P: np.ndarray, numbers_P: np.ndarray, top: int, bottom: int, *, last: bool
     ) -> Polygons:
         """Add the polygons of a strip; return the regions that are whole."""
-        shapely = need("geo", "shapely", _WHERE)
+        shapely = need("geo", "shapely", POLYGONS)
 
         first, self._next = self._next, self._next + len(polygons_P)
         vertices_P = shapely.get_num_coordinates(polygons_P)
@@ -135,7 +134,7 @@ class _Joiner:
 
     def _edge(self, polygons_P: np.ndarray, row: int, first: int) -> np.ndarray:
         """Return (W,) the number of the polygon that has an edge on a line of the grid; −1: none."""
-        shapely = need("geo", "shapely", _WHERE)
+        shapely = need("geo", "shapely", POLYGONS)
 
         edge_W = np.full(len(self._edge_W), -1, np.int64)
         bounds_P4 = shapely.bounds(polygons_P).reshape(-1, 4)
@@ -174,6 +173,6 @@ class _Joiner:
 
 def _united(pieces: list[Any]) -> Any:
     """Return the union of pieces that share edges, without the corners that only their seams have."""
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     return pieces[0] if len(pieces) == 1 else shapely.simplify(shapely.union_all(pieces), 0)

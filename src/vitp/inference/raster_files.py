@@ -24,6 +24,7 @@ from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.core.version import __version__
 from vitp.inference.annotation_tasks import Tool
+from vitp.inference.degrees import POLYGONS
 from vitp.inference.inputs import InputFile, aligned, open_ground
 from vitp.inference.map_files import write_class_cog, write_share_cog, written_by_gdal
 from vitp.inference.maps import SHARE_SCALE, RasterPrediction
@@ -49,8 +50,6 @@ PredictionT = TypeVar("PredictionT", RasterPrediction, VolumePrediction)
 
 CACHE_BYTES = 128 << 20
 """Of GDAL's blocks; by default it would take a share of the machine's memory."""
-
-_WHERE = "polygons of a raster"
 
 PICTURE_PIXELS = 1 << 22
 """Of the picture of a raster, at most; a larger raster is drawn on request, reduced."""
@@ -355,7 +354,7 @@ def _object_polygons(
     objects: ViewObjects, classes: tuple[str, ...]
 ) -> tuple[np.ndarray, list[str], np.ndarray]:
     """Return (N,) polygons in pixels, classes and scores; objects whose mask is empty are left out."""
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     names = [classes[label] for label in objects.labels_N.tolist()]
     scores_N = objects.scores_N.double().numpy()

@@ -19,7 +19,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.files import write_json, write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.inference.maps import RasterPrediction
 from vitp.io.parts import FilePart, part_address, split_address
 from vitp.io.slides import SlidePlace, slide_place
@@ -159,6 +159,6 @@ def write_areas(path: Path, parts: Iterable[tuple[str, Path]]) -> None:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", "class", "objects", "pixels", "area_mm2", "share"])
     for image, part in parts:
-        for row in parse_json(read_text(part)):
+        for row in read_json(part):
             writer.writerow([image, *("" if value is None else value for value in row.values())])
     write_text(path, text.getvalue())

@@ -17,7 +17,7 @@ import numpy as np
 
 from vitp.core.extras import need
 from vitp.core.leftovers import temporary_folder
-from vitp.inference.degrees import in_degrees
+from vitp.inference.degrees import POLYGONS, in_degrees
 from vitp.inference.outputs import PIXEL_SUFFIX
 from vitp.io.ground import metres_of_unit
 from vitp.io.open_pixels import Geometry
@@ -26,7 +26,6 @@ from vitp.io.vectors import is_plain
 
 VectorKind = Literal["gpkg", "parquet", "geojson", "none"]
 
-_WHERE = "polygons of a raster"
 _BATCH = 5000
 """Polygons that are written at once."""
 _SUFFIXES = {"gpkg": ".gpkg", "parquet": ".parquet", "geojson": ".geojson"}
@@ -106,7 +105,7 @@ class VectorFile:
             polygons_P = placed(polygons_P, self._geometry)
             fields["area_m2"] = square_metres(polygons_P, self._geometry.crs)
         if self._slide is not None and (each := self._slide.square_micrometres) is not None:
-            fields["area_um2"] = need("geo", "shapely", _WHERE).area(polygons_P) * each
+            fields["area_um2"] = need("geo", "shapely", POLYGONS).area(polygons_P) * each
         self._sink.write(polygons_P, fields)
 
     def __enter__(self) -> VectorFile:
@@ -121,7 +120,7 @@ class VectorFile:
 
 def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
     """Return polygons in pixels as polygons on the map."""
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     on_map: np.ndarray = shapely.transform(polygons_P, geometry.to_map)
     return on_map
@@ -129,7 +128,7 @@ def placed(polygons_P: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 def square_metres(polygons_P: np.ndarray, crs: str) -> np.ndarray:
     """Return (P,) areas of shapely polygons in a reference system: on the plane of a projected one, else geodesic."""
-    shapely = need("geo", "shapely", _WHERE)
+    shapely = need("geo", "shapely", POLYGONS)
 
     unit = metres_of_unit(crs)
     if unit is not None:
@@ -155,7 +154,7 @@ class _Sink(ABC):
 
     def write(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         """Write polygons; the first call may have none."""
-        shapely = need("geo", "shapely", _WHERE)
+        shapely = need("geo", "shapely", POLYGONS)
 
         if self.shape == "MultiPolygon" and len(polygons_P):
             single_P = shapely.get_type_id(polygons_P) == shapely.GeometryType.POLYGON
@@ -193,7 +192,7 @@ class _GeoPackage(_Sink):
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         pyogrio = need("geo", "pyogrio", str(self.path))
-        shapely = need("geo", "shapely", _WHERE)
+        shapely = need("geo", "shapely", POLYGONS)
 
         # A file without polygons has the columns of one with some.
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
@@ -221,7 +220,7 @@ class _GeoParquet(_Sink):
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
         pyarrow = need("geo", "pyarrow", str(self.path))
         parquet = need("geo", "pyarrow.parquet", str(self.path))
-        shapely = need("geo", "shapely", _WHERE)
+        shapely = need("geo", "shapely", POLYGONS)
 
         fields = fields if len(polygons_P) else {**fields, "area_m2": np.zeros(0)}
         columns = {"geometry": pyarrow.array(list(shapely.to_wkb(polygons_P)), pyarrow.binary())}
@@ -249,8 +248,8 @@ class _GeoJson(_Sink):
     decimals = _DEGREES
 
     def put(self, polygons_P: np.ndarray, fields: dict[str, np.ndarray]) -> None:
-        shapely = need("geo", "shapely", _WHERE)
-        orient = need("geo", "shapely.geometry.polygon", _WHERE).orient
+        shapely = need("geo", "shapely", POLYGONS)
+        orient = need("geo", "shapely.geometry.polygon", POLYGONS).orient
 
         polygons_P = self.moved(polygons_P)
         with self.path.open("a", encoding="utf-8") as file:
@@ -318,7 +317,7 @@ class _QuPathJson(_PixelJson):
 
     def moved(self, polygons_P: np.ndarray) -> np.ndarray:
         """Return polygons of the part in pixels of the finest level."""
-        finest: np.ndarray = need("geo", "shapely", _WHERE).transform(polygons_P, self._slide.to_finest)
+        finest: np.ndarray = need("geo", "shapely", POLYGONS).transform(polygons_P, self._slide.to_finest)
         return finest
 
     def properties(self, fields: dict[str, Any]) -> dict[str, Any]:

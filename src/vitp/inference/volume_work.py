@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from vitp.core.files import write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.inference.dicom_seg import write_dicom_seg
 from vitp.inference.maps import SHARE_SCALE
 from vitp.inference.outputs import Named, write_picture
@@ -127,7 +127,7 @@ def write_tables(out: Path, model: TaskModel, volumes: Mapping[str, str], parts:
         volumes: Name → address.
         parts: Folder in which each has its own.
     """
-    tables = {name: parse_json(read_text(parts / name / _TABLE)) for name in volumes}
+    tables = {name: read_json(parts / name / _TABLE) for name in volumes}
     if model.name == "segmentation":
         write_volumes_csv(out / "volumes.csv", tables)
     if model.name != "classification":

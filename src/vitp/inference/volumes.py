@@ -28,7 +28,7 @@ from torch import Tensor
 
 from vitp.core import distributed
 from vitp.core.files import write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.core.tensors import present
 from vitp.inference.maps import SHARE_SCALE, share, sparse_file, write_at
 from vitp.inference.unfinished import done_parts, note_done
@@ -238,8 +238,7 @@ class VolumePrediction:
 
     def slice_values(self, number: int) -> Any:
         """Return what was found in a slice: objects as `object_rows` has them, or the probability of each class."""
-        path = self._slice_file(number)
-        return parse_json(read_text(path))
+        return read_json(self._slice_file(number))
 
     def _found(self, ground: RasterGround) -> Any:
         if self.model.name == "classification":

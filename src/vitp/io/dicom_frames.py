@@ -14,8 +14,8 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.io.dicom_header import Header, array_of, header_numbers, uid_name, word
+from vitp.io.storage import COPY_IT_AGAIN
 
-_COPY_AGAIN = "copy it again from its source or remove it"
 _LARGEST_FRAME_BYTES = 4_000_000_000
 _MOST_IN = 4096
 """Bytes of pixels that one byte of a compressed image may stand for, once there are many of them."""
@@ -90,7 +90,7 @@ def value_type(header: Header, where: str) -> np.dtype[Any]:
         return np.dtype(np.float64)
     if bits not in (1, 8, 16, 32, 64):
         what = f"says that a value has {bits} bits, which no image has"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     # A single bit has no sign, whatever the header says.
     signed = bool(header.number("PixelRepresentation"))
     return np.dtype(f"{'i' if signed and bits > 1 else 'u'}{max(1, bits // 8)}")
@@ -106,14 +106,14 @@ def frames_of(header: Header, where: str) -> list[Frame]:
     bytes_ = rows * columns * samples * value_type(header, where).itemsize
     if not (rows > 0 and columns > 0 and 0 < samples <= 4) or bytes_ > _LARGEST_FRAME_BYTES:
         what = f"says that an image has {columns}×{rows} px of {samples} samples"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     count = header.frames
     _check_length(header, bytes_ * count, where)
     shared = first_item(header.data, "SharedFunctionalGroupsSequence")
     per_frame = header.data.get("PerFrameFunctionalGroupsSequence") or []
     if per_frame and len(per_frame) < count:
         what = f"says that it holds {count} images, and describes {len(per_frame)}"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     offsets = header.numbers("GridFrameOffsetVector")
     found = []
     for index in range(count):
@@ -141,7 +141,7 @@ def _check_length(header: Header, bytes_: int, where: str) -> None:
     limit = max(size * _MOST_IN, _MANY_BYTES) if header.is_compressed else size - header.start
     if bytes_ > limit:
         what = f"says that it holds {bytes_:,} bytes of pixels, and can't: it is damaged, or cut off"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
 
 
 def check_fragments(header: Header) -> None:
@@ -162,9 +162,9 @@ def check_fragments(header: Header) -> None:
             )
             found = need("medical", "pydicom.encaps", where).parse_fragments(data.PixelData)[0]
     except Exception as error:
-        raise DataError(what, where=where, fix=_COPY_AGAIN) from error
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN) from error
     if found < header.frames:
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
 
 
 def first_item(data: Any, name: str) -> Any:
@@ -235,17 +235,17 @@ def read_frame(header: Header, index: int) -> np.ndarray:
         raise DataError("needs more memory than there is", where=where, fix="use a smaller image") from error
     except Exception as error:
         what = "has pixels that can't be read: it is damaged, or cut off"
-        fix = _COPY_AGAIN
+        fix = COPY_IT_AGAIN
         if decoder.is_encapsulated:
             tried = ", ".join(decoder.available_plugins)
             what = f"has pixels ({uid_name(header.syntax)}) that no plug-in here ({tried}) decodes"
             missing = "; ".join(decoder.missing_dependencies)
-            fix = f"{_COPY_AGAIN}; or install a further plug-in: {missing}" if missing else _COPY_AGAIN
+            fix = f"{COPY_IT_AGAIN}; or install a further plug-in: {missing}" if missing else COPY_IT_AGAIN
         raise DataError(what, where=where, fix=fix) from error
     rows, columns, samples = sample_shape(header)
     if values.shape[:2] != (rows, columns) or values.shape[2:] not in ((), (samples,)):
         what = f"holds an image of another size than the {columns}×{rows} px that it says"
-        raise DataError(what, where=where, fix=_COPY_AGAIN)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     return values
 
 
@@ -296,6 +296,6 @@ def palette_of(header: Header, kind: np.dtype[Any]) -> np.ndarray | None:
             colours_HW3 = pixels.apply_color_lut(np.arange(256, dtype=np.uint8)[None], header.data)
     except Exception as error:
         what = "has a table of colours that can't be read: it is damaged"
-        raise DataError(what, where=str(header.path), fix=_COPY_AGAIN) from error
+        raise DataError(what, where=str(header.path), fix=COPY_IT_AGAIN) from error
     colours_V3: np.ndarray = colours_HW3[0]
     return (colours_V3 >> 8 if colours_V3.dtype == np.uint16 else colours_V3).astype(np.uint8)

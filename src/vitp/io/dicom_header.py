@@ -18,6 +18,7 @@ from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.io.acquisition import Acquisition
 from vitp.io.dicom_codes import BODY_PARTS, DICOM_MODALITIES, DICOM_VIEWS
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.volume_kinds import is_dicom_file
 
 _KINDS = "SOPClassUID SOPInstanceUID Modality SeriesInstanceUID SeriesNumber InstanceNumber AcquisitionNumber"
@@ -42,7 +43,6 @@ _SEEN = (
 _TAGS = f"{_KINDS} {_PLACES} {_PIXELS} {_SEEN}".split()
 _PLAIN = frozenset(f"1.2.840.10008.1.2{end}" for end in ("", ".1", ".2"))
 """Transfer syntaxes whose files hold their pixels as they are."""
-_COPY_AGAIN = "copy it again from its source or remove it"
 _DEFLATED = "1.2.840.10008.1.2.1.99"
 LARGEST_INFLATED_BYTES = 1 << 30
 _PIXEL_GROUP = 0x7FE0
@@ -155,7 +155,7 @@ def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
     if not is_dicom_file(path):
         if path.suffix.lower() == ".gz":
             raise DataError("is a compressed DICOM file", where=where, fix="unpack it (gunzip)")
-        raise DataError("is no DICOM file", where=where, fix=_COPY_AGAIN)
+        raise DataError("is no DICOM file", where=where, fix=COPY_IT_AGAIN)
     try:
         _check_deflated(path, where)
         with warnings.catch_warnings(), path.open("rb") as file:
@@ -168,7 +168,7 @@ def _read(path: Path, where: str) -> tuple[Any, str | None, int]:
         raise
     except Exception as error:
         what = f"has a header that can't be read ({type(error).__name__}): it is damaged, or cut off"
-        raise DataError(what, where=where, fix=_COPY_AGAIN) from error
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN) from error
     order: Literal["little", "big"] = "little" if data.original_encoding[1] is not False else "big"
     group, element = (int.from_bytes(rest[at : at + 2], order) for at in (0, 2))
     return data, _PIXEL_DATA.get(element) if group == _PIXEL_GROUP else None, start

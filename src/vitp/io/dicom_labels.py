@@ -18,11 +18,11 @@ import numpy as np
 from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.io.dicom_contours import Contour, closed_contours, filled_slices, outside_of
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.volume_grid import Affine, VolumeGrid
 
 SEG, RTSTRUCT = "SEG", "RTSTRUCT"
 _TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
-_COPY_AGAIN = "copy it again from its source or remove it"
 _HEAD = [
     *(
         "SOPClassUID",
@@ -72,7 +72,7 @@ def _reading(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:
         what = f"can't be read ({type(error).__name__}): it is damaged, or cut off"
-        raise DataError(what, where=str(path), fix=_COPY_AGAIN) from error
+        raise DataError(what, where=str(path), fix=COPY_IT_AGAIN) from error
 
 
 def dicom_role(path: Path) -> DicomRole:

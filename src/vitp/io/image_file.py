@@ -33,7 +33,7 @@ from vitp.io.image_values import check_label_numbers, label_numbers, page_image,
 from vitp.io.parts import Window, base_address, check_window, split_address
 from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
-from vitp.io.storage import is_member, is_remote, read_address
+from vitp.io.storage import COPY_IT_AGAIN, is_member, is_remote, read_address
 from vitp.io.tiff import cropped, is_cut
 from vitp.io.tiff_image import (
     RASTERS,
@@ -71,7 +71,6 @@ _BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_27
 _HEAD_BYTES = 4096
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
 """Beside `OSError`, what decoders raise of damaged files."""
-_COPY_AGAIN = "copy it again from its source or remove it"
 
 
 def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
@@ -222,7 +221,7 @@ def open_image(address: str | Path) -> Iterator[ImageFile]:
             pages = read_pages(stream) if is_tiff(head) else []
         except TiffError as error:
             raise DataError(
-                f"is not an image that can be read: a TIFF, but {error}", where=where, fix=_COPY_AGAIN
+                f"is not an image that can be read: a TIFF, but {error}", where=where, fix=COPY_IT_AGAIN
             ) from error
         image: Image.Image | None = None
         number = (part.page or 1) - 1
@@ -333,7 +332,7 @@ def _check_size(file: ImageFile) -> None:
         )
     if most is not None and width * height * bits // 8 > max(held, 64) * most:
         what = f"image is damaged (it says {width}×{height} px, which {held} bytes can't hold)"
-        raise DataError(what, where=file.where, fix=_COPY_AGAIN)
+        raise DataError(what, where=file.where, fix=COPY_IT_AGAIN)
 
 
 def _label_values(file: ImageFile) -> np.ndarray:

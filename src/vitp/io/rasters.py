@@ -21,14 +21,16 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
+from vitp.core.reading import head_of
 from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
 from vitp.io.parts import FilePart, Window
 from vitp.io.raster_bands import file_bands, file_geometry
 from vitp.io.raster_lengths import check_length
 from vitp.io.raster_sources import check_sources
-from vitp.io.storage import is_member, is_remote, open_bytes, read_address
+from vitp.io.storage import COPY_IT_AGAIN, is_member, is_remote, open_bytes, read_address
 from vitp.io.tiff_image import is_alpha, named_alpha
+from vitp.io.volume_kinds import PICTURE_HEADS
 
 _LARGEST_BLOCK_BYTES = 1 << 29
 """Once it is decoded, as a block always is as a whole, whatever part of it is wanted."""
@@ -46,13 +48,10 @@ _MAGIC: tuple[tuple[int, bytes, str], ...] = (
     (0, b"\x89HDF", "netCDF"),
     (0, b"EHFA_HEADER_TAG", "HFA"),
 )
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
-"""How files begin that no header of ENVI is looked for."""
 _GDAL_FILES = {"https": "/vsicurl/https://", "http": "/vsicurl/http://", "s3": "/vsis3/", "gs": "/vsigs/"}
 """Scheme → how GDAL reads parts of a file behind it. Others are fetched as a whole."""
 _BY_PARTS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG"}
 """Suffix → driver, of files behind a URL that are read by parts. Others are fetched as a whole."""
-_COPY_AGAIN = "copy it again from its source or remove it"
 
 
 def raster_driver(address: str) -> str | None:
@@ -79,7 +78,7 @@ def raster_driver(address: str) -> str | None:
             return driver
     local = not (is_remote(address) or is_member(address))
     # ENVI's pixels may begin with anything: a header beside a picture doesn't make it one.
-    known = head.startswith(_PICTURES)
+    known = head.startswith(PICTURE_HEADS)
     return "ENVI" if local and not known and _envi_header(Path(address)) is not None else None
 
 
@@ -90,9 +89,8 @@ def _envi_header(path: Path) -> Path | None:
     else:
         places = [Path(f"{path}.hdr"), path.with_suffix(".hdr"), Path(f"{path}.HDR")]
     for place in places:
-        with contextlib.suppress(OSError), place.open("rb") as file:
-            if file.read(4) == b"ENVI":
-                return place
+        if head_of(place, 4) == b"ENVI":
+            return place
     return None
 
 
@@ -136,11 +134,11 @@ def gdal(where: str, remote: bool = False) -> Iterator[Any]:
             "doesn't fit into memory", where=where, fix="read windows of it (FILE#window=…)"
         ) from error
     except (rasterio.errors.RasterioError, ValueError, TypeError) as error:
-        raise DataError(f"can't be read ({_reason(error)})", where=where, fix=_COPY_AGAIN) from error
+        raise DataError(f"can't be read ({_reason(error)})", where=where, fix=COPY_IT_AGAIN) from error
     except Exception as error:
         if not type(error).__name__.startswith("CPLE_"):
             raise
-        raise DataError(f"can't be read ({_reason(error)})", where=where, fix=_COPY_AGAIN) from error
+        raise DataError(f"can't be read ({_reason(error)})", where=where, fix=COPY_IT_AGAIN) from error
 
 
 _BLOCK = re.compile(r"(.+), band (\d+): IReadBlock failed at X offset (\d+), Y offset (\d+)")

@@ -21,12 +21,12 @@ from vitp.io.dicom_header import Header, header_numbers
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
     COARSEST_MPP,
-    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     SlideSource,
     level_factors,
     reading_slide,
 )
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.volume_kinds import is_dicom_file, is_dicom_slide
 
 _TAGS = [
@@ -83,7 +83,7 @@ def open_dicom_slide(path: str, where: str) -> SlideSource:
         first = max(volumes, key=lambda one: _matrix(one)[0])
         samples = levels[0].samples
         if any((level.samples, level.dtype) != (samples, levels[0].dtype) for level in levels):
-            raise DataError("has resolutions of different kinds of pixels", where=where, fix=COPY_SLIDE)
+            raise DataError("has resolutions of different kinds of pixels", where=where, fix=COPY_IT_AGAIN)
     return SlideSource(
         kind="a DICOM slide",
         levels=tuple(levels),
@@ -126,14 +126,14 @@ def _level(header: Header, where: str) -> SlideLevel:
         raise DataError(what, where=where, fix="save one of them (or the whole) as a slide of its own")
     if min(*size, *block) < 1 or samples not in (1, 3) or bits not in (8, 16):
         what = f"says that it has {size[0]}×{size[1]} px in tiles of {block[0]}×{block[1]} px"
-        raise DataError(what, where=where, fix=COPY_SLIDE)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     if math.prod(block) * samples * bits // 8 > LARGEST_BLOCK_BYTES:
         raise DataError("is stored in tiles too large to be decoded", where=where, fix="write smaller tiles")
     across = -(-size[0] // block[0])
     places = _places(header, block)
     if places is None and header.frames < across * -(-size[1] // block[1]):
         what = f"holds {header.frames} tiles, fewer than its {size[0]}×{size[1]} px have"
-        raise DataError(what, where=where, fix=COPY_SLIDE)
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN)
     dtype = np.dtype(np.uint8 if bits == 8 else np.uint16)
     reader = _Tiles(header, block, across, size, places, where)
     return SlideLevel(size, block, samples, dtype, reader.read)

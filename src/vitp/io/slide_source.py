@@ -20,10 +20,10 @@ import numpy as np
 from vitp.core.errors import DataError, VitpError
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideLevel
+from vitp.io.storage import COPY_IT_AGAIN
 
 LARGEST_BLOCK_BYTES = 1 << 29
 """Of a block when it is decoded."""
-COPY_SLIDE = "copy it again from its source or remove it"
 COARSEST_MPP = 50.0
 """Micrometres a pixel that a slide has at most; larger ones are a printer's resolution."""
 UNITS_UM = {
@@ -93,7 +93,7 @@ def reading_slide(where: str, place: str = "") -> Iterator[None]:
             "kind that isn't known"
         )
         # These errors quote what they couldn't parse, and a traceback would show it.
-        raise DataError(what, where=where, fix=COPY_SLIDE) from (
+        raise DataError(what, where=where, fix=COPY_IT_AGAIN) from (
             None if isinstance(error, ValueError | KeyError | ElementTree.ParseError) else error
         )
 
@@ -172,6 +172,6 @@ def chosen_image(own: Sequence[int], part: FilePart, where: str) -> int:
     if part.series is None or not (part.series.isdecimal() and 1 <= int(part.series) <= len(own)):
         what = f"holds {len(own)} images" if part.series is None else f"has no image {part.series!r}"
         raise DataError(
-            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_SLIDE
+            what, where=where, fix=f"choose one (FILE#series=1 … series={len(own)})" if own else COPY_IT_AGAIN
         )
     return own[int(part.series) - 1]

@@ -23,7 +23,6 @@ from vitp.core.reading import parse_xml
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel, placed_level
 from vitp.io.slide_source import (
-    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
@@ -34,6 +33,7 @@ from vitp.io.slide_source import (
     unique_bands,
     usable_mpp,
 )
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.tiff_tags import TiffError, first_texts, is_tiff
 
 _DESCRIPTION, _SOFTWARE, _SUBIFDS, _NDPI = 270, 305, 330, 65420
@@ -212,7 +212,7 @@ class _TiffLevel:
             return np.zeros((self.samples, height, width), self.dtype), np.zeros((height, width), bool)
         parts = [np.asarray(one)[0, :height, :width] for one in decoded]
         if any(one.shape[:2] != (height, width) for one in parts):
-            raise DataError("holds a tile of another size", where=self.bytes_at.where, fix=COPY_SLIDE)
+            raise DataError("holds a tile of another size", where=self.bytes_at.where, fix=COPY_IT_AGAIN)
         values_Shw = np.ascontiguousarray(np.concatenate(parts, axis=2).transpose(2, 0, 1))
         values_Shw = values_Shw.astype(self.dtype, copy=False)
         return values_Shw, values_Shw[3] > 0 if alpha else None
@@ -232,7 +232,7 @@ class _TiffLevel:
             told = self.told[page]
             if told and not told["jpegheader"] and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
                 # Decoders make grey of what is missing.
-                raise DataError(f"ends early in {place}", where=self.bytes_at.where, fix=COPY_SLIDE)
+                raise DataError(f"ends early in {place}", where=self.bytes_at.where, fix=COPY_IT_AGAIN)
             return self.decode(data, number, **told)[0]
 
 
@@ -245,7 +245,7 @@ def _level(level: Any, numbers: Sequence[int], read: _Bytes) -> _TiffLevel:
     keyframe = level.keyframe
     pages = tuple(level.pages[number] for number in numbers)
     if any(page is None for page in pages):
-        raise DataError("lacks an image of a channel", where=read.where, fix=COPY_SLIDE)
+        raise DataError("lacks an image of a channel", where=read.where, fix=COPY_IT_AGAIN)
     size = (int(keyframe.imagewidth), int(keyframe.imagelength))
     block = (int(keyframe.tilewidth), int(keyframe.tilelength)) if keyframe.is_tiled else (0, 0)
     if not all(block):
@@ -263,7 +263,7 @@ def _level(level: Any, numbers: Sequence[int], read: _Bytes) -> _TiffLevel:
         whole = len(starts) >= expected and len(lengths) >= expected and (starts >= 0).all()
         if not (whole and (lengths >= 0).all() and (starts + lengths <= read.size).all()):
             what = f"is damaged: it has {read.size:,} bytes, and its head tells of tiles that lie beyond"
-            raise DataError(what, where=read.where, fix=COPY_SLIDE)
+            raise DataError(what, where=read.where, fix=COPY_IT_AGAIN)
     told: list[dict[str, Any]] = [{} for _ in pages]
     if int(keyframe.compression) in _JPEG:
         told = [{"jpegtables": page.jpegtables, "jpegheader": keyframe.jpegheader} for page in pages]

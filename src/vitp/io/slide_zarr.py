@@ -16,11 +16,10 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import json_or_none
 from vitp.io.parts import FilePart
 from vitp.io.slide_levels import SlideBlock, SlideLevel
 from vitp.io.slide_source import (
-    COPY_SLIDE,
     LARGEST_BLOCK_BYTES,
     UNITS_UM,
     SlideSource,
@@ -31,6 +30,7 @@ from vitp.io.slide_source import (
     unique_bands,
     usable_mpp,
 )
+from vitp.io.storage import COPY_IT_AGAIN
 
 _HEADS = ("zarr.json", ".zattrs")
 _CODECS = frozenset(
@@ -48,10 +48,7 @@ def zarr_attributes(folder: Path) -> dict[str, Any] | None:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            found = parse_json(read_text(path))
-        except (OSError, ValueError):
-            continue
+        found = json_or_none(path)
         if isinstance(found, dict) and name == "zarr.json":
             attributes = found.get("attributes")
             found = attributes.get("ome", attributes) if isinstance(attributes, dict) else None
@@ -139,7 +136,7 @@ def _array(zarr: Any, folder: Path, inner: str, axes: int, where: str) -> Any:
         DataError: It lies elsewhere, is coded in an unknown way, or holds no numbers.
     """
     if inner.startswith(("/", "\\")) or ".." in Path(inner).parts or ":" in inner:
-        raise DataError("names an array outside of its folder", where=where, fix=COPY_SLIDE)
+        raise DataError("names an array outside of its folder", where=where, fix=COPY_IT_AGAIN)
     # A local store: in a text zarr would see a URL, too.
     array = zarr.open_array(zarr.storage.LocalStore(folder / inner, read_only=True), mode="r")
     for codec in _codecs(array.metadata.to_dict()):

@@ -30,6 +30,9 @@ from vitp.core.files import atomic_path
 from vitp.core.reading import check_file
 from vitp.core.remote import check_allowed
 
+COPY_IT_AGAIN = "copy it again from its source or remove it"
+"""What to do about a damaged file."""
+
 SCENE_PREFIX = "scene:"
 """Begins the address of a generated image, which has no file."""
 TAR_PREFIX = "tar:"

@@ -148,7 +148,7 @@ def rgb_of_page(
     """
     page = pages[0]
     layout = layout_of(page, where)
-    valid_HW = _mask_page(file, pages, where)
+    valid_HW = _mask_page(file, pages)
     if layout.raw:
         return joined(page.size, _sample_rgb(file, page, layout, valid_HW, where), factor)
 
@@ -286,7 +286,7 @@ def is_alpha(
     )
 
 
-def _mask_page(file: BinaryIO, pages: list[Page], where: str) -> np.ndarray | None:
+def _mask_page(file: BinaryIO, pages: list[Page]) -> np.ndarray | None:
     """Return (H, W) bool of the mask that comes with the first page, True where the image holds something."""
     for page in pages[1:]:
         if not page.is_mask or page.size != pages[0].size:
@@ -341,7 +341,7 @@ def measured_values(
     else:
         values_HWN = np.asarray(whole)
     values_HWN = values_HWN.reshape(*values_HWN.shape[:2], -1)
-    valid_HW = _mask_page(file, pages, where)
+    valid_HW = _mask_page(file, pages)
     if layout.extra and values_HWN.shape[2] > 1:
         alpha = layout.alpha
         if alpha is None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.core.extras import need
-from vitp.core.reading import parse_json
+from vitp.core.reading import head_of, parse_json
 from vitp.io.ground import LONGITUDE_LATITUDE, check_crs
 
 VECTOR_SUFFIXES = frozenset({".gpkg", ".shp", ".geojson", ".fgb", ".parquet", ".geoparquet"})
@@ -65,11 +65,7 @@ def is_vector(path: Path) -> bool:
 
 def is_geojson(path: Path) -> bool:
     """Return whether a JSON file begins like a collection of GeoJSON features."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return False
+    head = head_of(path, _HEAD)
     return b'"FeatureCollection"' in head and b'"images"' not in head
 
 

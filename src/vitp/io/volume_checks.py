@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from vitp.core.errors import DataError
+from vitp.core.extras import silenced
 from vitp.io.acquisition import Acquisition
+from vitp.io.storage import COPY_IT_AGAIN
 from vitp.io.volume import Volume
 from vitp.io.volume_grid import Affine, VolumeGrid
 
-COPY_IT_AGAIN = "copy it again from its source or remove it"
 MOST_IN_GZIP = 1032
 """Bytes that one byte of a gzip file can stand for."""
 LARGEST_HELD_BYTES = 512 << 20
@@ -28,12 +28,8 @@ NOT_PLACED = "doesn't say how it lies in the patient; its slices are shown as st
 @contextlib.contextmanager
 def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") -> Iterator[None]:
     """Turn whatever a library raises into a `DataError`, without its words: these quote the file's own text."""
-    spoken = logging.getLogger("nibabel.global")
-    level = spoken.level
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            spoken.setLevel(logging.CRITICAL + 1)
+        with silenced("nibabel.global", logging.CRITICAL + 1):
             yield
     except (DataError, KeyboardInterrupt):
         raise
@@ -53,8 +49,6 @@ def quiet(where: str, what: str = "can't be read: it is damaged, or cut off") ->
         raise DataError(needed, where=where, fix=f"install it: `pip install {error.name}`") from error
     except Exception as error:
         raise DataError(f"{what} ({type(error).__name__})", where=where, fix=COPY_IT_AGAIN) from error
-    finally:
-        spoken.setLevel(level)
 
 
 def affine_of(matrix_44: np.ndarray) -> Affine:

@@ -11,11 +11,12 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from vitp.core.reading import head_of
 from vitp.io.storage import is_member, is_remote
 
 _HEAD_BYTES = 544
 """The longest header that is looked at, that of NIfTI-2, with the four bytes behind it."""
-_PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
+PICTURE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"BM", b"RIFF", b"P5", b"P6")
 """How the files begin that are asked for most; they are nothing else."""
 _BEGINNINGS: dict[str, tuple[bytes, ...]] = {
     ".mnc": (b"CDF", b"\x89HDF"),
@@ -55,7 +56,7 @@ def volume_kind(address: str | Path) -> str | None:
                     head = gzip.GzipFile(fileobj=file).read(_HEAD_BYTES)
     except (OSError, ValueError):
         return None
-    return None if head.startswith(_PICTURES) or _is_slide(head) else _kind(head, path)
+    return None if head.startswith(PICTURE_HEADS) or _is_slide(head) else _kind(head, path)
 
 
 def _kind(head: bytes, path: Path) -> str | None:
@@ -88,13 +89,9 @@ def _is_analyze(head: bytes) -> bool:
 
 
 def _header_beside(path: Path) -> bool:
-    for header in (path.with_suffix(".hdr"), path.with_suffix(".HDR")):
-        if not header.is_file():
-            continue
-        with contextlib.suppress(OSError), header.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
-            return _is_analyze(head) or head[4:8] == b"ni2\0"
-    return False
+    heads = (head_of(path.with_suffix(suffix), _HEAD_BYTES) for suffix in (".hdr", ".HDR"))
+    head = next(filter(None, heads), b"")
+    return _is_analyze(head) or head[4:8] == b"ni2\0"
 
 
 def _is_bare_dicom(head: bytes) -> bool:
@@ -113,13 +110,7 @@ def _is_bare_dicom(head: bytes) -> bool:
 
 def is_dicom_file(path: Path) -> bool:
     """Return whether a file is DICOM, whatever its name."""
-    try:
-        if not path.is_file():  # opening a pipe waits for whoever writes into it
-            return False
-        with path.open("rb") as file:
-            head = file.read(132)
-    except OSError:
-        return False
+    head = head_of(path, 132)
     return head[128:132] == b"DICM" or _is_bare_dicom(head)
 
 
@@ -134,13 +125,9 @@ def is_dicom_slide(path: Path) -> bool:
                     if entry.is_file()
                 ]
             return any(is_dicom_slide(file) for file in files)
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(_HEAD_BYTES)
     except OSError:
         return False
-    return _is_slide(head)
+    return _is_slide(head_of(path, _HEAD_BYTES))
 
 
 def _is_slide(head: bytes) -> bool:

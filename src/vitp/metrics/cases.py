@@ -258,7 +258,7 @@ def write_cases(path: Path, cases: Sequence[CaseScore], tolerance: float) -> Non
     for one in cases:
         name, group = names[one.case], names.get(one.group, one.group)
         in_unit = [f"{value * one.voxel:.6g}" for value in (one.size, one.found)]
-        scored = [_cell(value) for value in (one.dice, one.surface, one.hd95)]
+        scored = ["" if math.isnan(value) else f"{value:.6g}" for value in (one.dice, one.surface, one.hd95)]
         distance = "px" if one.unit == "px" else "mm"
         row = [
             name,
@@ -293,7 +293,3 @@ def _short(case: str, parts: int) -> str:
     base, part = split_address(case)
     rest = str(part)
     return "/".join(word for word in Path(base).parts[-parts:] if word != "/") + (f"#{rest}" if rest else "")
-
-
-def _cell(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vitp.core import files
 from vitp.core.errors import ConfigError
+from vitp.metrics.oriented import found_oriented
 from vitp.metrics.results import Prediction
 
 EPOCH = (1980, 1, 1, 0, 0, 0)
@@ -44,14 +45,9 @@ def write_dota_submission(
         raise ConfigError(problem, where=str(path), fix="use names without spaces and slashes")
     lines: list[list[str]] = [[] for _ in classes]
     for image, prediction in predictions.items():
-        if prediction.quads_N8 is None or prediction.scores_N is None or prediction.labels_N is None:
-            raise ValueError("the prediction has no oriented boxes")
-        for quad, score, label in zip(
-            prediction.quads_N8.tolist(),
-            prediction.scores_N.tolist(),
-            prediction.labels_N.tolist(),
-            strict=True,
-        ):
+        found = found_oriented(prediction)
+        objects = zip(found.quads_N8.tolist(), found.scores_N.tolist(), found.labels_N.tolist(), strict=True)
+        for quad, score, label in objects:
             corners = " ".join(f"{value:.2f}" for value in quad)
             lines[label].append(f"{image} {score:.6f} {corners}\n")
     with (

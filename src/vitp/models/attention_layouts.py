@@ -131,6 +131,7 @@ def packed_attention_mask(segments_BL: Tensor, branches_BL: Tensor) -> Tensor:
     same_record = segments_BL[:, :, None] == segments_BL[:, None, :]
     keys_shared = branches_BL[:, None, :] == 0
     same_branch = branches_BL[:, :, None] == branches_BL[:, None, :]
+    # Places in the row are enough: a record's tokens lie in it in their order, whatever was dropped between them.
     causal = torch.ones(length, length, dtype=torch.bool, device=segments_BL.device).tril()
     return (same_record & (keys_shared | same_branch) & causal)[:, None]
 

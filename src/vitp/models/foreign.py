@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vitp.core.config import first_fault
 from vitp.core.errors import CheckpointError, ConfigError
 
 _ODD = (
@@ -56,13 +57,8 @@ def described_by(where: str | Path) -> Iterator[None]:
             fix="copy the folder again, or make it anew",
         ) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
-        raise CheckpointError(
-            f"doesn't describe a model ({field}: {first['msg']})",
-            where=str(where),
-            fix="copy the folder again",
-        ) from error
+        what = f"doesn't describe a model ({first_fault(error)})"
+        raise CheckpointError(what, where=str(where), fix="copy the folder again") from error
     except _ODD as error:
         reason = (str(error).splitlines() or [""])[0][:200]
         raise CheckpointError(

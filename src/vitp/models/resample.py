@@ -53,7 +53,6 @@ def fit_weights(
     tower: VisionTower,
     *,
     method: KernelMethod = "bicubic",
-    old_grid: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
     """Return a vision tower's weights with patch kernel and position table resampled to fit `tower`.
 
@@ -64,7 +63,6 @@ def fit_weights(
         weights: State of a `VisionTower` of the same architecture.
         tower: The tower that is to get them.
         method: See `KernelMethod`.
-        old_grid: Rows and columns of the saved position table; None: a square.
     """
     fitted = dict(weights)
     if KERNEL in fitted:
@@ -77,7 +75,6 @@ def fit_weights(
             fitted[POSITIONS],
             (grid[0], grid[1]),
             prefix=prefix,
-            old_grid=old_grid,
             method=tower.config.positions,
         )
     return fitted

@@ -40,6 +40,7 @@ def group_by_length(lengths: np.ndarray) -> list[np.ndarray]:
     first, total = 0, 0
     for place, item in enumerate(order):
         total += int(lengths[item])
+        # Lengths fall, so the first of a group is its longest, to which the others are padded.
         longest = int(lengths[order[first]])
         if (place - first + 1) * longest > WASTE * total:
             groups.append(order[first:place])
@@ -50,7 +51,10 @@ def group_by_length(lengths: np.ndarray) -> list[np.ndarray]:
 
 
 class _Take(torch.autograd.Function):
-    """Rows by number, where each row that matters is read once: the gradient is a gather as well."""
+    """Rows by number, where each row that matters is read once: the gradient is a gather as well.
+
+    torch's own gradient of a gather adds rows to zeros, on a GPU in an order that changes.
+    """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, index: Tensor, back: Tensor, read: Tensor | None) -> Tensor:

@@ -137,6 +137,7 @@ def token_runs(segments_BL: np.ndarray, branches_BL: np.ndarray) -> TokenRuns:
 def _check_runs(branch: np.ndarray, first: np.ndarray, record: np.ndarray) -> None:
     if np.any((branch == 0) & ~first):
         raise ValueError("shared tokens come behind a branch of their record")
+    # One number for each record and branch: two runs with the same one have something else between them.
     pairs = record * (int(branch.max(initial=0)) + 1) + branch
     if len(np.unique(pairs)) != len(pairs):
         raise ValueError("a branch of a record has a gap")

@@ -73,6 +73,7 @@ class VisualRobustness(nn.Module):
         # 0x56524C spells "VRL": other uses of the seed draw other numbers. numpy fills short keys up with zeros, so the
         # length tells (1,) and (1, 0) apart.
         rng = np.random.default_rng([self.seed, 0x56524C, len(key), *key])
+        # Drawn whatever the probability is, so that it doesn't change which tokens of a treated sample survive.
         if rng.random() >= self.config.probability:
             return np.arange(count)
         if self.config.how != "drop":

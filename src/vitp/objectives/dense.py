@@ -275,7 +275,6 @@ class DenseObjective(ImageObjective):
         *,
         head: Literal["linear", "conv", "none"] = "linear",
         layers: Sequence[int] = (-1,),
-        hidden: int = 64,
         presence_classes: Sequence[str] = (),
         class_weights: Sequence[float] | None = None,
         label_smoothing: float = 0.0,
@@ -291,7 +290,7 @@ class DenseObjective(ImageObjective):
         if head == "linear":
             self.head = LinearHead(tower.width, len(classes))
         elif head == "conv":
-            self.head = ConvHead([tower.channels[layer] for layer in layers], len(classes), hidden)
+            self.head = ConvHead([tower.channels[layer] for layer in layers], len(classes))
         self.presence_head = LinearHead(tower.width, len(presence_classes)) if presence_classes else None
         # Counting happens on the CPU before a batch moves, the loss where the model is.
         weights = torch.ones(len(classes)) if class_weights is None else torch.tensor(list(class_weights))

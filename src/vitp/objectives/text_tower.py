@@ -109,14 +109,19 @@ class SmallTextTower(nn.Module):
         """Return one vector a text, (B, W)."""
         x_BLW = self.tokens(text.ids_BL) + self.positions_LW[: text.ids_BL.shape[1]]
         x_BLW = self.blocks(x_BLW, src_key_padding_mask=~text.valid_BL)
-        weight_BL1 = text.valid_BL[..., None].to(x_BLW.dtype)
-        mean_BW: Tensor = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
-        return mean_BW
+        return _mean(x_BLW, text)
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included: it is computed."""
         rows, length = text.ids_BL.shape
         return forward_flops(self.shape, rows * length, length)
+
+
+def _mean(x_BLW: Tensor, text: TextBatch) -> Tensor:
+    """Return (B, W) the mean of each text's own tokens, without padding."""
+    weight_BL1 = text.valid_BL[..., None].to(x_BLW.dtype)
+    mean_BW: Tensor = (x_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
+    return mean_BW
 
 
 class LanguageTextTower(nn.Module):
@@ -151,9 +156,7 @@ class LanguageTextTower(nn.Module):
         hidden_BLW = self.decoder(
             input_ids=text.ids_BL, attention_mask=mask_B1LL, use_cache=False
         ).last_hidden_state
-        weight_BL1 = text.valid_BL[..., None].to(hidden_BLW.dtype)
-        mean_BW: Tensor = (hidden_BLW * weight_BL1).sum(1) / weight_BL1.sum(1)
-        return mean_BW
+        return _mean(hidden_BLW, text)
 
     def flops(self, text: TextBatch) -> float:
         """Return the forward FLOPs, padding included."""

@@ -16,7 +16,6 @@ class Device:
         name: On the command line.
         bf16_tflops: Peak of dense bf16 matrix products that are summed in fp32, as the data sheet states it; of a card
             without bf16, that of fp16.
-        bandwidth: Bandwidth of its memory, in GB/s, as the data sheet states it.
         memory_gib: Its memory.
         utilisation: Share of the peak that we assume training of a ViT-L and a small language model to reach, written
             in plain PyTorch. Cards with little bandwidth for their arithmetic reach less. An assumption, not a
@@ -27,7 +26,6 @@ class Device:
 
     name: str
     bf16_tflops: float
-    bandwidth: float
     memory_gib: float
     utilisation: float
     dollars_per_hour: float
@@ -37,22 +35,22 @@ class Device:
 DEVICES: dict[str, Device] = {
     device.name: device
     for device in (
-        Device("T4", 65.0, 320, 16, 0.25, 0.35, bf16=False),
-        Device("V100", 125.0, 900, 32, 0.30, 0.60, bf16=False),
-        Device("A10", 125.0, 600, 24, 0.30, 0.75),
-        Device("A40", 149.7, 696, 48, 0.30, 0.60),
-        Device("A6000", 154.8, 768, 48, 0.30, 0.60),
-        Device("A100-40", 312.0, 1555, 40, 0.40, 1.30),
-        Device("A100", 312.0, 2039, 80, 0.40, 1.70),
-        Device("L4", 121.0, 300, 24, 0.25, 0.70),
-        Device("L40S", 362.0, 864, 48, 0.25, 1.10),
-        Device("RTX3090", 71.0, 936, 24, 0.40, 0.30),
-        Device("RTX4090", 165.2, 1008, 24, 0.35, 0.45),
-        Device("RTX5090", 209.5, 1792, 32, 0.35, 0.70),
-        Device("H100", 989.4, 3350, 80, 0.35, 2.50),
-        Device("H100-PCIe", 756.0, 2000, 80, 0.30, 2.20),
-        Device("H200", 989.4, 4800, 141, 0.38, 3.20),
-        Device("B200", 2250.0, 8000, 180, 0.35, 5.00),
+        Device("T4", 65.0, 16, 0.25, 0.35, bf16=False),
+        Device("V100", 125.0, 32, 0.30, 0.60, bf16=False),
+        Device("A10", 125.0, 24, 0.30, 0.75),
+        Device("A40", 149.7, 48, 0.30, 0.60),
+        Device("A6000", 154.8, 48, 0.30, 0.60),
+        Device("A100-40", 312.0, 40, 0.40, 1.30),
+        Device("A100", 312.0, 80, 0.40, 1.70),
+        Device("L4", 121.0, 24, 0.25, 0.70),
+        Device("L40S", 362.0, 48, 0.25, 1.10),
+        Device("RTX3090", 71.0, 24, 0.40, 0.30),
+        Device("RTX4090", 165.2, 24, 0.35, 0.45),
+        Device("RTX5090", 209.5, 32, 0.35, 0.70),
+        Device("H100", 989.4, 80, 0.35, 2.50),
+        Device("H100-PCIe", 756.0, 80, 0.30, 2.20),
+        Device("H200", 989.4, 141, 0.38, 3.20),
+        Device("B200", 2250.0, 180, 0.35, 5.00),
     )
 }
 """Name → card."""

@@ -32,7 +32,7 @@ from vitp.checkpoints.loading import load_backbone, load_vlm, random_backbone
 from vitp.checkpoints.verify import verify_export
 from vitp.core.errors import ConfigError
 from vitp.core.files import atomic_dir, write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.compile import compile_labels
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.splits import splits_of, subset
@@ -167,7 +167,7 @@ class _Stages:
     ) -> dict[str, ProbeTable]:
         """Return tables, from their file where it is there, and print one measure of them."""
         self(title, file, lambda: write_json(file, {name: one.to_json() for name, one in make().items()}))
-        found = {name: ProbeTable.from_json(value) for name, value in parse_json(read_text(file)).items()}
+        found = {name: ProbeTable.from_json(value) for name, value in read_json(file).items()}
         scores = " · ".join(f"{name} [bold]{table[key].percent}[/]" for name, table in found.items())
         self.console.print(f"{key[1]}: {scores}")
         return found
@@ -176,7 +176,7 @@ class _Stages:
 def _claim(out: Path, plan: DemoPlan, force: bool) -> None:
     # Through JSON, as tuples come back from the file as lists.
     mark, wanted = out / "plan.json", json.loads(json.dumps(asdict(plan)))
-    if mark.is_file() and parse_json(read_text(mark)) != wanted:
+    if mark.is_file() and read_json(mark) != wanted:
         if not force:
             raise ConfigError(
                 "holds a demo with other settings",

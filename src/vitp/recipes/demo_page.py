@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vitp.core.files import write_json, write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.core.words import decimals
 from vitp.evaluation.probe_table import ProbeTable
 from vitp.models.vision import VisionTower
@@ -72,7 +72,7 @@ def committed_results(plan: DemoPlan) -> DemoResults | None:
     """Return the results over three pretraining seeds that come with the package, if they are of this plan."""
     if not COMMITTED.is_file():
         return None
-    results = DemoResults.from_json(parse_json(read_text(COMMITTED)))
+    results = DemoResults.from_json(read_json(COMMITTED))
     same = replace(results.plan, seeds=plan.seeds, ceiling_steps=plan.ceiling_steps) == plan
     return results if same else None
 

@@ -22,7 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from vitp.core.files import write_json, write_text
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.metrics.statistics import mean_std
 from vitp.recipes.micro import (
     RANDOM,
@@ -174,7 +174,7 @@ def finetuned(run: Path, data: Path, one: RealTask, backbone: str, seed: int, pl
             optim={"lr": plan.lr, "weight_decay": 0.05, "warmup_ratio": 0.1, "layer_decay": 0.75},
         )
         run_finetune(config, run, resume=started(run), console=Console(quiet=True))
-    return float(parse_json(read_text(run / SCORES_FILE))["values"][one.score])
+    return float(read_json(run / SCORES_FILE)["values"][one.score])
 
 
 def _markdown(values: Mapping[str, Mapping[str, Sequence[float]]], starts: Sequence[str]) -> str:

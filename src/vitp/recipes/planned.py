@@ -12,7 +12,7 @@ import yaml
 from vitp.core.config import load_config
 from vitp.core.errors import ConfigError
 from vitp.core.files import to_json
-from vitp.core.reading import parse_yaml, read_text
+from vitp.core.reading import parse_yaml, read_text, yaml_fault
 from vitp.data.chat import ChatTokenizer
 from vitp.data.mixture import Mixture
 from vitp.data.sources import open_entry
@@ -123,12 +123,8 @@ def _from_file(path: Path, request: PlanRequest) -> PretrainConfig | FinetuneCon
     try:
         values: Any = parse_yaml(read_text(path))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise ConfigError(
-            f"can't be read ({line}{reason})", where=str(path), fix="name the YAML of a run"
-        ) from error
+        what = f"can't be read ({yaml_fault(error)})"
+        raise ConfigError(what, where=str(path), fix="name the YAML of a run") from error
     more, data, init = list(request.overrides), request.data, request.init
     if isinstance(values, dict) and "task" in values:
         more += [f"data.root={to_json(str(data))}"] if data is not None else []

@@ -17,7 +17,7 @@ from rich.console import Console
 from vitp.core import distributed
 from vitp.core.errors import ConfigError
 from vitp.core.files import or_null, write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.core.words import decimals
 from vitp.metrics.statistics import mean_std
 from vitp.runs.finetune import SCORES_FILE, FinetuneConfig, run_finetune
@@ -116,7 +116,7 @@ def run_folds(
         else:
             run_finetune(own, folder, resume=resume and started(folder), console=console)
         if distributed.rank() == 0:
-            found.append(parse_json(read_text(folder / SCORES_FILE)))
+            found.append(read_json(folder / SCORES_FILE))
     scores = _together(distributed.gather(found)[0])
     if distributed.rank() == 0:
         write_json(out / FOLDS_FILE, {"task": config.task, **scores.to_json()})

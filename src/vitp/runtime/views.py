@@ -39,7 +39,6 @@ def window_layout(
     seen: tuple[int, int],
     sides: tuple[int, int],
     overlap: float,
-    origin: tuple[int, int] = (0, 0),
 ) -> list[tuple[SeenWindow, tuple[int, int]]]:
     """Return windows over an image, row by row: x1, y1, x2, y2 in its pixels, and the height and width that each gets.
 
@@ -48,12 +47,9 @@ def window_layout(
         seen: Height and width that the image gets as a whole.
         sides: Height and width of a window.
         overlap: Share of a window that the next one sees again.
-        origin: x and y in pixels of the image from which windows are counted.
     """
-    (height, width), (rows, columns) = size, seen
     steps = [side - int(overlap * side) for side in sides]
-    ys = window_starts(rows, sides[0], steps[0], origin[1] * rows // height)
-    xs = window_starts(columns, sides[1], steps[1], origin[0] * columns // width)
+    ys, xs = (window_starts(*axis) for axis in zip(seen, sides, steps, strict=True))
     return [window_at((x, y), sides, size, seen) for y in ys for x in xs]
 
 

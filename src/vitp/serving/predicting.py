@@ -207,7 +207,7 @@ class Predictor:
     def _alone(self, asked: Asked, seen: InputFile | _SeenByGraph) -> Answer:
         if isinstance(seen, _SeenByGraph):
             graph = present(asked.model.graph)
-            prediction = as_prediction(graph.contract, graph.predict(*seen.dates))
+            prediction = as_prediction(graph.predict(*seen.dates))
             channels = asked.model.channels
             shown = seen.dates[-1] if channels is None else seen.dates[-1][list(channels.shown)]
             return _formed(asked, (shown.shape[1], shown.shape[2]), prediction, shown)

@@ -23,7 +23,7 @@ from vitp.core.config import make_config
 from vitp.core.distributed import resolve_device
 from vitp.core.errors import ConfigError
 from vitp.core.files import atomic_dir, or_null
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.splits import development_splits, label_count, splits_of, subset
 from vitp.evaluation.probe_table import MAIN_PROBES
 from vitp.evaluation.probes import run_probes
@@ -87,7 +87,7 @@ def pretrain_backbone(context: Context) -> Mapping[str, Any]:
     if "packaged" in (settings.get("language") or {}):  # half a gigabyte of it is not asked for again
         _keep_backbone(context)
     evidence = run / "evidence.json"
-    moved = parse_json(read_text(evidence)) if evidence.is_file() else {}
+    moved = read_json(evidence) if evidence.is_file() else {}
     return {
         "lr": config.optim.lr,
         "loss": result.loss,

@@ -11,9 +11,10 @@ from statistics import fmean
 from typing import Any
 
 from vitp.core.distributed import resolve_device
+from vitp.core.reading import json_or_none
 from vitp.engine.loading import to_device
 from vitp.objectives.base import BatchSource, Objective
-from vitp.studies.grid import RESULT, Store, Study, StudyCell, json_or_none
+from vitp.studies.grid import RESULT, Store, Study, StudyCell
 
 TIMING = "timing"
 """Kind of the cells that measure the pace of other cells."""

@@ -25,7 +25,7 @@ import torch
 
 from vitp.core.errors import ConfigError
 from vitp.core.files import write_json
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import json_or_none
 from vitp.core.version import __version__
 from vitp.planning.bench.measure import processor_names
 
@@ -291,14 +291,6 @@ class Store:
         failure = Failure(" ".join(message.split()), kind, trace, time.time())
         write_json(self.folder(cell) / FAILURE, asdict(failure))
         return failure
-
-
-def json_or_none(path: Path) -> Any | None:
-    """Return the content of a JSON file; None when there is none or it can't be read."""
-    try:
-        return parse_json(read_text(path))
-    except (OSError, ValueError):
-        return None
 
 
 @cache

@@ -26,9 +26,10 @@ from typing import Any
 from vitp.core.config import SettingsModel
 from vitp.core.errors import VitpError
 from vitp.core.files import write_json
+from vitp.core.reading import json_or_none
 from vitp.runs.folder import settings_that_differ, started
 from vitp.studies.cost import EnergyMeter
-from vitp.studies.grid import LOG, RESULT, StudyCell, json_or_none
+from vitp.studies.grid import LOG, RESULT, StudyCell
 
 _OUTCOME = "outcome.json"
 _GRACE = 120.0

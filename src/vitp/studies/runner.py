@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from vitp.core.files import write_json
+from vitp.core.reading import json_or_none
 from vitp.studies.cost import duration, total_cost
-from vitp.studies.grid import ATTEMPTS, Store, Study, StudyCell, cell_keys, json_or_none, ordered
+from vitp.studies.grid import ATTEMPTS, Store, Study, StudyCell, cell_keys, ordered
 from vitp.studies.process import Context, Input, Work, run_apart, run_here
 from vitp.studies.rows import FinishedRows, check_rows, row_of, to_do_again
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import ConfigError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import read_json
 from vitp.data.compile import compile_labels, compile_set
 from vitp.data.formats.crops import crop_windows, empty_crops
 from vitp.data.synthesis.build import TASK_NAMES, SynthesisConfig
@@ -179,7 +179,7 @@ def extra_scenes(scale: Scale, domain: str, share: float) -> StudySource:
 
 
 def _compiled(folder: Path) -> StudySource:
-    summary = parse_json(read_text(folder / "summary.json"))
+    summary = read_json(folder / "summary.json")
     settings = {"from": "folder", "content": summary.get("content_hash", ""), "name": summary.get("name", "")}
     name = str(summary.get("name") or folder.name)
     # The folder itself is no part of what decides a result: it may be moved.
@@ -303,5 +303,5 @@ def provide_data(context: Context) -> Mapping[str, Any]:
 
 
 def _split_sizes(folder: Path) -> dict[str, int]:
-    summary = parse_json(read_text(folder / "summary.json"))
+    summary = read_json(folder / "summary.json")
     return {name: int(split["images"]) for name, split in summary.get("splits", {}).items()}

@@ -198,7 +198,7 @@ def of_each_set(space: Space, config: TunedConfig) -> Space:
     return {**{key: one for key, one in space.items() if key != SHARES_OF_SETS}, **shares}
 
 
-def with_values(config: TunedConfig, values: Mapping[str, Any], where: str = "vitp tune") -> TunedConfig:
+def with_values(config: TunedConfig, values: Mapping[str, Any]) -> TunedConfig:
     """Return a configuration with values of a space laid over it.
 
     Raises:
@@ -209,7 +209,7 @@ def with_values(config: TunedConfig, values: Mapping[str, Any], where: str = "vi
     if shares:
         plain[SHARES_OF_SETS] = shares
     words = [f"{key}={to_json(value)}" for key, value in plain.items()]
-    return make_config(type(config), config.model_dump(mode="json"), words, where=where)
+    return make_config(type(config), config.model_dump(mode="json"), words, where="vitp tune")
 
 
 def own_values(config: TunedConfig, space: Space) -> dict[str, Any] | None:

@@ -58,10 +58,8 @@ def dice_loss(logits_BKHW: Tensor, target_BHW: Tensor) -> Tensor:
     would be right at any probability above 0 (cross-entropy teaches their absence). Images without a labelled
     pixel give 0.
     """
-    guess_BKHW, truth_BKHW = _labelled(logits_BKHW, target_BHW)
-    shared_BK = (guess_BKHW * truth_BKHW).sum((2, 3))
-    truth_BK = truth_BKHW.sum((2, 3))
-    dice_BK = 2 * shared_BK / (guess_BKHW.sum((2, 3)) + truth_BK).clamp(min=1e-6)
+    shared_BK, guess_BK, truth_BK = _sums(logits_BKHW, target_BHW)
+    dice_BK = 2 * shared_BK / (guess_BK + truth_BK).clamp(min=1e-6)
     return _lacking(dice_BK, truth_BK)
 
 
@@ -71,21 +69,20 @@ def tversky_loss(logits_BKHW: Tensor, target_BHW: Tensor, alpha: float, beta: fl
     The index of class k is TP / (TP + α FP + β FN), of probabilities over labelled pixels (arXiv 1706.05721, equation
     3); with α = β = ½ it is soft Dice. Classes and images are counted as in `dice_loss`.
     """
-    guess_BKHW, truth_BKHW = _labelled(logits_BKHW, target_BHW)
-    shared_BK = (guess_BKHW * truth_BKHW).sum((2, 3))
-    truth_BK = truth_BKHW.sum((2, 3))
-    false_BK, missed_BK = guess_BKHW.sum((2, 3)) - shared_BK, truth_BK - shared_BK
+    shared_BK, guess_BK, truth_BK = _sums(logits_BKHW, target_BHW)
+    false_BK, missed_BK = guess_BK - shared_BK, truth_BK - shared_BK
     index_BK = shared_BK / (shared_BK + alpha * false_BK + beta * missed_BK).clamp(min=1e-6)
     return _lacking(index_BK, truth_BK)
 
 
-def _labelled(logits_BKHW: Tensor, target_BHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Return probabilities and one-hot truth, both 0 at pixels without a label."""
+def _sums(logits_BKHW: Tensor, target_BHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Σ p t, Σ p and Σ t of probabilities and one-hot truth, (B, K), over pixels with a label."""
     known_B1HW = (target_BHW != IGNORE)[:, None]
     # `one_hot` takes numbers of classes alone.
     truth_BHW = target_BHW.masked_fill(~known_B1HW[:, 0], 0)
     truth_BKHW = F.one_hot(truth_BHW, logits_BKHW.shape[1]).permute(0, 3, 1, 2) * known_B1HW
-    return logits_BKHW.softmax(1) * known_B1HW, truth_BKHW
+    guess_BKHW = logits_BKHW.softmax(1) * known_B1HW
+    return (guess_BKHW * truth_BKHW).sum((2, 3)), guess_BKHW.sum((2, 3)), truth_BKHW.sum((2, 3))
 
 
 def _lacking(overlap_BK: Tensor, truth_BK: Tensor) -> Tensor:

@@ -99,6 +99,7 @@ def _taper(length: int, begins: bool, ends: bool, flat: bool = False) -> Tensor:
     place = (torch.arange(length) + 0.5) / length
     if flat:
         place = torch.minimum(4 * torch.minimum(place, 1 - place), torch.tensor(0.5))
+    # sin² and, half a window on, cos²: where windows overlap by half, their weights add up to 1 without a seam.
     wave = torch.sin(torch.pi * place).square().clamp(min=WEIGHT_FLOOR)
     half = length // 2
     if begins:
@@ -249,6 +250,7 @@ def class_strips(
     for number in wanted:
         if sums is None or number != last + 1:
             sums = ClassSums(dates[0].size, columns, device, top=units[number].top, shares=shares)
+            # In their order, as floating-point sums depend on it.
             reaching = [n for n in range(number) if units[n].reach > units[number].top]
             for before in reaching:
                 _add_unit(sums, probabilities, dates, units[before], batch_size)

@@ -35,15 +35,10 @@ from vitp.data.benchmarks.base import Benchmark, Reading, reader_of
 from vitp.data.formats.coco import read_coco_files
 from vitp.data.formats.dota import read_dota_objects
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
+from vitp.data.formats.voc import BOX_EDGES, QUAD_CORNERS
 from vitp.data.formats.walk import list_images, read_label_text, read_label_xml
 from vitp.records.labels import SPLITS, LabelledSet
 
-_EDGES = ("xmin", "ymin", "xmax", "ymax")
-_CORNERS = tuple(
-    f"{axis}_{corner}"
-    for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
-    for axis in ("x", "y")
-)
 _RADAR_CLASSES = ("ship", "aircraft", "car", "tank", "bridge", "harbor")
 
 # fmt: off
@@ -117,13 +112,13 @@ SSDD = Benchmark(
 @reader_of(DIOR)
 def read_dior(reading: Reading) -> LabelledSet:
     """Read DIOR with its upright boxes."""
-    return _read_xml_boxes(reading, "Annotations/Horizontal Bounding Boxes", "bndbox", _EDGES)
+    return _read_xml_boxes(reading, "Annotations/Horizontal Bounding Boxes", "bndbox", BOX_EDGES)
 
 
 @reader_of(DIOR_R)
 def read_dior_r(reading: Reading) -> LabelledSet:
     """Read DIOR-R: the images of DIOR with oriented boxes."""
-    return _read_xml_boxes(reading, "Annotations/Oriented Bounding Boxes", "robndbox", _CORNERS)
+    return _read_xml_boxes(reading, "Annotations/Oriented Bounding Boxes", "robndbox", QUAD_CORNERS)
 
 
 def _read_xml_boxes(reading: Reading, labels: str, box: str, numbers: tuple[str, ...]) -> LabelledSet:
@@ -160,7 +155,7 @@ def _read_objects(
                 where=str(path),
                 fix=f"give {', '.join(numbers)} as numbers, or unpack the file again",
             ) from error
-        shape = LabelShape(box=values) if numbers == _EDGES else LabelShape(quad=values)
+        shape = LabelShape(box=values) if numbers == BOX_EDGES else LabelShape(quad=values)
         difficult = (node.findtext("difficult") or "0").strip() not in ("", "0")
         if name in reading.facts.classes:
             found.add(where, name, shape, difficult=difficult)

@@ -22,10 +22,10 @@ from vitp.core.version import __version__
 from vitp.data.benchmarks.base import Benchmark, Reading, count_problems, differing_counts, under_protocol
 from vitp.data.benchmarks.catalogue import benchmark
 from vitp.data.benchmarks.medical import amos_cases, brats_cases
-from vitp.data.formats import read_labels, vitp_labels
+from vitp.data.formats import read_labels
 from vitp.data.formats.builder import ReadOptions
 from vitp.data.formats.crops import cut
-from vitp.data.formats.vitp_labels import LineWriter, Roots, label_line
+from vitp.data.formats.vitp_labels import Roots, write_compiled
 from vitp.data.published import check_out, read_record
 from vitp.records.labels import SPLITS, LabelledSet
 
@@ -136,10 +136,7 @@ def prepare_benchmark(
     inside = work.is_dir()
     with files.atomic_dir(out) as temporary:
         roots = Roots(temporary, work if inside else root, root)
-        with LineWriter(roots.out / "labels") as writer:
-            for item in images.items:
-                writer.add(item.split, label_line(item, roots))
-        vitp_labels.write_head(images, roots, image_root="images" if inside else None)
+        write_compiled(images, roots, image_root="images" if inside else None)
         result = _prepared(facts, out, images, problems)
         _write_record(temporary / _RECORD, key, root, settings, result)
         if inside:

@@ -293,7 +293,12 @@ class _Reading:
                     fix="-o box=corners, -o box=size or -o box=centre says which",
                 )
             form = cast(_Form, fitting[0])
-        if form == "size" and columns.box[2:] and pairs and all(_is_image(*pair) for pair in pairs):
+        if (
+            form == "size"
+            and columns.box[2:]
+            and pairs
+            and all(numbers[2:] == size for numbers, size in pairs)
+        ):
             raise DataError(
                 f"{columns.box[2]} and {columns.box[3]} are those of the images, so the labels are points, which have no "
                 "area",
@@ -392,10 +397,6 @@ def _box(form: _Form, numbers: _Four) -> Box:
 def _in_pixels(numbers: _Four, size: tuple[int, int]) -> _Four:
     x, y, w, h = numbers
     return x * size[0], y * size[1], w * size[0], h * size[1]
-
-
-def _is_image(numbers: _Four, size: tuple[int, int]) -> bool:
-    return numbers[2:] == (size[0], size[1])
 
 
 def _fits(form: str, numbers: _Four, size: tuple[int, int]) -> bool:

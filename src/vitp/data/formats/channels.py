@@ -89,7 +89,7 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
         return labelled
     windows = _windows_of(labelled, heads, declared, root)
     _check_alike(heads, declared, windows is not None)
-    where, head = heads[0]
+    head = heads[0][1]
     entries = _located(declared, heads, labelled.band_names)
     if windows is not None:
         return _windowed(labelled, entries, head, windows, declared)
@@ -100,7 +100,7 @@ def declare_channels(labelled: LabelledSet, root: Path, options: Mapping[str, An
     if lost:
         labelled = _without_files(labelled, lost, root)
     measured += unknown_hint(head.is_volume and "given" not in measured)
-    channels = channels.model_copy(update={"composite": _composite(entries, declared, where)})
+    channels = channels.model_copy(update={"composite": _composite(entries, declared)})
     line = _told(channels, entries, head, measured)
     if around:
         channels = _with_neighbours(channels, around)
@@ -372,9 +372,7 @@ def _scaled(
     return Channels(channels=tuple(plain)), f"2nd to 98th percentile of the {whose}{more}"
 
 
-def _composite(
-    entries: Sequence[BandEntry], declared: BandsFile | None, where: str
-) -> tuple[int, int, int] | None:
+def _composite(entries: Sequence[BandEntry], declared: BandsFile | None) -> tuple[int, int, int] | None:
     names = [entry.name for entry in entries]
     if declared is not None and declared.composite is not None:
         for name in declared.composite:

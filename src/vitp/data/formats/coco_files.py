@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.core.reading import parse_json, read_text
+from vitp.core.reading import json_or_none, read_text
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import (
@@ -81,10 +81,7 @@ def annotation_files(root: Path) -> list[Path]:
 
 def is_coco_file(path: Path) -> bool:
     """Return whether a file is COCO JSON."""
-    try:
-        content = parse_json(read_text(path))
-    except (OSError, ValueError):
-        return False
+    content = json_or_none(path)
     return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
 
 
@@ -154,11 +151,7 @@ def refuse_results(paths: Sequence[Path]) -> None:
         DataError: One is.
     """
     for path in paths:
-        try:
-            content = parse_json(read_text(path))
-        except (OSError, ValueError):
-            continue
-        _refuse_results(content, path)
+        _refuse_results(json_or_none(path), path)
 
 
 def refuse_scores(files: Sequence[CocoFile], scores: str) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from xml.etree import ElementTree
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import head_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.tool_labels import NamedImages, ToolImage, ToolSet, class_names, number_in, ring_of
@@ -37,13 +38,7 @@ def cvat_files(root: Path) -> list[Path]:
 
 
 def _is_export(path: Path) -> bool:
-    try:
-        if not path.is_file() or path.suffix.lower() != ".xml":
-            return False
-        with path.open("rb") as file:
-            return b"<annotations>" in file.read(_HEAD)
-    except OSError:
-        return False
+    return path.suffix.lower() == ".xml" and b"<annotations>" in head_of(path, _HEAD)
 
 
 def read_cvat(

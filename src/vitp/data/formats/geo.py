@@ -300,7 +300,7 @@ def _take(
         visible = visible_part(label, (0, 0, *placed[1]), LEAST_VISIBLE)
         if visible is None:
             continue
-        if reading.area is not None and _hidden(visible, found, placed):
+        if reading.area is not None and _hidden(visible, found):
             reading.outside_area += 1
             continue
         known = reading.known
@@ -328,7 +328,7 @@ def _pieces(reading: _Reading, shape: Any, placed: GroundPlace) -> list[tuple[Dr
     return [parts] if parts else []
 
 
-def _hidden(label: Any, found: ImageLabels, placed: GroundPlace) -> bool:
+def _hidden(label: Any, found: ImageLabels) -> bool:
     """Return whether an object lies in places that aren't labelled, all but a hundredth of it."""
     if not found.ignored:
         return False

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.mask_names import without_affix
 from vitp.data.formats.walk import MASK_WORDS, comma_list, files_below, images_below, within, words_of
 from vitp.io.raster_sources import vrt_sources
 from vitp.io.vectors import VectorLayer, is_vector, read_features, vector_layers
@@ -256,13 +257,7 @@ def chip_id(stem: str) -> str:
 
 def _bare(stem: str) -> str:
     """Return a name without a word for labels at its begin or end ("tile_1_labels" → tile_1)."""
-    words = re.split(r"[_\-. ]+", stem)
-    marks = MASK_WORDS | _OTHERS | {"building", "buildings", "image", "img", "rgb"}
-    if len(words) > 1 and words[-1].lower() in marks:
-        return stem[: -len(words[-1])].rstrip("_-. ")
-    if len(words) > 1 and words[0].lower() in marks:
-        return stem[len(words[0]) :].lstrip("_-. ")
-    return stem
+    return without_affix(stem, MASK_WORDS | _OTHERS | {"building", "buildings", "image", "img", "rgb"})
 
 
 def _title(name: str, path: Path) -> str:

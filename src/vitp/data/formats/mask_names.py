@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from itertools import islice
 from pathlib import Path
 
@@ -157,11 +157,15 @@ def _core(path: Path) -> str:
 
 def bare_name(stem: str) -> str:
     """Return a file's name without the word in front or at its end that says what it is ("a_mask" → "a")."""
-    stem = CITYSCAPES.sub("", stem)
+    return without_affix(CITYSCAPES.sub("", stem), _AFFIXES)
+
+
+def without_affix(stem: str, affixes: Set[str]) -> str:
+    """Return a name without its last word, or else its first, where that is one of some words in small letters."""
     words = BETWEEN.split(stem)
-    if len(words) > 1 and words[-1].lower() in _AFFIXES:
+    if len(words) > 1 and words[-1].lower() in affixes:
         return stem[: -len(words[-1])].rstrip("_-. ")
-    if len(words) > 1 and words[0].lower() in _AFFIXES:
+    if len(words) > 1 and words[0].lower() in affixes:
         return stem[len(words[0]) :].lstrip("_-. ")
     return stem
 

@@ -202,7 +202,7 @@ def name_classes(
     found = find_strays(facts, colour=colour)
     if found is None or len(found.main) > MOST_FOUND_CLASSES:
         return from_values(list(counts), root, colour=colour, palette=palette)
-    _refuse_photographs(root, counts, found, strays, colour=colour)
+    _refuse_photographs(root, counts, found, strays)
     if not strays:
         kept = shares(counts, found.main, colour=colour)
         raise DataError(
@@ -215,9 +215,7 @@ def name_classes(
     return from_values(found.main, root, colour=colour, palette=palette)
 
 
-def _refuse_photographs(
-    root: Path, counts: Counter[int], found: Strays, strays: str, *, colour: bool
-) -> None:
+def _refuse_photographs(root: Path, counts: Counter[int], found: Strays, strays: str) -> None:
     """Refuse files of which most pixels have values that can't be classes, unless the option strays decides it."""
     if found.main and (strays or found.share <= 0.5 or len(counts) <= MOST_FOUND_CLASSES):
         return

@@ -12,7 +12,12 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.formats.drawn_masks import DrawnMask, drawn_from_json, drawn_to_json
-from vitp.data.formats.volume_masks import VolumeMask, volume_mask_from_json, volume_mask_to_json
+from vitp.data.formats.volume_masks import (
+    VolumeMask,
+    volume_mask_from_json,
+    volume_mask_to_json,
+    window_from_json,
+)
 from vitp.io.images import load_label_pixels
 from vitp.io.slide_masks import SlideScale, scaled_labels
 from vitp.io.warped import Grid, label_window, warped_labels
@@ -314,10 +319,7 @@ def mask_from_json(row: Mapping[str, Any], root: Path) -> MaskReader:
     onto: Grid | SlideScale | None = None
     if "onto" in row:
         onto = (SlideScale if "steps" in row["onto"] else Grid).from_json(row["onto"])
-    window: MaskWindow | None = None
-    if "window" in row:
-        x1, y1, x2, y2 = (int(value) for value in row["window"])
-        window = (x1, y1, x2, y2)
+    window = window_from_json(row)
     if "change_mask" in row:
         if isinstance(onto, SlideScale):
             raise ValueError("a mask of change lies on the ground, not on a slide")

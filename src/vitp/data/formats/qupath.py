@@ -17,6 +17,7 @@ import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.extras import need
+from vitp.core.reading import head_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawn_masks import Drawn, DrawnMask, drawing_order, parts_of
 from vitp.data.formats.geo_shapes import object_label, without_holes
@@ -50,13 +51,7 @@ def qupath_files(root: Path) -> list[Path]:
 
 
 def _is_qupath(path: Path) -> bool:
-    try:
-        if not path.is_file():
-            return False
-        with path.open("rb") as file:
-            head = file.read(_HEAD)
-    except OSError:
-        return False
+    head = head_of(path, _HEAD)
     return b'"Feature"' in head and b'"crs"' not in head and _SIGN.search(head) is not None
 
 

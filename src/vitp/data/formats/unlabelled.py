@@ -173,8 +173,8 @@ def _refuse_several_names(root: Path) -> None:
     """Raise for a folder in which each image has several files of its name and a word: of several people, perhaps."""
     for folder in image_folders(root):
         for named, shown in (
-            (_with_endings(folder.stems), "{0}{1}"),
-            (_with_beginnings(folder.stems), "{1}{0}"),
+            (_words_beside(folder.stems, behind=True), "{0}{1}"),
+            (_words_beside(folder.stems, behind=False), "{1}{0}"),
         ):
             common = set.intersection(*named.values()) if named else set()
             if len(named) < 2 or len(common) < 2 or 2 * len(named) * (1 + len(common)) <= len(folder.files):
@@ -189,23 +189,16 @@ def _refuse_several_names(root: Path) -> None:
             )
 
 
-def _with_endings(stems: Set[str]) -> dict[str, set[str]]:
-    """Return name → what the names that begin with it and a separator end with ("_anna")."""
+def _words_beside(stems: Set[str], *, behind: bool) -> dict[str, set[str]]:
+    """Return name → what others add to it: a separator and a word behind it ("_anna"), else before it ("anna_")."""
     named = dict[str, set[str]]()
     for stem in stems:
-        cuts = (match.start() for match in BETWEEN.finditer(stem))
-        if name := next((stem[:cut] for cut in cuts if stem[:cut] in stems), None):
-            named.setdefault(name, set()).add(stem.removeprefix(name))
-    return named
-
-
-def _with_beginnings(stems: Set[str]) -> dict[str, set[str]]:
-    """Return name → what the names that end with a separator and it begin with ("anna_")."""
-    named = dict[str, set[str]]()
-    for stem in stems:
-        cuts = (match.end() for match in BETWEEN.finditer(stem))
-        if name := next((stem[cut:] for cut in cuts if stem[cut:] in stems), None):
-            named.setdefault(name, set()).add(stem.removesuffix(name))
+        parts = ((stem[: at.start()], stem[at.start() :]) for at in BETWEEN.finditer(stem))
+        if not behind:
+            parts = ((stem[at.end() :], stem[: at.end()]) for at in BETWEEN.finditer(stem))
+        name, word = next(((name, word) for name, word in parts if name in stems), ("", ""))
+        if name:
+            named.setdefault(name, set()).add(word)
     return named
 
 

@@ -103,8 +103,8 @@ def write_head(labelled: LabelledSet, roots: Roots, *, image_root: str | None = 
     write_json(roots.out / SET_FILE, head)
 
 
-def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
-    """Write a whole set under `roots.out`.
+def write_compiled(labelled: LabelledSet, roots: Roots, *, image_root: str | None = None) -> None:
+    """Write a whole set under `roots.out`; `image_root` is as `write_head` takes it.
 
     Raises:
         DataError: A mask is neither in a file nor of a generated scene.
@@ -112,7 +112,7 @@ def write_compiled(labelled: LabelledSet, roots: Roots) -> None:
     with LineWriter(roots.out / "labels") as writer:
         for item in labelled.items:
             writer.add(item.split, label_line(item, roots))
-    write_head(labelled, roots)
+    write_head(labelled, roots, image_root=image_root)
 
 
 def read_compiled(root: Path) -> LabelledSet:

@@ -40,9 +40,9 @@ XML_FOLDERS = ("Annotations", "Annotation", "xml", "xmls", "labelXml", "labelXml
 _LABEL_FOLDERS = (*XML_FOLDERS, "labels")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "image", "imgs", "AllImages")
 
-_EDGES = ("xmin", "ymin", "xmax", "ymax")
+BOX_EDGES = ("xmin", "ymin", "xmax", "ymax")
 _CENTRE = ("cx", "cy", "w", "h", "angle")
-_CORNERS = tuple(
+QUAD_CORNERS = tuple(
     f"{axis}_{corner}"
     for corner in ("left_top", "right_top", "right_bottom", "left_bottom")
     for axis in ("x", "y")
@@ -324,10 +324,10 @@ def voc_shape(
     Raises:
         DataError: A coordinate isn't a number, or an angle can't be radians.
     """
-    box = _values(node, "bndbox", _EDGES, path, name)
+    box = _values(node, "bndbox", BOX_EDGES, path, name)
     if box is not None and one_based:
         box = (box[0] - 1, box[1] - 1, box[2], box[3])
-    quad = _values(node, "robndbox", _CORNERS, path, name)
+    quad = _values(node, "robndbox", QUAD_CORNERS, path, name)
     centre = _values(node, "robndbox", _CENTRE, path, name) if quad is None else None
     if centre is not None:
         quad = _turned(centre, path, name, degrees)

@@ -148,6 +148,14 @@ def volume_mask_to_json(mask: VolumeMask, root: Path) -> dict[str, Any]:
     return row
 
 
+def window_from_json(row: Mapping[str, Any]) -> Window | None:
+    """Return the window of a mask's description; None: the whole mask."""
+    if "window" not in row:
+        return None
+    x1, y1, x2, y2 = (int(value) for value in row["window"])
+    return x1, y1, x2, y2
+
+
 def volume_mask_from_json(row: Mapping[str, Any], root: Path) -> VolumeMask:
     """Return what `volume_mask_to_json` wrote down.
 
@@ -165,10 +173,7 @@ def volume_mask_from_json(row: Mapping[str, Any], root: Path) -> VolumeMask:
             _three(numbers[6:9]),
             (int(numbers[9]), int(numbers[10])),
         )
-    window: Window | None = None
-    if "window" in row:
-        x1, y1, x2, y2 = (int(value) for value in row["window"])
-        window = (x1, y1, x2, y2)
+    window = window_from_json(row)
     layers = tuple(VolumeLayer.from_json(layer, root) for layer in row["volumes"])
     if not layers:
         raise ValueError("a mask has no layers")

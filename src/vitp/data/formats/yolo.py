@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 import yaml
 
 from vitp.core.errors import DataError
-from vitp.core.reading import lines_of, parse_yaml
+from vitp.core.reading import lines_of, parse_yaml, yaml_fault
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import doubles, numbered
 from vitp.data.formats.dota import are_numbers
@@ -384,11 +384,7 @@ def _read_data_yaml(path: Path) -> DataYaml:
         parse_yaml(text)  # bounds what aliases may expand to
         content = yaml.load(text, Loader=_TextLoader)
     except yaml.YAMLError as error:
-        # The whole error repeats the text and draws an arrow below it.
-        reason = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        mark = getattr(error, "problem_mark", None)
-        line = f"line {mark.line + 1}: " if mark is not None else ""
-        raise DataError(f"is not YAML ({line}{reason})", where=str(path), fix="mend the file") from error
+        raise DataError(f"is not YAML ({yaml_fault(error)})", where=str(path), fix="mend the file") from error
     if not isinstance(content, dict):
         raise DataError("holds no keys such as names", where=str(path), fix=_WRITE_NAMES)
     return DataYaml(path, content)

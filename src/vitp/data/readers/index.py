@@ -19,7 +19,7 @@ import numpy as np
 
 from vitp.core.errors import DataError, VitpError
 from vitp.core.files import atomic_path, user_cache
-from vitp.core.reading import check_file, parse_json, read_text
+from vitp.core.reading import check_file, read_json
 from vitp.io.storage import readable
 
 CACHE_ABOVE = 4 << 20
@@ -279,7 +279,7 @@ def _objects(data: bytes, opened: bool) -> tuple[np.ndarray, np.ndarray] | None:
 def _broken_array(path: Path) -> DataError:
     """Return what is wrong with a file that is not one list of objects. Loads it whole: the way out only."""
     try:
-        value = parse_json(read_text(path))
+        value = read_json(path)
     except json.JSONDecodeError as error:
         return DataError(
             f"broken JSON, column {error.colno}: {error.msg}",

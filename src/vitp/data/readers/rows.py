@@ -90,7 +90,7 @@ class _Row:
             turns = [Turn(f"{IMAGE_MARK}\n{turns[0].question}", turns[0].answer), *turns[1:]]
         return InstructionRecord(
             id=self.id,
-            images=tuple(self._address(image) for image in images),
+            images=tuple(image if self.root is None else join(self.root, image) for image in images),
             turns=tuple(turns),
             sizes=self._sizes(len(images)),
             independent=self._flag("independent"),
@@ -99,9 +99,6 @@ class _Row:
             licence=self._text("licence"),
             origin=str(self.place),
         )
-
-    def _address(self, image: str) -> str:
-        return image if self.root is None else join(self.root, image)
 
     def _images(self) -> list[str]:
         given = [key for key in ("image", "images") if self.row.get(key)]

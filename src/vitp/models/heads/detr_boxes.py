@@ -120,9 +120,7 @@ class UprightBoxes(QueryBoxes):
     def differences(self, boxes: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         """See `QueryBoxes.differences`: 1 - GIoU."""
         own, other = _corners(boxes), _corners(truth)
-        shared = _area(
-            torch.maximum(own[..., :2], other[..., :2]), torch.minimum(own[..., 2:], other[..., 2:])
-        )
+        shared = _shared(own, other)
         hull = _area(torch.minimum(own[..., :2], other[..., :2]), torch.maximum(own[..., 2:], other[..., 2:]))
         union = boxes[..., 2:].prod(-1) + truth[..., 2:].prod(-1) - shared
         # Boxes without an area have neither overlap nor hull; the guards keep NaN out of the loss.
@@ -132,10 +130,7 @@ class UprightBoxes(QueryBoxes):
     @torch.no_grad()
     def overlap(self, boxes_P: Tensor, truth_P: Tensor) -> Tensor:
         """See `QueryBoxes.overlap`."""
-        own, other = _corners(boxes_P), _corners(truth_P)
-        shared = _area(
-            torch.maximum(own[..., :2], other[..., :2]), torch.minimum(own[..., 2:], other[..., 2:])
-        )
+        shared = _shared(_corners(boxes_P), _corners(truth_P))
         return shared / (boxes_P[..., 2:].prod(-1) + truth_P[..., 2:].prod(-1) - shared).clamp(min=1e-9)
 
     @torch.no_grad()
@@ -224,3 +219,7 @@ class Stage:
 
     logits_BQC: Tensor
     boxes_BQK: Tensor
+
+
+def _shared(own: Tensor, other: Tensor) -> Tensor:
+    return _area(torch.maximum(own[..., :2], other[..., :2]), torch.minimum(own[..., 2:], other[..., 2:]))

@@ -107,6 +107,6 @@ class RegionPool(nn.Module):
 
 
 def with_image_index(boxes: Sequence[Tensor]) -> Tensor:
-    """Return (R, 5): index of the image, x1, y1, x2, y2."""
-    index_R1 = torch.cat([torch.full_like(box_N4[:, :1], i) for i, box_N4 in enumerate(boxes)])
+    """Return (R, 1 + D): index of the image, and the D numbers of the box."""
+    index_R1 = torch.cat([torch.full_like(boxes_ND[:, :1], i) for i, boxes_ND in enumerate(boxes)])
     return torch.cat([index_R1, torch.cat(list(boxes))], dim=1)

@@ -121,10 +121,8 @@ def cut_masks(masks_NHW: Tensor, boxes_R4: Tensor, matched_R: Tensor, size: int)
     return cut_NHW
 
 
-def paste_masks(
-    probabilities_NMM: Tensor, boxes_N4: Tensor, size: tuple[int, int], threshold: float = 0.5
-) -> Tensor:
-    """Return (N, H, W) bool: each mask stretched over its box and cut at `threshold`.
+def paste_masks(probabilities_NMM: Tensor, boxes_N4: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return (N, H, W) bool: each mask stretched over its box and cut at one half.
 
     Each pixel whose centre lies in the box reads the mask where the centre is, without rounding the box to
     whole pixels: at objects of ten pixels a rounded box costs a fifth of the IoU.
@@ -148,7 +146,7 @@ def paste_masks(
             padding_mode="border",
             align_corners=False,
         )
-        pasted_NHW[index, top:bottom, left:right] = part_11HW[0, 0] >= threshold
+        pasted_NHW[index, top:bottom, left:right] = part_11HW[0, 0] >= 0.5
     return pasted_NHW
 
 

@@ -122,7 +122,7 @@ def _at(maps_N1hw: Tensor, places: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _uncertain_places(logits_R1hw: Tensor, points: int, settings: MaskQuerySettings) -> Tensor:
-    """Return (R, P, 2) places, a share of them where logits are near to 0."""
+    """Return (R, P, 2) places, a share of them where logits are near to 0, as in PointRend (arXiv 1912.08193)."""
     count, device = len(logits_R1hw), logits_R1hw.device
     drawn_RS2 = torch.rand(count, int(points * settings.oversample), 2, device=device)
     unsure = round(settings.uncertain * points)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import TwoMLPHead
 
 from vitp.core.config import Positive, SettingsModel
+from vitp.models.heads.fpn import with_image_index
 from vitp.models.heads.oriented_targets import OrientedTruth, match_proposals
 from vitp.models.heads.rpn import MIN_SIDE
 from vitp.models.heads.sampling import BatchSampler
@@ -140,9 +141,7 @@ class OrientedBoxHead(nn.Module):
 
     def _outputs(self, maps: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return logits (R, K) and moves (R, 5), in float32: boxes are decoded from them."""
-        image_R1 = torch.cat([torch.full_like(boxes_N5[:, :1], b) for b, boxes_N5 in enumerate(boxes)])
-        rois_R6 = torch.cat([image_R1, torch.cat(list(boxes))], 1)
-        hidden_RD = self.layers(self.pool(maps[: len(self.pool.strides)], rois_R6))
+        hidden_RD = self.layers(self.pool(maps[: len(self.pool.strides)], with_image_index(boxes)))
         return self.score(hidden_RD).float(), self.move(hidden_RD).float()
 
     @torch.no_grad()

@@ -43,13 +43,17 @@ def other_description(boxes_N6: Tensor) -> Tensor:
 
 
 def bhattacharyya(first: Tensor, second: Tensor) -> Tensor:
-    """Return the Bhattacharyya distance of boxes' Gaussians, (…), from 0 on; both (…, 6) are broadcast."""
+    """Return the Bhattacharyya distance of boxes' Gaussians, (…), from 0 on; both (…, 6) are broadcast.
+
+    ⅛ Δᵀ Σ⁻¹ Δ + ½ ln(|Σ| / √(|Σ₁| |Σ₂|)) with Δ between the means and Σ = (Σ₁ + Σ₂) / 2.
+    """
     # The determinants are differences of squared areas: in single precision thin boxes would lose their digits.
     first, second = first.double(), second.double()
     own, other = _covariance(first), _covariance(second)
     xx, yy, xy = ((a + b) / 2 for a, b in zip(own[:3], other[:3], strict=True))
     determinant = _determinant(xx, yy, xy)
     dx, dy = first[..., 0] - second[..., 0], first[..., 1] - second[..., 1]
+    # Δᵀ Σ⁻¹ Δ, the inverse of two by two numbers written out.
     apart = (yy * dx**2 - 2 * xy * dx * dy + xx * dy**2) / determinant
     return apart / 8 + (determinant / (own[3] * other[3]).sqrt()).log() / 2
 
@@ -60,6 +64,7 @@ def hellinger(first: Tensor, second: Tensor) -> Tensor:
     1 minus it is ProbIoU (arXiv 2106.06072), which follows the overlap of boxes closely.
     """
     distance = bhattacharyya(first, second).clamp(min=0)
+    # √(1 - exp(-D)); `expm1` keeps the digits of a small D.
     return (_ROUNDING - torch.expm1(-distance)).sqrt().to(first.dtype)
 
 

@@ -113,9 +113,12 @@ def _tilted_intersection(
     cos, sin = torch.cos(tilt), torch.sin(tilt)
     # The other box's centre along its own axes; seen from there, this box's centre is at the negative of it.
     along, across = cos * cx + sin * cy, cos * cy - sin * cx
+    # Each edge's length inside times the distance of its line from the origin, negative where that lies beyond the
+    # line. "Lower" is towards positive y, as in an image.
     lower, upper, right, left = _lengths_inside(own_x, own_y, other_x, other_y, cx, cy, cos, sin)
     total = lower * (other_y + across) + upper * (other_y - across)
     total += right * (other_x + along) + left * (other_x - along)
+    # The edges of this box in the frame of the other one. Its centre is the origin, so opposite edges are as far.
     lower, upper, right, left = _lengths_inside(other_x, other_y, own_x, own_y, -along, -across, cos, -sin)
     total += (lower + upper) * own_y + (right + left) * own_x
     return total / 2

@@ -54,6 +54,7 @@ def _expand(
         part = slice(begin, end)
         count = counts[part]
         size = int(ends[end - 1]) - done
+        # Counting on from a query's own `low`: its pairs begin at ends - count of all, less those that are done.
         offset = low[part] - (ends[part] - count - done)
         # The size is known, so `repeat_interleave` needn't ask the device for it.
         places = torch.arange(size, device=queries.device) + offset.repeat_interleave(count, output_size=size)

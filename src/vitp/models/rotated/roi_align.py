@@ -75,6 +75,7 @@ def _bilinear(features_1CHW: Tensor, cells_Khw2: Tensor) -> Tensor:
     # Positions count from the centre of the first cell to that of the last, which is align_corners=True.
     grid = cells_Khw2 * (2 / last.clamp(min=1)) - 1
     regions, rows, columns = grid.shape[:3]
+    # All regions below each other in one grid: with one batch item each, the map would be needed once a region.
     sampled = F.grid_sample(
         features_1CHW,
         grid.reshape(1, regions * rows, columns, 2),

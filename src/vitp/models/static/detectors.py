@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 
 from vitp.models.heads.cascade import BoxStage, CascadeHead
@@ -46,6 +47,27 @@ def _best(scores_BN: Tensor, count: int, *tables: Tensor) -> tuple[Tensor, ...]:
     return best_BM, *(gathered_rows(table, index_BM) for table in tables)
 
 
+def _add_anchors(
+    module: nn.Module, generator: AnchorGenerator, maps: Sequence[Tensor], size: tuple[int, int]
+) -> None:
+    """Give a module the anchors of each level: images have one size here, so they are constants of the graph."""
+    anchors_A4 = generator(ImageList(maps[0], [size]), list(maps))[0]
+    per_cell = generator.num_anchors_per_location()
+    counts = [map_BDhw[0, 0].numel() * count for map_BDhw, count in zip(maps, per_cell, strict=True)]
+    for level, anchors in enumerate(anchors_A4.split(counts)):
+        module.register_buffer(f"anchors_{level}", anchors.clone(), persistent=False)
+
+
+def _proposed(
+    scores: list[Tensor], kept: list[Tensor], boxes: list[Tensor], count: int
+) -> tuple[Tensor, Tensor]:
+    """Return the best boxes of all levels that the suppression kept, and (B, N) float32: 1 where there is one."""
+    kept_BA = torch.cat(kept, 1)
+    score_BA = torch.cat(scores, 1) * kept_BA + NOTHING * (1 - kept_BA)
+    best_BN, boxes_BND = _best(score_BA, count, torch.cat(boxes, 1))
+    return boxes_BND, (best_BN > NOTHING / 2).float()
+
+
 class StaticProposals(nn.Module):
     """`ProposalNetwork` with a fixed number of proposals.
 
@@ -61,14 +83,7 @@ class StaticProposals(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.size = network, size
-        anchors_A4 = network.anchor_generator(ImageList(maps[0], [size]), list(maps))[0]
-        per_level = [
-            level.shape[-2] * level.shape[-1] * anchors
-            for level, anchors in zip(maps, network.anchor_generator.num_anchors_per_location(), strict=True)
-        ]
-        # Images have one size here, so anchors are constants of the graph.
-        for level, anchors in enumerate(anchors_A4.split(per_level)):
-            self.register_buffer(f"anchors_{level}", anchors.clone(), persistent=False)
+        _add_anchors(self, network.anchor_generator, maps, size)
         before, after = network.pre_nms_top_n(), network.post_nms_top_n()
         self.before, self.count = before if count is None else min(before, count), count or after
 
@@ -90,10 +105,8 @@ class StaticProposals(nn.Module):
             scores.append(logit_BK.sigmoid())
             boxes.append(boxes_BK4)
             valid.append(valid_BK)
-        kept_BA = torch.cat(kept_of_levels(boxes, valid, self.network.nms_thresh), 1)
-        score_BA = torch.cat(scores, 1) * kept_BA + NOTHING * (1 - kept_BA)
-        best_BN, boxes_BN4 = _best(score_BA, self.count, torch.cat(boxes, 1))
-        return boxes_BN4, (best_BN > NOTHING / 2).float()
+        kept = kept_of_levels(boxes, valid, self.network.nms_thresh)
+        return _proposed(scores, kept, boxes, self.count)
 
 
 class StaticRCNN(nn.Module):
@@ -202,13 +215,7 @@ class StaticOriented(nn.Module):
     ) -> None:
         super().__init__()
         self.proposals, self.boxes, self.size = proposals, boxes, size
-        anchors_A4 = proposals.anchors(ImageList(maps[0], [size]), list(maps))[0]
-        per_level = [
-            level.shape[-2] * level.shape[-1] * anchors
-            for level, anchors in zip(maps, proposals.anchors.num_anchors_per_location(), strict=True)
-        ]
-        for level, anchors in enumerate(anchors_A4.split(per_level)):
-            self.register_buffer(f"anchors_{level}", anchors.clone(), persistent=False)
+        _add_anchors(self, proposals.anchors, maps, size)
         before, after = proposals.settings.keep_before[1], proposals.settings.keep[1]
         self.before, self.count = before if count is None else min(before, count), count or after
         sizes = [(level.shape[-2], level.shape[-1]) for level in maps]
@@ -241,7 +248,5 @@ class StaticOriented(nn.Module):
             boxes.append(boxes_BK5)
             valid.append(valid_BK)
         hulls = [hulls_of(level) for level in boxes]
-        kept_BA = torch.cat(kept_of_levels(hulls, valid, network.settings.nms_iou), 1)
-        score_BA = torch.cat(scores, 1) * kept_BA + NOTHING * (1 - kept_BA)
-        best_BN, boxes_BN5 = _best(score_BA, self.count, torch.cat(boxes, 1))
-        return boxes_BN5, (best_BN > NOTHING / 2).float()
+        kept = kept_of_levels(hulls, valid, network.settings.nms_iou)
+        return _proposed(scores, kept, boxes, self.count)

@@ -49,6 +49,7 @@ def kept_boxes(boxes_BN4: Tensor, valid_BN: Tensor, iou: float, labels_BN: Tenso
         above_BNN = above_BNN * (labels_BN[:, :, None] == labels_BN[:, None, :]).float()
     kept_BN = valid_BN
     for _ in range(ROUNDS):
+        # How many boxes that are surer, and stay as far as is known, lie over each one.
         over_BN = torch.matmul(kept_BN[:, None], above_BNN)[:, 0]
         kept_BN = valid_BN * (over_BN < 0.5).float()
     return kept_BN

@@ -43,8 +43,8 @@ class BatchChecks:
         self.samples = [mixture[position] for position in range(min(records, len(mixture)))]
         self.packed = self._collate(self.samples)
 
-    def _collate(self, samples: Sequence[Sample], *, pack: bool = True) -> PackedBatch:
-        config = self.collate.config.model_copy(update={"pack": pack})
+    def _collate(self, samples: Sequence[Sample]) -> PackedBatch:
+        config = self.collate.config.model_copy(update={"pack": True})
         return replace(self.collate, config=config)(samples)
 
     def packed_equals_single(self) -> CheckFinding:
