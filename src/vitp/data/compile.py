@@ -108,6 +108,8 @@ def compile_labels(
     if fmt == "auto":
         found = detect(Path(src), options)
         fmt, also = found.format, found.understood
+        if found.root != Path(src):
+            source = base = found.root.resolve()
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     synthesis = synthesis or SynthesisConfig()

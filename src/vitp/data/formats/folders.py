@@ -14,6 +14,7 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import first_synonyms
+from vitp.data.formats.unread import Unlabelled
 from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
@@ -209,7 +210,7 @@ def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
 def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
     if level is not None:
         return parts[min(level, len(parts)) - 1]
-    if len(parts) > 1 and any(character.isdigit() for character in parts[-1]):
+    if len(parts) > 1 and (split_of(parts[-1]) or any(character.isdigit() for character in parts[-1])):
         raise DataError(
             f'folders are nested, as in {"/".join(parts)}: the class may be "{parts[0]}" or "{parts[-1]}"',
             where=str(builder.root),
@@ -259,17 +260,18 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
     if roles:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
         one = len(roles) == 1
-        raise DataError(
+        raise Unlabelled(
             f"no labels found: {names} {'is' if one else 'are'} named after what {'it holds' if one else 'they hold'}, "
             f"images or masks, or {'is a class' if one else 'are classes'}{_differ(roles)}",
             where=str(root),
             fix=f"{explicit}; -o images=FOLDER -o masks=FOLDER reads images and masks; for other labels put them beside "
             "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
-    if len({_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}) < 2:
-        only = within(folders[0].path, root)
-        what = f"no labels found: all images lie in {only}"
-        raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+    innermost = {_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}
+    if len(innermost) < 2 or all(map(split_of, innermost)):
+        only = " and ".join(sorted(within(folder.path, root) for folder in folders)[: len(innermost)])
+        what = f"no labels found: all images lie in {only}{'' if len(innermost) < 2 else ', which are splits and no classes'}"
+        raise Unlabelled(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
 
 
 def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
