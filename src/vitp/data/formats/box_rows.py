@@ -1,21 +1,16 @@
-"""A row of a table of boxes: its class, its four numbers, and what these may be."""
+"""Rows of tables of boxes: those that hold several, that several people wrote, and that say that nothing is there."""
 
 from __future__ import annotations
 
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any
 
 from vitp.core.errors import DataError
-from vitp.data.formats.class_columns import MISSING_WORDS
-from vitp.data.formats.tables import find_key
-from vitp.data.formats.walk import words_of
-from vitp.records.geometry import Box
-
-BoxForm = Literal["corners", "size", "centre"]
-Four = tuple[float, float, float, float]
+from vitp.data.formats.class_columns import ID_KEYS, naming_column
+from vitp.data.formats.tables import find_key, first_table_rows, table_weight
+from vitp.data.formats.walk import name_index, words_of
 
 SEVERAL_BOXES = ("boxesstring", "boxes_string")
 """Columns whose cells hold the boxes of an image, parted by semicolons."""
@@ -30,10 +25,6 @@ _ANNOTATOR_KEYS = (
     "rater",
     "rater_id",
 )
-_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
-_ROUNDING = 1.0
-"""Pixels by which a box may reach outside of its image without speaking against how its numbers are read."""
-
 _NOTHING = (
     "no finding",
     "no findings",
@@ -47,26 +38,6 @@ _NOTHING = (
 )
 """Classes of rows without a box that say that there is nothing to be boxed, as VinDr-CXR's "No finding"."""
 
-FORMS = {
-    "corners": "left, top, right and bottom",
-    "size": "left, top, width and height",
-    "centre": "centre, width and height",
-}
-
-
-@dataclass
-class BoxRow:
-    """A row: its place, class, and four numbers; None: none, or `wrong` says why they can't be read.
-
-    `box` are these numbers as x1, y1, x2, y2 in pixels, once it is known what the numbers of the table are.
-    """
-
-    where: str
-    category: str
-    numbers: Four | None
-    wrong: str = ""
-    box: Box | None = None
-
 
 def spread(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, Mapping[str, Any]]]:
     """Return rows of one box each, of rows whose cell may hold several: "x y x y;x y x y", as GWHD's BoxesString."""
@@ -74,12 +45,9 @@ def spread(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, Mapping[str, Any]
     for number, row in rows:
         if isinstance(row, dict):
             key = find_key(row, SEVERAL_BOXES)
-            parts = str(row.get(key) or "").split(";") if key else [""]
-            found += (
-                [(number, {**row, key: part}) for part in parts]
-                if key and len(parts) > 1
-                else [(number, row)]
-            )
+            parts = str(row.get(key) or "").split(";") if key else []
+            told = [part for part in parts if not _says_nothing(part)]  # "no_box"
+            found += [(number, {**row, key: part}) for part in told or [""]] if key else [(number, row)]
     return found
 
 
@@ -122,63 +90,48 @@ def of_annotator(
     return list(rows), f'the boxes of all in the column "{key}" ({listed}) count, each as an object'
 
 
-def says_nothing(category: str) -> bool:
+def names_images(base: Path, path: Path) -> bool:
+    """Return whether a table is about the images of a folder, whatever its column of images is called."""
+    if unnamed_column(base, path) is not None:
+        return True
+    rows = first_table_rows(path)
+    return find_key(rows[0], ID_KEYS) is not None and table_weight(base, path, ID_KEYS) != "none"
+
+
+def unnamed_column(base: Path, path: Path) -> str | None:
+    """Return the column that names the images where its own name doesn't say so (`patientId`), or None."""
+    rows = first_table_rows(path)
+    if not rows or find_key(rows[0], ID_KEYS) is not None:
+        return None
+    return naming_column(rows, name_index(base))
+
+
+class Nothings:
+    """Which classes of rows without a box say that nothing is in the image.
+
+    They are those of such a name ("No finding"), and the number 0 that has never a box beside others that always have.
+
+    Args:
+        rows: Class of each row, and whether it has a box; without those whose box can't be read.
+        numbered: The numbers of the table may say so; else they are names that the user gave.
+    """
+
+    def __init__(self, rows: Iterable[tuple[str, bool]], numbered: bool) -> None:
+        rows = list(rows)
+        boxed = {name for name, box in rows if box}
+        bare = Counter(name for name, box in rows if name and not box)
+        numbers = numbered and bool(boxed) and all(name.isdigit() for name in (*boxed, *bare))
+        zero = numbers and set(bare) == {"0"} and "0" not in boxed
+        self.counts = {name: count for name, count in bare.items() if zero or _says_nothing(name)}
+
+    def understood(self) -> list[str]:
+        """Return a line for each of them."""
+        return [
+            f'"{name}" without a box in {count:,} {"row" if count == 1 else "rows"}: nothing is there, no class'
+            for name, count in self.counts.items()
+        ]
+
+
+def _says_nothing(category: str) -> bool:
     """Return whether the class of a row without a box says that nothing is in the image."""
     return " ".join(words_of(category)) in _NOTHING
-
-
-def row_of(where: str, row: Mapping[str, Any], label: str, box: Sequence[str]) -> BoxRow:
-    """Return what a row of a table says, by its column of the class ("" without) and those of the box."""
-    category = " ".join(str(row.get(label) or "").split()) if label else ""
-    if category.lower() in MISSING_WORDS:
-        category = ""
-    if re.fullmatch(r"\d+\.0", category):
-        category = category[:-2]
-    cells = [row.get(key) for key in box]
-    if len(cells) == 1:
-        value = cells[0]
-        cells = value if isinstance(value, list) else list(_NUMBER.findall(str(value or "")))
-        if not cells:
-            cells = [value]
-    texts = [str("" if cell is None else cell).strip() for cell in cells]
-    if all(text.lower() in ("", "[]", *MISSING_WORDS) or says_nothing(text) for text in texts):
-        return BoxRow(where, category, None)
-    try:
-        x, y, w, h = (float(re.sub(r"^([-+]?\d+),(\d+)$", r"\1.\2", text)) for text in texts)
-    except ValueError:
-        return BoxRow(where, category, None, f"its box is not four numbers ({', '.join(texts)[:40]})")
-    return BoxRow(where, category, (x, y, w, h))
-
-
-def whole_of(value: Any) -> object:
-    """Return a cell as a whole number, or its beginning where it is none."""
-    try:
-        return int(float(value or 0))
-    except (TypeError, ValueError, OverflowError):
-        return str(value)[:40]
-
-
-def box_of(form: BoxForm, numbers: Four) -> Box:
-    """Return four numbers as x1, y1, x2, y2."""
-    x, y, w, h = numbers
-    if form == "corners":
-        return numbers
-    return (x, y, x + w, y + h) if form == "size" else (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
-
-
-def in_pixels(numbers: Four, size: tuple[int, int]) -> Four:
-    """Return four shares of an image of (width, height) in its pixels."""
-    x, y, w, h = numbers
-    return x * size[0], y * size[1], w * size[0], h * size[1]
-
-
-def is_image(numbers: Four, size: tuple[int, int]) -> bool:
-    """Return whether the last two of four numbers are the width and height of the image."""
-    return numbers[2:] == (size[0], size[1])
-
-
-def fits(form: str, numbers: Four, size: tuple[int, int]) -> bool:
-    """Return whether four numbers are a box in its image, when they are read so."""
-    x1, y1, x2, y2 = box_of(cast(BoxForm, form), numbers)
-    inside = min(x1, y1) >= -_ROUNDING and x2 <= size[0] + _ROUNDING and y2 <= size[1] + _ROUNDING
-    return inside and x2 > x1 and y2 > y1

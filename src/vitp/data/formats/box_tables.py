@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,29 +11,15 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.box_rows import (
-    FORMS,
-    BoxForm,
-    BoxRow,
-    Four,
-    box_of,
-    fits,
-    in_pixels,
-    is_image,
-    of_annotator,
-    row_of,
-    says_nothing,
-    spread,
-    whole_of,
-)
+from vitp.data.formats.box_rows import Nothings, names_images, of_annotator, spread, unnamed_column
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import (
     CLASS_KEYS,
     GROUP_KEYS,
     ID_KEYS,
+    MISSING_WORDS,
     SPLIT_KEYS,
     is_form,
-    naming_column,
 )
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.tables import (
@@ -44,10 +31,13 @@ from vitp.data.formats.tables import (
     refuse_doubles,
     refuse_several_tables,
     table_files,
-    table_weight,
 )
-from vitp.data.formats.walk import comma_list, images_below, name_index, split_folders, split_of, words_of
+from vitp.data.formats.walk import comma_list, images_below, split_folders, split_of, words_of
+from vitp.records.geometry import Box
 from vitp.records.labels import LabelledSet
+
+_Form = Literal["corners", "size", "centre"]
+_Four = tuple[float, float, float, float]
 
 _CLASS_KEYS = (
     *CLASS_KEYS,
@@ -60,6 +50,15 @@ _CLASS_KEYS = (
     "type",
 )
 _SIZE_KEYS = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
+_NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+_ROUNDING = 1.0
+"""Pixels by which a box may reach outside of its image without speaking against how its numbers are read."""
+
+_SAID = {
+    "corners": "left, top, right and bottom",
+    "size": "left, top, width and height",
+    "centre": "centre, width and height",
+}
 
 
 def box_tables(root: Path) -> list[tuple[Path, Path]]:
@@ -72,16 +71,8 @@ def box_tables(root: Path) -> list[tuple[Path, Path]]:
         if (rows := first_table_rows(path))
         and box_columns(rows[0])
         and not is_form(path)
-        and _names_images(base, path)
+        and names_images(base, path)
     ]
-
-
-def _names_images(base: Path, path: Path) -> bool:
-    """Return whether a table is about the images of a folder, whatever its column of images is called."""
-    rows = first_table_rows(path)
-    if find_key(rows[0], ID_KEYS) is None:
-        return naming_column(rows, name_index(base)) is not None
-    return table_weight(base, path, ID_KEYS) != "none"
 
 
 def read_box_tables(
@@ -99,8 +90,7 @@ def read_box_tables(
     """Read a table with a row for each box.
 
     Coordinates are pixels, or shares of the image where none is above 1. A row of an image without a box and without
-    a class, or with one such as "No finding", says that there is nothing in it; so does the number 0 that has never a
-    box beside others that always have one.
+    a class, or with one such as "No finding" (`Nothings`), says that there is nothing in it.
 
     Args:
         root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix. Tables
@@ -114,20 +104,20 @@ def read_box_tables(
             "centre" (centre, width, height); by default what the columns are called, else what fits the images.
         classes: The classes in order; where the table holds numbers, the names of 0, 1, …. One name for all boxes,
             where there is no column of classes.
-        annotator: Whose boxes are read, where a column (`rad_id`, `annotator`, …) names several people for an image; "all":
-            each box is an object.
+        annotator: Whose boxes are read, where a column (`rad_id`, `annotator`, …) names several people for an image;
+            "all": each box is an object.
 
     Raises:
         DataError: The table can't be understood, or its numbers have two readings.
         ConfigError: An option is unknown.
     """
-    if box and box not in FORMS:
-        raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(FORMS)}")
+    if box and box not in _SAID:
+        raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(_SAID)}")
     base = root if root.is_dir() else root.parent
     reading = _Reading(SetBuilder(base, options), comma_list(classes), box)
     for path, folder in _paths(root, table):
         rows = spread(raw_rows(path))
-        named = image_column or _image_column(path, folder)
+        named = image_column or unnamed_column(folder, path)
         columns = _Columns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
         rows, whose = of_annotator(rows, columns.image, annotator or "", str(path))
         if whose:
@@ -149,14 +139,6 @@ def _paths(root: Path, table: str | None) -> list[tuple[Path, Path]]:
     return found
 
 
-def _image_column(path: Path, folder: Path) -> str | None:
-    """Return the column that names the images where its own name doesn't say so (`patientId`), or None."""
-    rows = first_table_rows(path)
-    if not rows or find_key(rows[0], ID_KEYS) is not None:
-        return None
-    return naming_column(rows, name_index(folder))
-
-
 def _split_in(stem: str) -> str | None:
     """Return the split that a word of a table's name says ("train_labels")."""
     return next((split for word in words_of(stem) if (split := split_of(word))), None)
@@ -169,7 +151,7 @@ class _Columns:
     image: str
     label: str
     box: tuple[str, ...]
-    form: BoxForm | Literal[""]
+    form: _Form | Literal[""]
     split: str
     group: str
     size: tuple[str, ...]
@@ -206,7 +188,21 @@ class _Columns:
         split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
         sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
         size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
-        return cls(image_key, label_key, found[0], cast(BoxForm, found[1]), split, group, size)
+        return cls(image_key, label_key, found[0], cast(_Form, found[1]), split, group, size)
+
+
+@dataclass
+class _Object:
+    """A row: its place, class, and four numbers; None: none, or `wrong` says why they can't be read.
+
+    `box` are these numbers as x1, y1, x2, y2 in pixels, once it is known what the numbers of the table are.
+    """
+
+    where: str
+    category: str
+    numbers: _Four | None
+    wrong: str = ""
+    box: Box | None = None
 
 
 @dataclass
@@ -217,7 +213,7 @@ class _Image:
     source: str
     split: str | None
     group: str
-    objects: list[BoxRow] = field(default_factory=list)
+    objects: list[_Object] = field(default_factory=list)
 
 
 @dataclass
@@ -226,7 +222,7 @@ class _Reading:
 
     builder: SetBuilder
     known: tuple[str, ...] | None
-    told: BoxForm | Literal[""]
+    told: _Form | Literal[""]
     images: dict[Path, _Image | None] = field(default_factory=dict)
 
     def take(
@@ -234,7 +230,7 @@ class _Reading:
     ) -> None:
         """Take all rows of a table."""
         names = TableImages(folder)
-        own: list[tuple[BoxRow, tuple[int, int]]] = []
+        own: list[tuple[_Object, tuple[int, int]]] = []
         missing: Counter[str] = Counter()
         for number, row in rows:
             where = self.builder.place(path, number)
@@ -248,7 +244,7 @@ class _Reading:
                 continue
             image = self._image(found[0], path, where, row, columns)
             if image is not None:
-                image.objects.append(label := row_of(where, row, columns.label, columns.box))
+                image.objects.append(label := _object(where, row, columns))
                 own.append((label, image.size))
         for name, count in missing.items():
             text = f"{name} is missing; {count} {'row' if count == 1 else 'rows'} left out"
@@ -256,7 +252,7 @@ class _Reading:
         form, shares = self._meaning(path, columns, [(x.numbers, size) for x, size in own if x.numbers])
         for label, size in own:
             if label.numbers is not None:
-                label.box = box_of(form, in_pixels(label.numbers, size) if shares else label.numbers)
+                label.box = _box(form, _in_pixels(label.numbers, size) if shares else label.numbers)
 
     def _image(
         self, image: Path, path: Path, where: str, row: Mapping[str, Any], columns: _Columns
@@ -265,7 +261,7 @@ class _Reading:
         builder = self.builder
         if image not in self.images:
             size = builder.size_of(image, where)
-            stated = [whole_of(row.get(key)) for key in columns.size]
+            stated = [_whole(row.get(key)) for key in columns.size]
             fits = size is not None and (not stated or builder.agree(where, stated, size, image))
             group = str(row.get(columns.group) or "").strip() if columns.group else ""
             split = split_of(str(row.get(columns.split) or "")) if columns.split else None
@@ -279,8 +275,8 @@ class _Reading:
         return next((split for part in parts if (split := split_of(part))), None)
 
     def _meaning(
-        self, path: Path, columns: _Columns, pairs: Sequence[tuple[Four, tuple[int, int]]]
-    ) -> tuple[BoxForm, bool]:
+        self, path: Path, columns: _Columns, pairs: Sequence[tuple[_Four, tuple[int, int]]]
+    ) -> tuple[_Form, bool]:
         """Return what the four numbers of a table are, and whether they are shares of the image.
 
         Raises:
@@ -289,16 +285,16 @@ class _Reading:
         shares = bool(pairs) and all(0 <= value <= 1 for numbers, _ in pairs for value in numbers)
         shares = shares and any(value % 1 for numbers, _ in pairs for value in numbers)
         if shares:
-            pairs = [(in_pixels(numbers, size), size) for numbers, size in pairs]
+            pairs = [(_in_pixels(numbers, size), size) for numbers, size in pairs]
         misfits = {
-            form: sum(not fits(form, *pair) for pair in pairs) for form in ("corners", "size", "centre")
+            form: sum(not _fits(form, *pair) for pair in pairs) for form in ("corners", "size", "centre")
         }
         shown = ", ".join(columns.box)
         form = self.told or columns.form
         if not self.told and form == "size" and 2 * misfits["size"] > len(pairs) and not misfits["centre"]:
             raise DataError(
-                f"{misfits['size']:,} of {len(pairs):,} boxes reach outside their images when {shown} are {FORMS['size']}, "
-                f"none when they are {FORMS['centre']}",
+                f"{misfits['size']:,} of {len(pairs):,} boxes reach outside their images when {shown} are {_SAID['size']}, "
+                f"none when they are {_SAID['centre']}",
                 where=str(path),
                 fix="-o box=centre or -o box=size says which",
             )
@@ -306,13 +302,13 @@ class _Reading:
             fitting = [one for one in ("corners", "size") if not misfits[one]]
             if len(fitting) != 1:
                 raise DataError(
-                    f'the four numbers of "{shown}" may be {FORMS["corners"]}, or {FORMS["size"]}: '
+                    f'the four numbers of "{shown}" may be {_SAID["corners"]}, or {_SAID["size"]}: '
                     f"{'both fit all images' if fitting else 'neither fits all images'}",
                     where=str(path),
                     fix="-o box=corners, -o box=size or -o box=centre says which",
                 )
-            form = cast(BoxForm, fitting[0])
-        if form == "size" and columns.box[2:] and pairs and all(is_image(*pair) for pair in pairs):
+            form = cast(_Form, fitting[0])
+        if form == "size" and columns.box[2:] and pairs and all(_is_image(*pair) for pair in pairs):
             raise DataError(
                 f"{columns.box[2]} and {columns.box[3]} are those of the images, so the labels are points, which have no "
                 "area",
@@ -320,14 +316,15 @@ class _Reading:
                 fix="write boxes (xmin, ymin, xmax, ymax), or COCO with -o point_size=PIXELS",
             )
         unit = "shares of the image" if shares else "pixels"
-        self.builder.understand(f"{self.builder.place(path)}: {shown} are {FORMS[form]} of boxes in {unit}")
+        self.builder.understand(f"{self.builder.place(path)}: {shown} are {_SAID[form]} of boxes in {unit}")
         return form, shares
 
     def build(self) -> LabelledSet:
         """Return the set."""
         builder = self.builder
         seen: dict[str, None] = {}
-        self._say_nothings()
+        for line in self.nothings.understood():
+            builder.understand(line)
         for path, image in self.images.items():
             if image is None:
                 continue
@@ -344,12 +341,10 @@ class _Reading:
             )
         return builder.build(object_classes=self.known or sorted(seen))
 
-    def _add(self, found: ImageLabels, label: BoxRow) -> str | None:
+    def _add(self, found: ImageLabels, label: _Object) -> str | None:
         """Add an object; return its class where it was used."""
         if label.box is None:
-            if not label.wrong and (says_nothing(label.category) or label.category in self.none):
-                return None
-            if label.wrong or label.category:
+            if label.wrong or (label.category and label.category not in self.nothings.counts):
                 found.lose(label.where, label.wrong or f"has no box ({label.category})", label.category)
             return None
         name, shape = label.category, LabelShape(box=label.box)
@@ -368,26 +363,10 @@ class _Reading:
         return name if added is not None else None
 
     @cached_property
-    def none(self) -> frozenset[str]:
-        """The number 0 where it has never a box and each other number always has one: it says that nothing is there."""
+    def nothings(self) -> Nothings:
+        """Classes of rows without a box that say that nothing is there."""
         labels = [x for image in self.images.values() if image for x in image.objects if not x.wrong]
-        boxed = {label.category for label in labels if label.box is not None}
-        bare = {label.category for label in labels if label.box is None and label.category}
-        numbers = all(name.isdigit() for name in boxed | bare) and self.known is None
-        return frozenset(bare) if numbers and bare == {"0"} and boxed and "0" not in boxed else frozenset()
-
-    def _say_nothings(self) -> None:
-        """Say which classes without a box were read as images in which nothing is."""
-        names = Counter(
-            label.category
-            for image in self.images.values()
-            for label in (image.objects if image else ())
-            if label.box is None and not label.wrong
-            if label.category and (says_nothing(label.category) or label.category in self.none)
-        )
-        for name, count in names.items():
-            noun = "row" if count == 1 else "rows"
-            self.builder.understand(f'"{name}" without a box in {count:,} {noun}: nothing is there, no class')
+        return Nothings(((x.category, x.numbers is not None) for x in labels), numbered=self.known is None)
 
     @cached_property
     def _names_numbers(self) -> bool:
@@ -395,3 +374,55 @@ class _Reading:
         names = {x.category for image in self.images.values() if image for x in image.objects if x.category}
         numbers = bool(names) and all(name.isdigit() for name in names)
         return numbers and not any(name.isdigit() for name in self.known or ())
+
+
+def _object(where: str, row: Mapping[str, Any], columns: _Columns) -> _Object:
+    category = " ".join(str(row.get(columns.label) or "").split()) if columns.label else ""
+    if category.lower() in MISSING_WORDS:
+        category = ""
+    if re.fullmatch(r"\d+\.0", category):
+        category = category[:-2]
+    cells = [row.get(key) for key in columns.box]
+    if len(cells) == 1:
+        value = cells[0]
+        cells = value if isinstance(value, list) else list(_NUMBER.findall(str(value or "")))
+        if not cells:
+            cells = [value]
+    texts = [str("" if cell is None else cell).strip() for cell in cells]
+    if all(text.lower() in ("", "[]", *MISSING_WORDS) for text in texts):
+        return _Object(where, category, None)
+    try:
+        x, y, w, h = (float(re.sub(r"^([-+]?\d+),(\d+)$", r"\1.\2", text)) for text in texts)
+    except ValueError:
+        return _Object(where, category, None, f"its box is not four numbers ({', '.join(texts)[:40]})")
+    return _Object(where, category, (x, y, w, h))
+
+
+def _whole(value: Any) -> object:
+    try:
+        return int(float(value or 0))
+    except (TypeError, ValueError, OverflowError):
+        return str(value)[:40]
+
+
+def _box(form: _Form, numbers: _Four) -> Box:
+    x, y, w, h = numbers
+    if form == "corners":
+        return numbers
+    return (x, y, x + w, y + h) if form == "size" else (x - w / 2, y - h / 2, x + w / 2, y + h / 2)
+
+
+def _in_pixels(numbers: _Four, size: tuple[int, int]) -> _Four:
+    x, y, w, h = numbers
+    return x * size[0], y * size[1], w * size[0], h * size[1]
+
+
+def _is_image(numbers: _Four, size: tuple[int, int]) -> bool:
+    return numbers[2:] == (size[0], size[1])
+
+
+def _fits(form: str, numbers: _Four, size: tuple[int, int]) -> bool:
+    """Return whether four numbers are a box in its image, when they are read so."""
+    x1, y1, x2, y2 = _box(cast(_Form, form), numbers)
+    inside = min(x1, y1) >= -_ROUNDING and x2 <= size[0] + _ROUNDING and y2 <= size[1] + _ROUNDING
+    return inside and x2 > x1 and y2 > y1

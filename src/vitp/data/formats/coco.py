@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.tool_labels import tell_strange
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
+
+_EMPTY = ("empty", "blank", "nothing", "none", "no object", "no objects", "no animal")
+"""Categories of annotations without a place that say that nothing is in the image, as camera traps have them."""
 
 
 @dataclass
@@ -113,6 +117,10 @@ def read_coco(
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     refuse_scores(files, scores)
+    from vitp.data.formats.coco_scenes import SceneReading, labels_scenes
+
+    if labels_scenes(files):
+        return SceneReading(builder, files, comma_list(classes)).build()
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     _tell(builder, reading)
@@ -120,9 +128,9 @@ def read_coco(
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
     instances = any(file.labels_objects for file in files)
-    return with_drawn_masks(
-        builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
-    )
+    bare = reading.empties.keys() - reading.drawn()
+    names = reading.known or tuple(name for name in reading.names if name not in bare)
+    return with_drawn_masks(builder.build(object_classes=names if instances else ()), semantic)
 
 
 def _tell(builder: SetBuilder, reading: CocoReading) -> None:
@@ -138,6 +146,12 @@ def _tell(builder: SetBuilder, reading: CocoReading) -> None:
             )
     for name in reading.categories.doubles():
         builder.understand(f'categories: several are called "{name}" and count as one class')
+    for name, count in reading.empties.items():
+        if name not in reading.drawn():
+            noun = "annotation" if count == 1 else "annotations"
+            builder.understand(
+                f'categories: "{name}" without a place in {count:,} {noun}: nothing is there, no class'
+            )
 
 
 def _refuse_panoptic(files: Sequence[CocoFile]) -> None:
@@ -199,6 +213,7 @@ class CocoReading:
         self.names = tuple(name for name in self.names if name not in self.groups or name in (known or ()))
         self.images: dict[Path, CocoImage] = {}
         self.crowds = 0
+        self.empties: Counter[str] = Counter()
         for file in files:
             self._read_file(file)
 
@@ -338,6 +353,9 @@ class CocoReading:
         category = self.categories.find(key, "category", where)
         name = category if category is not None else f"class {str(key)[:40]}"
         shape, said = coco_shape(row, found.size)
+        if shape is None and category is not None and not row.get("bbox") and category.lower() in _EMPTY:
+            self.empties[category] += 1
+            return
         if shape is None:
             found.lose(where, f"{said} ({name})", category or "")
             return

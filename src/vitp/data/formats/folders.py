@@ -8,13 +8,13 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import first_synonyms
-from vitp.data.formats.unread import Unlabelled
+from vitp.data.formats.mask_names import are_full_of_values
+from vitp.data.formats.unread import STRUCTURED, Unlabelled, unread_files
 from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
@@ -33,7 +33,7 @@ from vitp.data.formats.walk import (
     words_of,
 )
 from vitp.io.dicom_labels import dicom_role
-from vitp.io.images import image_size, load_label_pixels
+from vitp.io.images import image_size
 from vitp.io.raster_sources import vrt_sources
 from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
@@ -60,12 +60,6 @@ _ONE = frozenset(
     ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
 )
 """Words for a folder of masks that may be in the name of a class. Those of several ("masks", "labels") aren't."""
-
-_MANY_VALUES = 32
-"""Values of an image from which it is no mask …"""
-
-_FLAT = 0.95
-"""… unless two of them fill this share of it, as in masks that were saved as JPEG."""
 
 
 def read_folders(
@@ -126,6 +120,8 @@ def read_folders(
     names = known or sorted(seen)
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
+    if there := unread_files(root, STRUCTURED):
+        builder.understand(f"there, and not read: {there}")
     return builder.build(scene_classes=names)
 
 
@@ -299,15 +295,7 @@ def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
 
 def _are_full_of_values(folder: Folder) -> bool:
     """Return whether images have so many values, and so evenly, as photographs have and masks don't."""
-    for path in folder.files[:: max(1, len(folder.files) // 3)][:3]:
-        try:
-            pixels = load_label_pixels(path)
-        except DataError:
-            return False
-        counts = np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0, return_counts=True)[1]
-        if len(counts) < _MANY_VALUES or np.sort(counts)[-2:].sum() > _FLAT * counts.sum():
-            return False
-    return True
+    return all(map(are_full_of_values, folder.files[:: max(1, len(folder.files) // 3)][:3]))
 
 
 def _differ(folders: Sequence[Folder]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 from vitp.core.errors import DataError
@@ -41,6 +42,11 @@ _LABEL_SUFFIXES = frozenset(
 )
 """Files that labels come in."""
 
+STRUCTURED = frozenset(
+    [".json", ".geojson", ".odgt", ".xml", ".mat", ".npy", ".npz", ".h5", ".hdf5", ".pkl", ".pickle"]
+)
+"""Those of them that are no lists of names."""
+
 _PAPERS = (
     "readme",
     "license",
@@ -68,7 +74,7 @@ def with_unread(error: Unlabelled, root: Path) -> Unlabelled:
     )
 
 
-def unread_files(root: Path) -> str:
+def unread_files(root: Path, suffixes: Collection[str] = _LABEL_SUFFIXES) -> str:
     """Return which files below a folder may hold labels that no reader knows, by folder and kind; "" where none do.
 
     Pictures aren't among them, nor what says something of the whole set.
@@ -77,7 +83,7 @@ def unread_files(root: Path) -> str:
     kinds: dict[tuple[Path, str], list[Path]] = defaultdict(list)
     for path in files_below(root, whole=images.__contains__):
         suffix = path.suffix.lower()
-        if path not in images and suffix in _LABEL_SUFFIXES and not path.stem.lower().startswith(_PAPERS):
+        if path not in images and suffix in suffixes and not path.stem.lower().startswith(_PAPERS):
             kinds[path.parent, suffix].append(path)
     shown = []
     for (_, suffix), paths in sorted(kinds.items())[:_SHOWN]:
