@@ -95,8 +95,8 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     Args:
         root: The set's folder, or a file.
         options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
-            A folder that holds one folder alone, as unpacked archives do, stands for it where nothing else fits, unless
-            an option names a file or folder in it.
+            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, unless an
+            option names a file or folder.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
@@ -116,14 +116,10 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     if inner is None:
         return _detected(root)
     try:
-        outer = _detected(root)
-    except DataError:
+        # What names classes, splits and bands lies beside the images, in the folder itself, and not above it.
         return _inside(root, detect(inner, options))
-    try:
-        # Any folder of folders with images passes for classes: lists and tables are found beside them, not above.
-        return outer if outer.format != "folders" else _inside(root, detect(inner, options))
-    except DataError:
-        return outer
+    except Unlabelled:
+        return _detected(root)
 
 
 def _inside(root: Path, found: Detected) -> Detected:
@@ -148,6 +144,14 @@ def only_folder(root: Path) -> Path | None:
 
 
 def _detected(root: Path) -> Detected:
+    for sign, names in _PUBLISHED.items():
+        if next(root.glob(sign), None) is not None:
+            readings = " or ".join(f"--format {name}" for name in names)
+            raise DataError(
+                f"is laid out as {_PUBLISHED_NAMES[names[0]]} is published, whose labels mean what its publishers say",
+                where=str(root),
+                fix=f"{readings} reads it so; --format {_PLAIN[names[0]]} reads it as a set like any other",
+            )
     try:
         found = _first_that_fits(root)
     except Unlabelled as error:
@@ -163,7 +167,7 @@ def _detected(root: Path) -> Detected:
     there = f": {files} are there, and of no kind that is read" if (files := unread_files(root)) else ""
     what = f"no label format recognised{there} (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
-    raise DataError(what, where=str(root), fix=fix)
+    raise Unlabelled(what, where=str(root), fix=fix)
 
 
 def _of_file(path: Path) -> str:
@@ -231,6 +235,16 @@ def _also(root: Path, found: str) -> list[str]:
             continue
     return also
 
+
+_PUBLISHED = {
+    "[Tt]rain/*/masks_png": ("loveda",),
+    "JPEGImages-trainval": ("dior", "dior_r"),
+    "train/Semantic_masks": ("isaid",),
+}
+"""Folders that only published sets have, whose generic reading would be another one → the formats that read these."""
+
+_PUBLISHED_NAMES = {"loveda": "LoveDA", "dior": "DIOR", "isaid": "iSAID"}
+_PLAIN = {"loveda": "masks", "dior": "voc", "isaid": "masks"}
 
 _PEOPLE = frozenset({"annotator"})
 

@@ -182,12 +182,7 @@ def _refuse_bands_apart(root: Path, images: Sequence[Folder], without: Sequence[
     """Raise where folders without masks hold the files of one with masks but for a word: bands of the same images."""
     for folder in images:
         own = {_without_a_word(stem) for stem in folder.stems}
-        others = [
-            other
-            for other in without
-            if other.split == folder.split
-            and 2 * len(own & set(map(_without_a_word, other.stems))) > len(own)
-        ]
+        others = [f for f in without if 2 * len(own & set(map(_without_a_word, f.stems))) > len(own)]
         if others and len(own) > 1 and all(own):
             names = ", ".join(within(other.path, root) for other in others[:4])
             raise DataError(
