@@ -65,9 +65,9 @@ def test_the_only_folder_is_the_set(tmp_path: Path, around: str) -> None:
     read = read_labels("auto", tmp_path)
     assert Counter(tag for item in read.items for tag in item.tags or ()) == {"Edema": 3, "Fracture": 3}
     assert [item.unknown for item in read.items] == [(), (), (), ("Fracture",), (), ()]
-    summary = compile_labels(tmp_path, "auto", tmp_path.parent / "compiled")
+    summary = compile_labels(tmp_path, "auto", tmp_path.parent / f"{tmp_path.name}-compiled")
     assert summary.understood[0] == found.understood[0]
-    told = json.loads((tmp_path.parent / "compiled/labels/set.json").read_text())
+    told = json.loads((tmp_path.parent / f"{tmp_path.name}-compiled/labels/set.json").read_text())
     assert told["image_root"] == str(root)
 
 
@@ -346,3 +346,5 @@ def test_what_is_laid_out_as_published_names_its_format(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"laid out as LoveDA.*--format loveda.*--format masks"):
         read_labels("auto", tmp_path)
     assert len(read_labels("masks", tmp_path).items) == 4
+    named = read_labels("auto", tmp_path, classes="ignore=0,background=1,building=2")
+    assert named.semantic_classes == ("background", "building")

@@ -114,12 +114,12 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
             return Detected(fmt, root)
     inner = None if _INSIDE & set(options) else only_folder(root)
     if inner is None:
-        return _detected(root)
+        return _detected(root, options)
     try:
         # What names classes, splits and bands lies beside the images, in the folder itself, and not above it.
         return _inside(root, detect(inner, options))
     except Unlabelled:
-        return _detected(root)
+        return _detected(root, options)
 
 
 def _inside(root: Path, found: Detected) -> Detected:
@@ -143,9 +143,9 @@ def only_folder(root: Path) -> Path | None:
     return None if part else folders[0]
 
 
-def _detected(root: Path) -> Detected:
+def _detected(root: Path, options: Collection[str]) -> Detected:
     for sign, names in _PUBLISHED.items():
-        if next(root.glob(sign), None) is not None:
+        if "classes" not in options and next(root.glob(sign), None) is not None:
             readings = " or ".join(f"--format {name}" for name in names)
             raise DataError(
                 f"is laid out as {_PUBLISHED_NAMES[names[0]]} is published, whose labels mean what its publishers say",
@@ -237,7 +237,8 @@ def _also(root: Path, found: str) -> list[str]:
 
 
 _PUBLISHED = {
-    "[Tt]rain/*/masks_png": ("loveda",),
+    "[Tt]rain/Urban/masks_png": ("loveda",),
+    "[Tt]rain/Rural/masks_png": ("loveda",),
     "JPEGImages-trainval": ("dior", "dior_r"),
     "train/Semantic_masks": ("isaid",),
 }
