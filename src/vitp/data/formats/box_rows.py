@@ -51,7 +51,7 @@ def spread(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, Mapping[str, Any]
     return found
 
 
-def of_annotator(
+def rows_of_annotator(
     rows: Sequence[tuple[int, Mapping[str, Any]]], image: str, annotator: str, where: str
 ) -> tuple[list[tuple[int, Mapping[str, Any]]], str]:
     """Return the rows of one of several people who boxed the same images, and a line that says whose.

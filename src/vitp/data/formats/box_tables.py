@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.box_rows import Nothings, names_images, of_annotator, spread, unnamed_column
+from vitp.data.formats.box_rows import Nothings, names_images, rows_of_annotator, spread, unnamed_column
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import (
     CLASS_KEYS,
@@ -119,7 +119,7 @@ def read_box_tables(
         rows = spread(raw_rows(path))
         named = image_column or unnamed_column(folder, path)
         columns = _Columns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
-        rows, whose = of_annotator(rows, columns.image, annotator or "", str(path))
+        rows, whose = rows_of_annotator(rows, columns.image, annotator or "", str(path))
         if whose:
             reading.builder.understand(f"{reading.builder.place(path)}: {whose}")
         reading.take(path, folder, rows, columns)

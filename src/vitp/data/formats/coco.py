@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.coco_classes import grouping, read_categories, refuse_shifted
+from vitp.data.formats.coco_classes import grouping, labels_scenes, read_categories, refuse_shifted
 from vitp.data.formats.coco_files import (
     CocoFile,
     Ids,
@@ -117,8 +117,6 @@ def read_coco(
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     refuse_scores(files, scores)
-    from vitp.data.formats.coco_scenes import SceneReading, labels_scenes
-
     if labels_scenes(files):
         return SceneReading(builder, files, comma_list(classes)).build()
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
@@ -127,10 +125,14 @@ def read_coco(
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
-    instances = any(file.labels_objects for file in files)
+    return with_drawn_masks(builder.build(object_classes=_classes_of(reading, files)), semantic)
+
+
+def _classes_of(reading: CocoReading, files: Sequence[CocoFile]) -> tuple[str, ...]:
+    """Return the object classes, without those that say that nothing is there; none where files hold captions alone."""
     bare = reading.empties.keys() - reading.drawn()
     names = reading.known or tuple(name for name in reading.names if name not in bare)
-    return with_drawn_masks(builder.build(object_classes=names if instances else ()), semantic)
+    return names if any(file.labels_objects for file in files) else ()
 
 
 def _tell(builder: SetBuilder, reading: CocoReading) -> None:
@@ -373,6 +375,41 @@ class CocoReading:
         if not row.get("segmentation"):
             self.builder.tally.compare_area(found.source, shape, row.get("area"))
         self.crowds += crowd and label is not None
+
+
+class SceneReading(CocoReading):
+    """Files whose annotations are classes of whole images, while they are read; see `CocoReading`."""
+
+    def __init__(self, builder: SetBuilder, files: Sequence[CocoFile], known: tuple[str, ...] | None) -> None:
+        self.scenes: dict[Path, dict[str, None]] = {}
+        super().__init__(builder, files, known)
+
+    def read_annotation(self, row: dict[str, Any], where: str, image: CocoImage) -> None:
+        """Take the class of an image."""
+        key = row.get("category_id")
+        name = self.categories.find(key, "category", where)
+        if name is None:
+            image.found.lose(where, f"unknown class number {str(key)[:40]}", "")
+        elif self.known is None or name in self.known:
+            self.scenes.setdefault(image.path, {}).setdefault(name)
+
+    def build(self) -> LabelledSet:
+        """Return the set: each image with its class, or all with the classes that fit where one has several."""
+        several = any(len(names) > 1 for names in self.scenes.values())
+        for image in self.images.values():
+            names = tuple(self.scenes.get(image.path, ()))
+            if not names or image.found.lost:
+                self.builder.note(image.where, "no class is known of the image; left out")
+                continue
+            told: dict[str, Any] = {"tags": names} if several else {"scene": names[0]}
+            self.builder.add_file(image.path, split=image.split, category=names[0], **told)
+        self.builder.understand("annotations name a class and no place: they are classes of whole images")
+        if several:
+            self.builder.understand("images may have several classes")
+        used = {name for names in self.scenes.values() for name in names}
+        return self.builder.build(
+            scene_classes=self.known or tuple(name for name in self.names if name in used)
+        )
 
 
 def _check_same(builder: SetBuilder, entry: _Entry) -> None:

@@ -95,8 +95,8 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     Args:
         root: The set's folder, or a file.
         options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
-            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, unless an
-            option names a file or folder.
+            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, and
+            no option names a file or folder.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.

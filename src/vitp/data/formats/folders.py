@@ -120,9 +120,14 @@ def read_folders(
     names = known or sorted(seen)
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
-    if there := unread_files(root, STRUCTURED):
-        builder.understand(f"there, and not read: {there}")
+    _say_unread(builder)
     return builder.build(scene_classes=names)
+
+
+def _say_unread(builder: SetBuilder) -> None:
+    """Say which files that may hold labels lie beside the images."""
+    if there := unread_files(builder.root, STRUCTURED):
+        builder.understand(f"there, and not read: {there}")
 
 
 def _bases(root: Path) -> list[tuple[str | None, Path]]:
