@@ -65,7 +65,7 @@ def rows_of_annotator(
     Raises:
         DataError: Several boxed an image and nobody said whose boxes count, or there is nobody of this name.
     """
-    key = find_key(dict(rows[0][1]), _ANNOTATOR_KEYS) if rows else None
+    key = (find_key(dict(rows[0][1]), _ANNOTATOR_KEYS) if rows else None) or ""
     people: dict[str, set[str]] = defaultdict(set)
     for _, row in rows if key else ():
         people[str(row.get(image))].add(str(row.get(key)).strip())

@@ -151,9 +151,9 @@ def from_value_tables(root: Path) -> MaskClasses | None:
     found: dict[Path, list[tuple[str, int]]] = {}
     for _, base in bases_of(root):
         for path in (one for one in sorted(base.iterdir()) if one.suffix.lower() == ".csv" and one.is_file()):
-            rows = [_value_and_class(row) for row in first_table_rows(path)]
-            if rows and None not in rows:
-                found[path] = [row for row in rows if row is not None]
+            told = [_value_and_class(row) for row in first_table_rows(path)]
+            if told and None not in told:
+                found[path] = [row for row in told if row is not None]
     for path, rows in found.items():
         if rows != next(iter(found.values())):
             what = f"names other classes than {within(next(iter(found)), root)}"
