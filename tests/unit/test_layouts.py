@@ -25,7 +25,7 @@ MASK_LAYOUTS = {
     "Images + Masks": ("Images/i{}.png", "Masks/i{}.png"),
     "img_dir + ann_dir": ("img_dir/val/i{}.png", "ann_dir/val/i{}.png"),
     "VOC": ("JPEGImages/i{}.jpg", "SegmentationClass/i{}.png"),
-    "nested scenes": ("Train/Urban/images_png/{}.png", "Train/Urban/masks_png/{}.png"),
+    "nested scenes": ("Train/Town/images_png/{}.png", "Train/Town/masks_png/{}.png"),
     "unnamed images": ("flight 3/i{}.png", "masks/i{}.png"),
     "images in the root": ("i{}.png", "masks/i{}.png"),
     "words at the end": ("imgs/{}_sat.jpg", "masks/{}_mask.png"),

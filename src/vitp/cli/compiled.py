@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -65,7 +66,7 @@ def print_summary(summary: CompileSummary) -> None:
         what,
         "what was left out, ignored or mended (all in summary.json)",
     )
-    console.print(f"next: vitp data check {shown_path(summary.out)}")
+    console.print(f"next: vitp data check {shlex.quote(shown_path(summary.out))}")
 
 
 def _unasked_words(summary: CompileSummary) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -253,7 +254,7 @@ def _prepare(name: str, root: Path, out: Path | None, settings: PrepareSettings,
         console.print(f"[yellow]count:[/] {line}")
     print_findings(result.findings, "labels were left out or mended")
     if out is not None:
-        console.print(f"next: vitp finetune {result.facts.task} --data {shown_path(out)}")
+        console.print(f"next: vitp finetune {result.facts.task} --data {shlex.quote(shown_path(out))}")
 
 
 def _convert(name: str, root: Path, out: Path, force: bool) -> None:
@@ -267,7 +268,7 @@ def _convert(name: str, root: Path, out: Path, force: bool) -> None:
         f"{name}: {done} ({result.records:,} records, {result.questions:,} questions, {result.images:,} images)"
     )
     print_findings(result.findings, "rows were left out")
-    make_console().print(f"next: vitp data check {shown_path(out)}")
+    make_console().print(f"next: vitp data check {shlex.quote(shown_path(out))}")
 
 
 @app.command("leaks")

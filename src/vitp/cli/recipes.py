@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -121,7 +122,7 @@ def _run(name: str, config: PretrainConfig | FinetuneConfig, out: Path) -> None:
         print_scores(scores, f"{getattr(config, 'task', name)} on the test images ({scores.images})")
     make_console().print(f"model: {result.model}")
     if scores is None:
-        make_console().print(f"next: vitp export {out} --out BACKBONE")
+        make_console().print(f"next: vitp export {shlex.quote(str(out))} --out BACKBONE")
 
 
 @app.callback(invoke_without_command=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -39,4 +40,6 @@ def build_command(
     from vitp.recipes.language_starter import FULL_PLAN, QUICK_PLAN, build_language_starter
 
     build_language_starter(out, language, QUICK_PLAN if quick else FULL_PLAN)
-    make_console().print(f'wrote {out}; next: vitp ask {out} IMAGE "What does the image show?"')
+    make_console().print(
+        f'wrote {out}; next: vitp ask {shlex.quote(str(out))} IMAGE "What does the image show?"'
+    )

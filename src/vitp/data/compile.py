@@ -107,7 +107,8 @@ def compile_labels(
     also: tuple[str, ...] = ()
     if fmt == "auto":
         found = detect(Path(src), options)
-        fmt, also = found.format, found.understood
+        fmt, also, source = found.format, found.understood, found.root.resolve()
+        base = source.parent if source.is_file() else source
     if fmt != "vitp":  # a compiled set brings its own splits
         options["seed"] = seed
     synthesis = synthesis or SynthesisConfig()

@@ -144,7 +144,7 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
     """
     if fmt == "auto":
         found = detect(Path(root), options)
-        labelled = read_labels(found.format, root, **options)
+        labelled = read_labels(found.format, found.root, **options)
         return replace(labelled, understood=(*found.understood, *labelled.understood))
     reader = _reader(fmt)
     known = option_names(fmt)

@@ -11,8 +11,16 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.box_rows import Nothings, names_images, rows_of_annotator, spread, unnamed_column
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, ID_KEYS, MISSING_WORDS, SPLIT_KEYS
+from vitp.data.formats.class_columns import (
+    CLASS_KEYS,
+    GROUP_KEYS,
+    ID_KEYS,
+    MISSING_WORDS,
+    SPLIT_KEYS,
+    is_form,
+)
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.tables import (
     TableImages,
@@ -23,7 +31,6 @@ from vitp.data.formats.tables import (
     refuse_doubles,
     refuse_several_tables,
     table_files,
-    table_weight,
 )
 from vitp.data.formats.walk import comma_list, images_below, split_folders, split_of, words_of
 from vitp.records.geometry import Box
@@ -63,7 +70,8 @@ def box_tables(root: Path) -> list[tuple[Path, Path]]:
         for path in table_files(base)
         if (rows := first_table_rows(path))
         and box_columns(rows[0])
-        and table_weight(base, path, ID_KEYS) != "none"
+        and not is_form(path)
+        and names_images(base, path)
     ]
 
 
@@ -77,11 +85,12 @@ def read_box_tables(
     box_columns: str | list[str] | None = None,
     box: Literal["", "corners", "size", "centre"] = "",
     classes: str | list[str] | None = None,
+    annotator: str | None = None,
 ) -> LabelledSet:
     """Read a table with a row for each box.
 
     Coordinates are pixels, or shares of the image where none is above 1. A row of an image without a box and without
-    a class says that there is nothing in it.
+    a class, or with one such as "No finding" (`Nothings`), says that there is nothing in it.
 
     Args:
         root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix. Tables
@@ -95,6 +104,8 @@ def read_box_tables(
             "centre" (centre, width, height); by default what the columns are called, else what fits the images.
         classes: The classes in order; where the table holds numbers, the names of 0, 1, …. One name for all boxes,
             where there is no column of classes.
+        annotator: Whose boxes are read, where a column (`rad_id`, `annotator`, …) names several people for an image;
+            "all": each box is an object.
 
     Raises:
         DataError: The table can't be understood, or its numbers have two readings.
@@ -105,8 +116,12 @@ def read_box_tables(
     base = root if root.is_dir() else root.parent
     reading = _Reading(SetBuilder(base, options), comma_list(classes), box)
     for path, folder in _paths(root, table):
-        rows = [(number, row) for number, row in raw_rows(path) if isinstance(row, dict)]
-        columns = _Columns.of(path, rows, image_column, class_column, comma_list(box_columns), reading.known)
+        rows = spread(raw_rows(path))
+        named = image_column or unnamed_column(folder, path)
+        columns = _Columns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
+        rows, whose = rows_of_annotator(rows, columns.image, annotator or "", str(path))
+        if whose:
+            reading.builder.understand(f"{reading.builder.place(path)}: {whose}")
         reading.take(path, folder, rows, columns)
     return reading.build()
 
@@ -313,6 +328,8 @@ class _Reading:
         """Return the set."""
         builder = self.builder
         seen: dict[str, None] = {}
+        for line in self.nothings.understood():
+            builder.understand(line)
         for path, image in self.images.items():
             if image is None:
                 continue
@@ -332,7 +349,7 @@ class _Reading:
     def _add(self, found: ImageLabels, label: _Object) -> str | None:
         """Add an object; return its class where it was used."""
         if label.box is None:
-            if label.wrong or label.category:
+            if label.wrong or (label.category and label.category not in self.nothings.counts):
                 found.lose(label.where, label.wrong or f"has no box ({label.category})", label.category)
             return None
         name, shape = label.category, LabelShape(box=label.box)
@@ -349,6 +366,12 @@ class _Reading:
             name = self.known[int(name)]
         added = found.add(label.where, name, shape, known=self.known)
         return name if added is not None else None
+
+    @cached_property
+    def nothings(self) -> Nothings:
+        """Classes of rows without a box that say that nothing is there."""
+        labels = [x for image in self.images.values() if image for x in image.objects if not x.wrong]
+        return Nothings(((x.category, x.numbers is not None) for x in labels), numbered=self.known is None)
 
     @cached_property
     def _names_numbers(self) -> bool:

@@ -36,6 +36,7 @@ from vitp.data.formats.walk import (
     split_of,
     stem_of,
     suffixed,
+    words_of,
 )
 from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.instructions import IMAGE_MARK, text_problem
@@ -47,6 +48,39 @@ TEXT_KEYS = (
 )
 _SECTIONS = ("findings", "impression")
 """Columns that are parts of one report."""
+
+_NO_REPORTS = frozenset(
+    (
+        *(
+            "date",
+            "dates",
+            "readme",
+            "info",
+            "meta",
+            "metadata",
+            "license",
+            "licence",
+            "parameters",
+            "params",
+            "config",
+        ),
+        *(
+            "settings",
+            "calibration",
+            "calib",
+            "intrinsics",
+            "pose",
+            "poses",
+            "log",
+            "index",
+            "list",
+            "files",
+            "classes",
+        ),
+        *("labels", "label", "timestamps", "times", "header", "md", "checksum", "bounds", "extent", "mtl"),
+    )
+)
+"""Words of names of texts that say something else of a folder than what its images show (OSCD's `dates.txt`)."""
 
 _MISSING = frozenset({"nan", "n/a", "#n/a", "na", "<na>", "none", "null", "-", "--"})
 """How tables write that there is no text."""
@@ -182,7 +216,11 @@ def study_reports(root: Path) -> dict[Path, tuple[Path, ...]]:
         above = folder.path.parent
         texts.setdefault(above, {path.stem: path for path in suffixed(above, ".txt")})
         beside = texts[above].get(folder.path.name)
-        inside = [path for path in suffixed(folder.path, ".txt") if path.stem not in folder.stems]
+        inside = [
+            path
+            for path in suffixed(folder.path, ".txt")
+            if path.stem not in folder.stems and not _NO_REPORTS & set(words_of(path.stem))
+        ]
         if beside is not None and beside.is_file():
             found[beside] = folder.files
         elif len(inside) == 1 and split_of(folder.path.name) is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from vitp.data.formats.tables import (
     table_files,
     table_weight,
 )
-from vitp.data.formats.walk import name_index, split_folders
+from vitp.data.formats.walk import name_index, split_folders, words_of
 
 ID_KEYS = (*IMAGE_KEYS, "id", "name")
 CLASS_KEYS = (
@@ -181,15 +181,19 @@ def check_odd_bits(path: Path) -> None:
 def class_tables(root: Path) -> list[Path]:
     """Return the files of a folder that are tables of classes, those that are about its images if there are some.
 
-    A folder without any may have one in each folder of a split.
+    Forms for predictions count only where nothing else is there. Without any, those in the folders of the splits count.
     """
-    folders = ([root], [folder for split, folder in split_folders(root) if split])
-    both = (
-        [path for one in some for path in table_files(one) if columns_of(path) is not None]
-        for some in folders
-    )
-    found = next(filter(None, both), [])
-    return [path for path in found if table_weight(path.parent, path, ID_KEYS) != "none"] or found
+    found = [path for path in table_files(root) if columns_of(path) is not None]
+    if not found:  # a table in each folder of the splits, as Roboflow writes _classes.csv
+        folders = [folder for split, folder in split_folders(root) if split is not None]
+        found = [path for folder in folders for path in table_files(folder) if columns_of(path) is not None]
+    found = [path for path in found if table_weight(path.parent, path, ID_KEYS) != "none"] or found
+    return [path for path in found if not is_form(path)] or found
+
+
+def is_form(path: Path) -> bool:
+    """Return whether a table is a form for predictions by its name, as Kaggle's sample_submission.csv is."""
+    return "submission" in words_of(path.stem)
 
 
 def class_weight(root: Path) -> Literal["none", "some", "most"]:
@@ -208,11 +212,20 @@ def _has_boxes(row: dict[str, Any]) -> bool:
     return box_columns(row) is not None or find_key(row, _BOX_KEYS) is not None
 
 
+def naming_column(rows: Sequence[Mapping[str, Any]], images: Collection[str]) -> str | None:
+    """Return the column of a table whose cells name images, under whatever name, or None."""
+    keys = [key for key in rows[0] if isinstance(key, str)]
+    shares = {key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys}
+    found = max(shares, key=lambda key: shares[key], default="")
+    return found if found and shares[found] >= _NAMED else None
+
+
 def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
     """Return the tables with a column of names of the set's images, under whatever name.
 
     Each is the table, that column, and the columns of image and class; None where the class isn't the one other
-    column, with few values. Tables of boxes are left out.
+    column, with few values. Left out are tables of boxes, forms for predictions, and tables that name images and say
+    nothing of them, where another table says something.
     """
     found: list[tuple[Path, str, Columns | None]] = []
     images: dict[str, list[Path]] | None = None
@@ -221,13 +234,10 @@ def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
         if not rows or _has_boxes(rows[0]):
             continue
         images = name_index(root) if images is None else images
-        keys = [key for key in rows[0] if isinstance(key, str)]
-        shares = {
-            key: sum(str(row.get(key) or "").strip() in images for row in rows) / len(rows) for key in keys
-        }
-        image = max(shares, key=lambda key: shares[key], default="")
-        if not image or shares[image] < _NAMED:
+        image = naming_column(rows, images)
+        if image is None:
             continue
+        keys = [key for key in rows[0] if isinstance(key, str)]
         split, fold = (find_key(rows[0], keys) or "" for keys in (SPLIT_KEYS, FOLD_KEYS))
         others = [key for key in keys if key not in (image, split, fold)]
         known = find_key(dict.fromkeys(others), CLASS_KEYS)
@@ -237,4 +247,7 @@ def guessed_columns(root: Path) -> list[tuple[Path, str, Columns | None]]:
             fractions = any("." in value.removesuffix(".0") for value in values)
             label = others[0] if 2 <= len(values) <= len(rows) / 2 and not fractions else None
         found.append((path, image, None if label is None else Columns(image, label, (), split, fold=fold)))
-    return found
+    telling = [
+        one for one in found if not is_form(one[0]) and (one[2] or len(first_table_rows(one[0], 1)[0]) > 1)
+    ]
+    return telling or found

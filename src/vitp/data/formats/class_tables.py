@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +31,7 @@ from vitp.data.formats.tables import (
     raw_rows,
     refuse_doubles,
     refuse_several_tables,
+    table_files,
 )
 from vitp.data.formats.walk import comma_list, split_of
 from vitp.records.labels import LabelledSet
@@ -56,7 +58,7 @@ def read_class_tables(
 
     Args:
         root: The table, or the folder that holds it; images lie anywhere below, named with or without suffix.
-            Tables named train, val and test are read together.
+            Tables named train, val and test, or in folders of these names, are read together.
         options: Name, licence, splits.
         table: Name of the table in the folder, where there are several.
         image_column: Column of the image, where it isn't one of the usual.
@@ -81,15 +83,13 @@ def read_class_tables(
             list(raw_rows(path))  # a row that can't be read is what is wrong then
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
-        if path.parent != base:  # beside the images of its split
-            reading.images = TableImages(path.parent)
-        reading.read(path, columns, _split_of(path, base))
+        reading.read(path, columns)
+    if table is None and root.is_dir():
+        others = [path for path in table_files(root) if path.suffix.lower() in (".csv", ".tsv")]
+        if left := [path.name for path in others if path not in reading.tables]:
+            line = f"there, and not read: {', '.join(left[:6])}; -o table=NAME reads another table"
+            reading.builder.understand(line)
     return reading.build()
-
-
-def _split_of(path: Path, root: Path) -> str | None:
-    """Return the split that the name of a table, or that of its folder, says."""
-    return split_of(path.stem) or (split_of(path.parent.name) if path.parent != root else None)
 
 
 def _guessed(root: Path, table: str | None) -> dict[Path, Columns]:
@@ -107,7 +107,7 @@ def _paths(root: Path, table: str | None) -> list[Path]:
     if table is not None:
         return [root / table]
     paths = class_tables(root)
-    if len(paths) > 1 and not all(_split_of(path, root) for path in paths):
+    if len(paths) > 1 and not all(split_of(path.stem) or path.parent != root for path in paths):
         refuse_several_tables(root, paths)
     if not paths:
         what = "no table of image and class found"
@@ -148,6 +148,7 @@ class _Reading:
         found: What the rows say of each image.
         persons: Group → what it is a group of, where it is a person's.
         several: Some image has several classes.
+        tables: Those that were read.
     """
 
     builder: SetBuilder
@@ -157,13 +158,19 @@ class _Reading:
     found: dict[Path, _Entry] = field(default_factory=dict)
     persons: dict[str, str] = field(default_factory=dict)
     several: bool = False
+    tables: list[Path] = field(default_factory=list)
 
-    def read(self, path: Path, columns: Columns, split: str | None) -> None:
+    def read(self, path: Path, columns: Columns) -> None:
         """Take all rows of a table."""
+        self.tables.append(path)
         rows = list(raw_rows(path))
-        for _, row in rows:
+        for number, row in rows:
             if isinstance(row, dict):
                 refuse_doubles(row, columns.read)
+                _refuse_shapes(row, columns.label, self.builder.place(path, number))
+        split = split_of(path.stem)
+        if path.parent != self.builder.root and (told := split_of(path.parent.name)):
+            split, self.images = told, TableImages(path.parent)
         mark = self._separator(path, columns, [row for _, row in rows])
         listed = ", ".join(columns.one_hot)
         if not columns.label:
@@ -385,6 +392,16 @@ class _Reading:
                 f"{len(own):,} {images} no known class, as all cells are empty or −1 ({self.builder.place(own[0])} for "
                 "example); kept without labels, not as “no”",
             )
+
+
+def _refuse_shapes(row: Mapping[str, Any], key: str, where: str) -> None:
+    """Raise where a cell of classes holds JSON of objects, as annotation tools write what was drawn into a CSV."""
+    if key and re.match(r"\s*(\[\s*)?\{\s*['\"]", str(row.get(key) or "")):
+        raise DataError(
+            f'the column "{key}" holds JSON of what was drawn, no class ({str(row[key])[:40]})',
+            where=where,
+            fix="export the labels as JSON or COCO instead of CSV (Label Studio: JSON or JSON-MIN)",
+        )
 
 
 def _cell(row: Mapping[str, Any], key: str) -> str:

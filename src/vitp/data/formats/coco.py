@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.coco_classes import grouping, read_categories, refuse_shifted
+from vitp.data.formats.coco_classes import grouping, labels_scenes, read_categories, refuse_shifted
 from vitp.data.formats.coco_files import (
     CocoFile,
     Ids,
@@ -32,6 +33,9 @@ from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.tool_labels import tell_strange
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
+
+_EMPTY = ("empty", "blank", "nothing", "none", "no object", "no objects", "no animal")
+"""Categories of annotations without a place that say that nothing is in the image, as camera traps have them."""
 
 
 @dataclass
@@ -113,16 +117,22 @@ def read_coco(
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     refuse_scores(files, scores)
+    if labels_scenes(files):
+        return SceneReading(builder, files, comma_list(classes)).build()
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
     reading.add_images()
     _tell(builder, reading)
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
     if semantic is None:
         semantic = any(says_segmentation(file) for file in files)
-    instances = any(file.labels_objects for file in files)
-    return with_drawn_masks(
-        builder.build(object_classes=(reading.known or reading.names) if instances else ()), semantic
-    )
+    return with_drawn_masks(builder.build(object_classes=_classes_of(reading, files)), semantic)
+
+
+def _classes_of(reading: CocoReading, files: Sequence[CocoFile]) -> tuple[str, ...]:
+    """Return the object classes, without those that say that nothing is there; none where files hold captions alone."""
+    bare = reading.empties.keys() - reading.drawn()
+    names = reading.known or tuple(name for name in reading.names if name not in bare)
+    return names if any(file.labels_objects for file in files) else ()
 
 
 def _tell(builder: SetBuilder, reading: CocoReading) -> None:
@@ -138,6 +148,12 @@ def _tell(builder: SetBuilder, reading: CocoReading) -> None:
             )
     for name in reading.categories.doubles():
         builder.understand(f'categories: several are called "{name}" and count as one class')
+    for name, count in reading.empties.items():
+        if name not in reading.drawn():
+            noun = "annotation" if count == 1 else "annotations"
+            builder.understand(
+                f'categories: "{name}" without a place in {count:,} {noun}: nothing is there, no class'
+            )
 
 
 def _refuse_panoptic(files: Sequence[CocoFile]) -> None:
@@ -199,6 +215,7 @@ class CocoReading:
         self.names = tuple(name for name in self.names if name not in self.groups or name in (known or ()))
         self.images: dict[Path, CocoImage] = {}
         self.crowds = 0
+        self.empties: Counter[str] = Counter()
         for file in files:
             self._read_file(file)
 
@@ -338,6 +355,9 @@ class CocoReading:
         category = self.categories.find(key, "category", where)
         name = category if category is not None else f"class {str(key)[:40]}"
         shape, said = coco_shape(row, found.size)
+        if shape is None and category is not None and not row.get("bbox") and category.lower() in _EMPTY:
+            self.empties[category] += 1
+            return
         if shape is None:
             found.lose(where, f"{said} ({name})", category or "")
             return
@@ -355,6 +375,41 @@ class CocoReading:
         if not row.get("segmentation"):
             self.builder.tally.compare_area(found.source, shape, row.get("area"))
         self.crowds += crowd and label is not None
+
+
+class SceneReading(CocoReading):
+    """Files whose annotations are classes of whole images, while they are read; see `CocoReading`."""
+
+    def __init__(self, builder: SetBuilder, files: Sequence[CocoFile], known: tuple[str, ...] | None) -> None:
+        self.scenes: dict[Path, dict[str, None]] = {}
+        super().__init__(builder, files, known)
+
+    def read_annotation(self, row: dict[str, Any], where: str, image: CocoImage) -> None:
+        """Take the class of an image."""
+        key = row.get("category_id")
+        name = self.categories.find(key, "category", where)
+        if name is None:
+            image.found.lose(where, f"unknown class number {str(key)[:40]}", "")
+        elif self.known is None or name in self.known:
+            self.scenes.setdefault(image.path, {}).setdefault(name)
+
+    def build(self) -> LabelledSet:
+        """Return the set: each image with its class, or all with the classes that fit where one has several."""
+        several = any(len(names) > 1 for names in self.scenes.values())
+        for image in self.images.values():
+            names = tuple(self.scenes.get(image.path, ()))
+            if not names or image.found.lost:
+                self.builder.note(image.where, "no class is known of the image; left out")
+                continue
+            told: dict[str, Any] = {"tags": names} if several else {"scene": names[0]}
+            self.builder.add_file(image.path, split=image.split, category=names[0], **told)
+        self.builder.understand("annotations name a class and no place: they are classes of whole images")
+        if several:
+            self.builder.understand("images may have several classes")
+        used = {name for names in self.scenes.values() for name in names}
+        return self.builder.build(
+            scene_classes=self.known or tuple(name for name in self.names if name in used)
+        )
 
 
 def _check_same(builder: SetBuilder, entry: _Entry) -> None:

@@ -94,3 +94,18 @@ def grouping(files: Sequence[CocoFile]) -> tuple[str, ...]:
     own = [str(row.get("name")).strip() for row in rows if str(row.get("id")) in used]
     names = dict.fromkeys(str(row.get("name")).strip() for row in rows)
     return tuple(name for name in names if name in above and name not in own)
+
+
+_PLACES = ("bbox", "segmentation", "keypoints", "caption", "segments_info", "polygon", "points")
+"""Keys of an annotation that say where something is, or something else than a class."""
+
+
+def labels_scenes(files: Sequence[CocoFile]) -> bool:
+    """Return whether all annotations of files name a category and none says where it is."""
+    rows = [row for file in files for row in file.content["annotations"]]
+    return bool(rows) and all(
+        isinstance(row, dict)
+        and row.get("category_id") is not None
+        and not any(row.get(key) not in (None, "", [], 0) for key in _PLACES)
+        for row in rows
+    )

@@ -5,8 +5,9 @@ Files that are labels by their name and place, but can't be read, are refused, t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
@@ -47,11 +48,15 @@ from vitp.data.formats.tables import (
 )
 from vitp.data.formats.tool_shapes import createml_files, darwin_files, supervisely_files
 from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_images_alone, refuse_unlabelled
+from vitp.data.formats.unread import Unlabelled, unread_files, with_unread
 from vitp.data.formats.via import is_via, via_files
 from vitp.data.formats.visdrone import is_visdrone
 from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
+    IMAGE_WORDS,
+    INSTANCE_WORDS,
+    MASK_WORDS,
     check_ordinary,
     child,
     files_below,
@@ -59,7 +64,9 @@ from vitp.data.formats.walk import (
     images_below,
     name_index,
     split_folders,
+    split_of,
     within,
+    words_of,
 )
 from vitp.data.formats.xview import xview_files
 from vitp.data.formats.yolo import is_yolo
@@ -71,10 +78,12 @@ class Detected:
 
     Attributes:
         format: Key of `vitp.data.formats.LABEL_FORMATS`.
+        root: The set's folder or file: the given one, or the only folder in it.
         understood: Lines about what else is there.
     """
 
     format: str
+    root: Path
     understood: tuple[str, ...] = ()
 
 
@@ -89,6 +98,8 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     Args:
         root: The set's folder, or a file.
         options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
+            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, and
+            no option names a file or folder.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
@@ -96,24 +107,70 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if root.is_file():
-        return Detected(_of_file(root))
+        return Detected(_of_file(root), root)
     if not root.is_dir():
         check_ordinary(root)
     for names, fmt in _TOLD.items():
-        # Label Studio has annotators, too, and volumes have folders of images and masks.
-        shared_with = label_studio_files if names == _PEOPLE else is_volume_set
+        # Label Studio and tables of boxes have annotators, too, and volumes have folders of images and masks.
+        shared_with = _has_annotators if names == _PEOPLE else is_volume_set
         if names <= set(options) and not (fmt == "masks" and shared_with(root)):
-            return Detected(fmt)
-    found = _first_that_fits(root)
+            return Detected(fmt, root)
+    inner = None if _INSIDE & set(options) else only_folder(root)
+    if inner is None:
+        return _detected(root, options)
+    try:
+        # What names classes, splits and bands lies beside the images, in the folder itself, and not above it.
+        return _inside(root, detect(inner, options))
+    except Unlabelled:
+        return _detected(root, options)
+
+
+def _inside(root: Path, found: Detected) -> Detected:
+    """Return what was found in the only folder of another one, and say which; the outermost says all of the way."""
+    rest = [line for line in found.understood if not line.startswith(_SET_IS)]
+    return replace(found, understood=(_SET_IS + within(found.root, root), *rest))
+
+
+def only_folder(root: Path) -> Path | None:
+    """Return the one folder in a folder that holds nothing else but papers and archives, or None.
+
+    A folder whose name says what it holds, or which split, is a part of the set.
+    """
+    inside = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
+    folders = [path for path in inside if path.is_dir()]
+    rest = [path for path in inside if path not in folders and path.suffix.lower() not in _PAPERS]
+    if len(folders) != 1 or any(not _READ_ME.match(path.name) for path in rest):
+        return None
+    words = set(words_of(folders[0].name))
+    part = words <= IMAGE_WORDS | MASK_WORDS | INSTANCE_WORDS or split_of(folders[0].name)
+    return None if part else folders[0]
+
+
+def _detected(root: Path, options: Collection[str]) -> Detected:
+    for sign, names in _PUBLISHED.items():
+        if "classes" not in options and next(root.glob(sign), None) is not None:
+            readings = " or ".join(f"--format {name}" for name in names)
+            raise DataError(
+                f"is laid out as {_PUBLISHED_NAMES[names[0]]} is published, whose labels mean what its publishers say",
+                where=str(root),
+                fix=f"{readings} reads it so; --format {_PLAIN[names[0]]} reads it as a set like any other",
+            )
+    try:
+        found = _first_that_fits(root)
+    except Unlabelled as error:
+        raise with_unread(error, root) from error
     if found is not None:
         others = ", ".join(f"{name} ({_SIGNS[name][1]})" for name in _also(root, found))
-        return Detected(found, (f"not read, but there, too: {others}; --format chooses",) if others else ())
+        return Detected(
+            found, root, (f"not read, but there, too: {others}; --format chooses",) if others else ()
+        )
     refuse_unlabelled(root)
     refuse_images_alone(root)
     looked_for = "; ".join(f"{name}: {sign}" for name, (_, sign) in _SIGNS.items())
-    what = f"no label format recognised (looked for {looked_for})"
+    there = f": {files} are there, and of no kind that is read" if (files := unread_files(root)) else ""
+    what = f"no label format recognised{there} (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
-    raise DataError(what, where=str(root), fix=fix)
+    raise Unlabelled(what, where=str(root), fix=fix)
 
 
 def _of_file(path: Path) -> str:
@@ -185,7 +242,23 @@ def _also(root: Path, found: str) -> list[str]:
     return also
 
 
+_PUBLISHED = {
+    "[Tt]rain/Urban/masks_png": ("loveda",),
+    "[Tt]rain/Rural/masks_png": ("loveda",),
+    "JPEGImages-trainval": ("dior", "dior_r"),
+    "train/Semantic_masks": ("isaid",),
+}
+"""Folders that only published sets have, whose generic reading would be another one → the formats that read these."""
+
+_PUBLISHED_NAMES = {"loveda": "LoveDA", "dior": "DIOR", "isaid": "iSAID"}
+_PLAIN = {"loveda": "masks", "dior": "voc", "isaid": "masks"}
+
 _PEOPLE = frozenset({"annotator"})
+
+
+def _has_annotators(root: Path) -> bool:
+    return bool(label_studio_files(root) or box_tables(root))
+
 
 _TOLD = {
     frozenset({"images", "masks"}): "masks",
@@ -193,6 +266,17 @@ _TOLD = {
     frozenset({"before", "after"}): "pairs",
 }
 """Options that say the format: they name what only it has."""
+
+_SET_IS = "the set is the folder "
+
+_INSIDE = frozenset(
+    {"level", "table", "split_file", "images", "masks", "before", "after", "labels", "area", "layer"}
+)
+"""Options that may name something below the folder that the user gave."""
+
+_PAPERS = (".md", ".pdf", ".zip", ".tar", ".tgz", ".rar", ".7z")
+_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|checksums?|md5)", re.IGNORECASE)
+"""What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
 
 
 # --- label files that can't be read

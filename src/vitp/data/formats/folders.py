@@ -8,12 +8,13 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import first_synonyms
+from vitp.data.formats.mask_names import are_full_of_values
+from vitp.data.formats.unread import STRUCTURED, Unlabelled, unread_files
 from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
@@ -32,7 +33,7 @@ from vitp.data.formats.walk import (
     words_of,
 )
 from vitp.io.dicom_labels import dicom_role
-from vitp.io.images import image_size, load_label_pixels
+from vitp.io.images import image_size
 from vitp.io.raster_sources import vrt_sources
 from vitp.io.volume_kinds import is_dicom_file
 from vitp.records.labels import LabelledSet
@@ -59,12 +60,6 @@ _ONE = frozenset(
     ("mask", "label", "gt", "truth", "target", "manual", "lab", "instance", "semantic", "trimap")
 )
 """Words for a folder of masks that may be in the name of a class. Those of several ("masks", "labels") aren't."""
-
-_MANY_VALUES = 32
-"""Values of an image from which it is no mask …"""
-
-_FLAT = 0.95
-"""… unless two of them fill this share of it, as in masks that were saved as JPEG."""
 
 
 def read_folders(
@@ -125,7 +120,14 @@ def read_folders(
     names = known or sorted(seen)
     nested_text = "" if depths <= {1} else f", the {'innermost' if level is None else f'{level}.'} folders'"
     builder.understand(f"classes are the folders' names{nested_text}: {', '.join(names[:20])}")
+    _say_unread(builder)
     return builder.build(scene_classes=names)
+
+
+def _say_unread(builder: SetBuilder) -> None:
+    """Say which files that may hold labels lie beside the images."""
+    if there := unread_files(builder.root, STRUCTURED):
+        builder.understand(f"there, and not read: {there}")
 
 
 def _bases(root: Path) -> list[tuple[str | None, Path]]:
@@ -209,7 +211,7 @@ def _without_contents(parts: tuple[str, ...]) -> tuple[str, ...]:
 def _class_name(builder: SetBuilder, parts: tuple[str, ...], level: int | None) -> str:
     if level is not None:
         return parts[min(level, len(parts)) - 1]
-    if len(parts) > 1 and any(character.isdigit() for character in parts[-1]):
+    if len(parts) > 1 and (split_of(parts[-1]) or any(character.isdigit() for character in parts[-1])):
         raise DataError(
             f'folders are nested, as in {"/".join(parts)}: the class may be "{parts[0]}" or "{parts[-1]}"',
             where=str(builder.root),
@@ -259,17 +261,18 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
     if roles:
         names = ", ".join(sorted({within(folder.path, root) for folder in roles})[:4])
         one = len(roles) == 1
-        raise DataError(
+        raise Unlabelled(
             f"no labels found: {names} {'is' if one else 'are'} named after what {'it holds' if one else 'they hold'}, "
             f"images or masks, or {'is a class' if one else 'are classes'}{_differ(roles)}",
             where=str(root),
             fix=f"{explicit}; -o images=FOLDER -o masks=FOLDER reads images and masks; for other labels put them beside "
             "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
-    if len({_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}) < 2:
-        only = within(folders[0].path, root)
-        what = f"no labels found: all images lie in {only}"
-        raise DataError(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+    innermost = {_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}
+    if len(innermost) < 2 or all(map(split_of, innermost)):
+        only = " and ".join(sorted(within(folder.path, root) for folder in folders)[: len(innermost)])
+        what = f"no labels found: all images lie in {only}{'' if len(innermost) < 2 else ', which are splits and no classes'}"
+        raise Unlabelled(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
 
 
 def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
@@ -297,15 +300,7 @@ def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
 
 def _are_full_of_values(folder: Folder) -> bool:
     """Return whether images have so many values, and so evenly, as photographs have and masks don't."""
-    for path in folder.files[:: max(1, len(folder.files) // 3)][:3]:
-        try:
-            pixels = load_label_pixels(path)
-        except DataError:
-            return False
-        counts = np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0, return_counts=True)[1]
-        if len(counts) < _MANY_VALUES or np.sort(counts)[-2:].sum() > _FLAT * counts.sum():
-            return False
-    return True
+    return all(map(are_full_of_values, folder.files[:: max(1, len(folder.files) // 3)][:3]))
 
 
 def _differ(folders: Sequence[Folder]) -> str:

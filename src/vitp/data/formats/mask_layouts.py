@@ -21,6 +21,7 @@ from vitp.data.formats.mask_names import (
     CITYSCAPES,
     LABEL_IDS,
     annotator_of,
+    are_full_of_values,
     are_views,
     bare_name,
     is_drawn_by,
@@ -158,6 +159,7 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | str
                     fix="name both folders with the options images=FOLDER and masks=FOLDER"
                     + more.format(*several),
                 )
+    _refuse_bands_apart(root, images, without)
     layout = _matched(root, images, masks)
     layout.without = without
     layout.understood += f"; {said}" if said else ""
@@ -174,6 +176,28 @@ def _beside_others(root: Path, images: Sequence[Folder], masks: Mapping[_Key, li
             if sum(share >= _ENOUGH_SHARED for share in shares) == 1:
                 found += [folder for folder, share in zip(same, shares, strict=True) if not share]
     return found
+
+
+def _refuse_bands_apart(root: Path, images: Sequence[Folder], without: Sequence[Folder]) -> None:
+    """Raise where folders without masks hold the files of one with masks but for a word: bands of the same images."""
+    for folder in images:
+        own = {_without_a_word(stem) for stem in folder.stems}
+        others = [f for f in without if 2 * len(own & set(map(_without_a_word, f.stems))) > len(own)]
+        if others and len(own) > 1 and all(own):
+            names = ", ".join(within(other.path, root) for other in others[:4])
+            raise DataError(
+                f"{within(folder.path, root)} and {names} hold files whose names differ in one word ({folder.files[0].name}, "
+                f"{others[0].files[0].name}): bands of the same images, perhaps, of which only the first would be read",
+                where=str(root),
+                fix="put the bands of an image into one file, or into a folder of the image's name in images/; "
+                f"-o images={within(folder.path, root)} -o masks=FOLDER reads this folder alone",
+            )
+
+
+def _without_a_word(stem: str) -> str:
+    """Return a name without its first word, "" where it has only one."""
+    words = BETWEEN.split(stem, maxsplit=1)
+    return words[1] if len(words) > 1 else ""
 
 
 def _of_one_annotator(
@@ -286,7 +310,8 @@ def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | str | No
     shown: Counter[str] = Counter()
     kept = set(of_annotator(root, [file for folder in folders for file in folder.files], annotator))
     for folder in folders:
-        named = {file: _mask_name(file.stem) for file in folder.files if file in kept}
+        twins = _drawn_twins(folder)
+        named = {file: twins.get(file) or _mask_name(file.stem) for file in folder.files if file in kept}
         masks: dict[str, list[Path]] = defaultdict(list)
         for file, name in named.items():
             if name:
@@ -308,6 +333,22 @@ def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | str | No
     if len(others := sorted({folder.rest for folder in folders if folder.rest})) > 1:
         layout.understood += f"; {', '.join('/'.join(rest) for rest in others[:5])} are not read as classes"
     return layout
+
+
+def _drawn_twins(folder: Folder) -> dict[Path, str]:
+    """Return which files are the masks of photographs of their own name (`a.jpg` and `a.png`), with that name.
+
+    They are where most photographs have one, and those that are looked at hold few values.
+    """
+    photographs = {file.stem for file in folder.files if file.suffix.lower() in (".jpg", ".jpeg")}
+    others = {
+        file: file.stem
+        for file in folder.files
+        if file.stem in photographs and file.suffix.lower() not in (".jpg", ".jpeg")
+    }
+    if not others or 2 * len(others) < len(photographs) or any(map(are_full_of_values, [*others][:3])):
+        return {}
+    return others
 
 
 def _mask_name(stem: str) -> str | None:

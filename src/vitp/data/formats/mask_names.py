@@ -16,7 +16,9 @@ from vitp.data.formats.pixel_masks import mask_values
 from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, split_of, within
 from vitp.io.images import load_label_pixels
 
-_AFFIXES = MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "leftimg8bit"}
+_AFFIXES = (
+    MASK_WORDS | IMAGE_WORDS | {"rgbir", "rgbi", "nir", "ir", "ortho", "im", "hr", "merged", "leftimg8bit"}
+)
 LABEL_IDS = "labelIds"
 CITYSCAPES = re.compile(rf"_gt(?:Fine|Coarse)_{LABEL_IDS}$")
 """How Cityscapes ends the names of masks of classes; others beside them hold colours and instances."""
@@ -330,3 +332,20 @@ def are_views(files: Sequence[Path], drawn: Sequence[Path]) -> bool:
         if not inside or view_HW.mean() < _VIEW_SHARE:
             return False
     return bool(pairs)
+
+
+_MANY_VALUES = 32
+"""Values of an image from which it is no mask …"""
+
+_FLAT = 0.95
+"""… unless two of them fill this share of it, as in masks that were saved as JPEG."""
+
+
+def are_full_of_values(path: Path) -> bool:
+    """Return whether an image has so many values, and so evenly, as photographs have and masks don't."""
+    try:
+        pixels = load_label_pixels(path)
+    except DataError:
+        return False
+    counts = np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0, return_counts=True)[1]
+    return len(counts) >= _MANY_VALUES and bool(np.sort(counts)[-2:].sum() <= _FLAT * counts.sum())

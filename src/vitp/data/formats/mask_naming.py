@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vitp.core.errors import DataError
 from vitp.data.formats.class_names import first_synonyms, numbered
@@ -30,12 +31,16 @@ from vitp.data.formats.mask_kinds import (
     totals,
 )
 from vitp.data.formats.mask_nodata import check_left
-from vitp.data.formats.walk import named_file, read_label_lines
+from vitp.data.formats.tables import find_key, first_table_rows
+from vitp.data.formats.walk import bases_of, named_file, read_label_lines, within
 from vitp.records.labels import BACKGROUND, IGNORE
 
 _CLASSES, _CODES, _OBJECT_INFO = "classes.txt", "codes.txt", "objectInfo150.txt"
 _INFO = re.compile(r"(\d+)[\s,]+[\d.]+[\s,]+\d+[\s,]+\d+[\s,]+\d+[\s,]+(\S.*)$")
 """A row of ADE20K's table: number, share of the pixels, counts of images, whether it is stuff, and name."""
+
+_VALUE_KEYS = ("pixel_value", "pixel_values", "value", "grey_value", "gray_value")
+_NAME_KEYS = ("class", "name", "class_name", "label", "category")
 
 _CITYSCAPES = (
     *(
@@ -137,6 +142,37 @@ def from_object_info(path: Path, lines: Sequence[str]) -> MaskClasses | None:
     return named_values(path, pairs, (f"{path.name}: the classes and their numbers",))
 
 
+def from_value_tables(root: Path) -> MaskClasses | None:
+    """Return the classes of tables of value and class, as Roboflow writes `_classes.csv` into each split; or None.
+
+    Raises:
+        DataError: Two of them differ.
+    """
+    found: dict[Path, list[tuple[str, int]]] = {}
+    for _, base in bases_of(root):
+        for path in (one for one in sorted(base.iterdir()) if one.suffix.lower() == ".csv" and one.is_file()):
+            told = [_value_and_class(row) for row in first_table_rows(path)]
+            if told and None not in told:
+                found[path] = [row for row in told if row is not None]
+    for path, rows in found.items():
+        if rows != next(iter(found.values())):
+            what = f"names other classes than {within(next(iter(found)), root)}"
+            raise DataError(
+                what, where=str(path), fix="make them alike, or name the classes with the option classes"
+            )
+    for path, rows in found.items():
+        said = f"{', '.join(within(one, root) for one in found)}: the classes and their values"
+        return named_values(path, rows, (said,))
+    return None
+
+
+def _value_and_class(row: dict[str, Any]) -> tuple[str, int] | None:
+    value, name = find_key(row, _VALUE_KEYS), find_key(row, _NAME_KEYS)
+    if value is None or name is None or not str(row[value]).strip().isdigit():
+        return None
+    return str(row[name]).strip(), int(row[value])
+
+
 def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids: bool) -> MaskClasses | None:
     """Return which value is which class by a list, a table, or what is published; None where nothing says it.
 
@@ -154,6 +190,8 @@ def _named_by_files(root: Path, counts: Counter[int], *, colour: bool, label_ids
             return replace(named, said=(*named.said, line))
         misfit = named
     other = from_table(table, colour=colour) if table is not None else None
+    if other is None and not colour:
+        other = from_value_tables(root)
     if other is None and label_ids and not colour:
         other = from_label_ids(counts)
     if names is None or not misfit:

@@ -76,7 +76,7 @@ BOX_FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "centre": tuple((*place, *extent) for place in _CENTRES for extent in _EXTENTS),
     "size": tuple((*place, *extent) for place in _PLACES for extent in _EXTENTS),
-    "": (("bbox",), ("box",), ("bounding_box",)),
+    "": (("bbox",), ("box",), ("bounding_box",), ("boxesstring",), ("boxes_string",)),
 }
 """What four numbers of a box are → names of their columns; "": one column holds them all."""
 

@@ -33,6 +33,7 @@ from vitp.data.formats.tables import (
     table_files,
     table_weight,
 )
+from vitp.data.formats.unread import Unlabelled
 from vitp.data.formats.volume_names import is_series
 from vitp.data.formats.walk import (
     files_below,
@@ -161,7 +162,7 @@ def refuse_images_alone(root: Path) -> None:
     volumes = images <= set(volume_files(root))
     beside = "imagesTr/ and labelsTr/, a folder a case" if volumes else "masks/, labels/, annotations/"
     noun = "volumes" if volumes else "images"
-    raise DataError(
+    raise Unlabelled(
         f"no labels found: the folder holds {len(images):,} {noun} and nothing else",
         where=str(root),
         fix=f"name the folder that holds their labels, too ({beside}), or add a table of image and class; --format images "
