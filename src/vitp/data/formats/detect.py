@@ -40,6 +40,7 @@ from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
+from vitp.data.formats.rle_tables import run_column, run_tables
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     box_columns,
@@ -128,6 +129,8 @@ def _of_file(path: Path) -> str:
         return "captions"
     if suffix in TABLE_SUFFIXES and (rows := first_table_rows(path, 1)) and box_columns(rows[0]):
         return "boxes"
+    if suffix in TABLE_SUFFIXES and run_column(first_table_rows(path)):
+        return "rle"
     if suffix in TABLE_SUFFIXES:
         return "captions" if columns_of(path) is None else "classes"
     raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
@@ -156,6 +159,7 @@ def _also(root: Path, found: str) -> list[str]:
         "masks",
         "geo",
         "boxes",
+        "rle",
         "captions",
         "classes",
         "folders",
@@ -348,6 +352,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         box_tables,
         "a table with columns of image, class and box (xmin, ymin, xmax, ymax or x, y, w, h)",
     ),
+    "rle": (run_tables, 'a table with columns of image and runs "start length start length …"'),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "lists": (lists_label, 'lists of lines "image class" (train.txt)'),
