@@ -337,7 +337,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         is_volume_set,
         "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
     ),
-    "anomalies": (anomaly_folders, "test/KIND and ground_truth/KIND, as MVTec AD has them"),
+    "anomalies": (
+        anomaly_folders,
+        "test/KIND and ground_truth/KIND, as MVTec AD has them; Data/Images and Data/Masks, as VisA",
+    ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "kitti": (
         is_kitti,
