@@ -356,7 +356,7 @@ def _decoding(file: ImageFile, *, part: bool = False) -> Iterator[None]:
     """Turn what goes wrong while pixels are decoded into words of ours; unless it is for a part, all are looked at."""
     try:
         with strict_pillow():
-            if not part:
+            if file.pages and not part:
                 check_segments(file.stream, file.pages, file.where)
             yield
     except DataError:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 
@@ -13,7 +15,7 @@ from vitp.data.formats.walk import Folder, stem_of
 from vitp.data.image_hash import image_print
 from vitp.io.images import load_image, load_label_pixels
 
-_LOOKED_AT = 24
+_LOOKED_AT = 16
 """Files of a folder that are compared, and folders."""
 _FEWEST = 8
 """Pairs of files of one name from which on these tell whether they are more alike than others."""
@@ -21,8 +23,8 @@ _BY_CHANCE, _BY_CHANCE_OF_TWO = 0.65, 0.85
 """Share of the other files that a file of the same name may be more alike than: of all folders, and of two of them."""
 _ALL_ALIKE = 0.97
 """Likeness of the images of one folder from which on the names of others can't be told by it."""
-_FEW_VALUES, _MANY_VALUES = 8, 32
-"""Values up to which an image may be a mask, and from which on it is none."""
+_FEW_VALUES = 8
+"""Values up to which an image may be a mask."""
 _YEAR = re.compile(r"(19|20)\d\d")
 
 
@@ -38,13 +40,15 @@ def are_counted_apart(folders: Sequence[Folder]) -> bool:
         return False
     names = sorted(set.intersection(*(set(folder.stems) for folder in folders)))
     names = names[:: max(1, len(names) // _LOOKED_AT)][:_LOOKED_AT]
+    if len(names) < 2:
+        return False
     try:
         prints = [_thumbnails(folder, names) for folder in folders]
-        kinds = {_kind(folder) for folder in folders}
+        masks = [_may_be_masks(folder) for folder in folders]
     except DataError:
         return False
     pairs = [_alike_by_name(first_ND, other_ND) for first_ND, other_ND in combinations(prints, 2)]
-    if {"mask", "image"} <= kinds or len(names) * len(pairs) < _FEWEST or any(map(_are_all_alike, prints)):
+    if len(set(masks)) > 1 or len(names) * len(pairs) < _FEWEST or any(map(_are_all_alike, prints)):
         return False
     most = max(pairs) if len(names) >= _FEWEST else 0.0
     return float(np.mean(pairs)) <= _BY_CHANCE and most <= _BY_CHANCE_OF_TWO
@@ -60,7 +64,23 @@ def _is_counted(folder: Folder) -> bool:
 
 def _thumbnails(folder: Folder, names: Sequence[str]) -> np.ndarray:
     paths = {stem_of(path): path for path in folder.files}
-    return np.stack([image_print(load_image(paths[name]), b"-").thumbnail for name in names])
+    return np.stack([_thumbnail(paths[name], _changed(paths[name])) for name in names])
+
+
+def _changed(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+# Detection asks several times.
+@lru_cache(maxsize=4096)
+def _thumbnail(path: Path, changed: int) -> np.ndarray:
+    return image_print(load_image(path, enough=lambda width, height: (64, 64)), b"-").thumbnail
+
+
+@lru_cache(maxsize=4096)
+def _has_few_values(path: Path, changed: int) -> bool:
+    pixels = load_label_pixels(path)
+    return len(np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0)) <= _FEW_VALUES
 
 
 def _are_all_alike(prints_ND: np.ndarray) -> bool:
@@ -78,10 +98,7 @@ def _alike_by_name(first_ND: np.ndarray, other_ND: np.ndarray) -> float:
     return float(wins_2NN[:, others].mean() / 2 + 0.5) if others.any() else 1.0
 
 
-def _kind(folder: Folder) -> str:
-    """Return "mask" or "image" by the number of values, "" where it doesn't tell."""
-    counts = []
-    for path in folder.files[:: max(1, len(folder.files) // 4)][:4]:
-        pixels = load_label_pixels(path)
-        counts.append(len(np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0)))
-    return "mask" if max(counts) <= _FEW_VALUES else "image" if min(counts) >= _MANY_VALUES else ""
+def _may_be_masks(folder: Folder) -> bool:
+    """Return whether files of a folder have so few values as masks have."""
+    paths = folder.files[:: max(1, len(folder.files) // 4)][:4]
+    return all(_has_few_values(path, _changed(path)) for path in paths)
