@@ -31,9 +31,9 @@ _YEAR = re.compile(r"(19|20)\d\d")
 def are_counted_apart(folders: Sequence[Folder]) -> bool:
     """Return whether folders hold different things under equal names, because a counter named the files of each.
 
-    Names count from 0 or 1 in each folder, what has the same name is no more alike than what hasn't, and no folder holds
-    masks beside one of images. Images and masks, dates, bands and frames of one place are alike, name by name. False,
-    too, where too few files, or files that are all alike, don't tell.
+    Names count from 0 or 1 in each folder, what has the same name is no more alike than what hasn't, and no folder
+    holds masks beside one of images. Images and masks, dates, bands and frames of one place are alike, name by name.
+    False, too, where too few files, or files that are all alike, don't tell.
     """
     folders = folders[:_LOOKED_AT]
     if not all(map(_is_counted, folders)) or all(_YEAR.search(folder.path.name) for folder in folders):
@@ -43,7 +43,10 @@ def are_counted_apart(folders: Sequence[Folder]) -> bool:
     if len(names) < 2:
         return False
     try:
-        prints = [_thumbnails(folder, names) for folder in folders]
+        prints = []
+        for folder in folders:
+            paths = {stem_of(path): path for path in folder.files}
+            prints.append(np.stack([_thumbnail(paths[name], _changed(paths[name])) for name in names]))
         masks = [_may_be_masks(folder) for folder in folders]
     except DataError:
         return False
@@ -60,11 +63,6 @@ def _is_counted(folder: Folder) -> bool:
         return False
     numbers = {int(match[2]) for match in found if match}
     return min(numbers) in (0, 1) and max(numbers) - min(numbers) == len(folder.stems) - 1 == len(numbers) - 1
-
-
-def _thumbnails(folder: Folder, names: Sequence[str]) -> np.ndarray:
-    paths = {stem_of(path): path for path in folder.files}
-    return np.stack([_thumbnail(paths[name], _changed(paths[name])) for name in names])
 
 
 def _changed(path: Path) -> int:
