@@ -34,8 +34,8 @@ from vitp.io.parts import Window, base_address, check_window, split_address
 from vitp.io.pixels import (
     LARGE_PIXELS,
     WIDE_MODES,
+    as_exif,
     as_rgb,
-    exif_turned,
     in_bands,
     joined,
     reduction,
@@ -197,8 +197,8 @@ class ImageFile:
                 assert self.image is not None
                 values_HWN, valid_HW = picture_values(self.stream, self.image)
         if valid_HW is not None:
-            valid_HW = None if valid_HW.all() else exif_turned(valid_HW, self.orientation)
-        return exif_turned(values_HWN, self.orientation), valid_HW
+            valid_HW = None if valid_HW.all() else as_exif(valid_HW, self.orientation)
+        return as_exif(values_HWN, self.orientation), valid_HW
 
 
 @contextmanager
@@ -339,7 +339,7 @@ def _label_values(file: ImageFile) -> np.ndarray:
     if file.pages:
         values = labels_of_page(file.stream, file.pages[0], file.where)
         if values is not None:
-            return exif_turned(values, file.orientation)
+            return as_exif(values, file.orientation)
     maximum = netpbm_maximum(file.stream)
     if maximum not in (None, 255):
         values_HWN = netpbm_values(file.stream)
@@ -356,8 +356,8 @@ def _label_values(file: ImageFile) -> np.ndarray:
     # Pillow has turned what it read of a TIFF.
     orientation = 1 if file.pages else file.orientation
     if wide:
-        return exif_turned(png_values(file.stream, image)[..., 0], orientation)
-    return exif_turned(label_numbers(image), orientation)
+        return as_exif(png_values(file.stream, image)[..., 0], orientation)
+    return as_exif(label_numbers(image), orientation)
 
 
 @contextmanager

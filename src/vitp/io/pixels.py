@@ -243,7 +243,7 @@ def _scaled(values: np.ndarray, low: float, scale: float, white_is_zero: bool) -
     return np.where(finite, scaled, 0).astype(np.uint8)
 
 
-def exif_turned(values: np.ndarray, orientation: int) -> np.ndarray:
+def as_exif(values: np.ndarray, orientation: int) -> np.ndarray:
     """Return an array as EXIF orientation tells to turn it."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(0, 1)
