@@ -147,7 +147,7 @@ def test_runs_that_can_not_be_used_are_named_by_their_row(tmp_path: Path, text: 
     """Their image is unlabelled, never one in which there is nothing."""
     own = [runs(mask) for mask in masks()]
     rows = [f"im0,{own[0]}", f"im1,{own[1]}", f"im2,{own[2]}", f"im3,{text}"]
-    found = read_labels("rle", table(tmp_path / "set", "ImageId,EncodedPixels", rows))
+    found = read_labels("auto", table(tmp_path / "set", "ImageId,EncodedPixels", rows))
     assert any(line.startswith("train_masks.csv:5: ") and words in line for line in found.findings)
     assert all(item.objects for item in found.items)
     assert "im3" not in objects(found)

@@ -31,16 +31,7 @@ from vitp.io.image_kinds import (
 )
 from vitp.io.image_values import check_label_numbers, label_numbers, page_image, picture_values
 from vitp.io.parts import Window, base_address, check_window, split_address
-from vitp.io.pixels import (
-    LARGE_PIXELS,
-    WIDE_MODES,
-    as_exif,
-    as_rgb,
-    in_bands,
-    joined,
-    reduction,
-    stretched,
-)
+from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_exif, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
 from vitp.io.storage import is_member, is_remote, read_address
 from vitp.io.tiff import check_segments, cropped, is_cut

@@ -25,10 +25,9 @@ from vitp.data.formats.walk import comma_list, split_folders
 from vitp.records.labels import LabelledSet
 from vitp.records.regions import object_of
 
-_RUN_KEYS = (
-    *("encodedpixels", "encoded_pixels", "rle", "rle_mask", "mask_rle", "rle_encoded", "run_length"),
-    *("segmentation", "annotation", "encoding", "mask"),
-)
+_SURE_KEYS = ("encodedpixels", "encoded_pixels", "rle", "rle_mask", "mask_rle", "rle_encoded", "run_length")
+_RUN_KEYS = (*_SURE_KEYS, "segmentation", "annotation", "encoding", "mask")
+"""Columns of runs; what isn't sure by its name holds other things, too (outlines, names of files)."""
 _RUNS = re.compile(r"\d+(\s+\d+)+")
 _EMPTY = ("", "-1", "[]", *MISSING_WORDS)
 _ORDERS = {"columns": "column by column", "rows": "row by row"}
@@ -41,7 +40,9 @@ def run_column(rows: Sequence[dict[str, Any]]) -> str | None:
     if key is None:
         return None
     texts = [text for row in rows if (text := _text_of(row, key)).lower() not in _EMPTY]
-    return key if texts and all(_RUNS.fullmatch(text) for text in texts) else None
+    fitting = [bool(_RUNS.fullmatch(text)) for text in texts]
+    sure = find_key({key: ""}, _SURE_KEYS) is not None
+    return key if fitting and (any(fitting) if sure else all(fitting)) else None
 
 
 def run_tables(root: Path) -> list[tuple[Path, Path]]:
