@@ -50,6 +50,51 @@ def test_each_region_is_a_defect_and_good_images_hold_none(tmp_path: Path, endin
     assert drawn is not None and np.bincount(drawn().ravel()).tolist()[2] == 14
 
 
+def visa(root: Path) -> Path:
+    """Write a product with 4 good and 2 faulty images; of each mask one region of kind 1 and one of kind 3."""
+    rows = ["object,split,label,image,mask"]
+    for kind, count in (("Normal", 4), ("Anomaly", 2)):
+        for i in range(count):
+            path = root / f"candle/Data/Images/{kind}/{i:03d}.JPG"
+            photo(path, 7 * count + i)
+            mask = ""
+            if kind == "Anomaly":
+                mask_HW = np.zeros((24, 32), np.uint8)
+                mask_HW[2:4, 3:6], mask_HW[10:14, 20:22] = 1, 3
+                mask = f"candle/Data/Masks/{kind}/{i:03d}.png"
+                (root / mask).parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask_HW).save(root / mask)
+            split = "train" if kind == "Normal" and i < 3 else "test"
+            rows.append(f"candle,{split},{kind.lower()},{path.relative_to(root).as_posix()},{mask}")
+    (root / "split_csv").mkdir()
+    (root / "split_csv/1cls.csv").write_text("\n".join(rows) + "\n")
+    return root
+
+
+def test_visa_keeps_its_good_images_and_its_splits(tmp_path: Path) -> None:
+    assert detect_format(visa(tmp_path)) == "anomalies"
+    found = read_labels("auto", tmp_path)
+    shown = {
+        item.id.removeprefix("candle/Data/Images/"): (item.split, [label.box for label in item.objects or ()])
+        for item in found.items
+    }
+    assert shown == {
+        **{f"Normal/{i:03d}": ("train" if i < 3 else "test", []) for i in range(4)},
+        **{f"Anomaly/{i:03d}": ("test", [(3, 2, 6, 4), (20, 10, 22, 14)]) for i in range(2)},
+    }
+    assert found.object_classes == ("Anomaly",) and found.findings == ()
+    assert any("from split_csv/1cls.csv" in line for line in found.understood)
+    # Without the table the splits are drawn, and a product alone is a set.
+    assert len(read_labels("auto", tmp_path / "candle").items) == 6
+
+
+def test_a_table_of_splits_with_an_odd_row_is_refused(tmp_path: Path) -> None:
+    path = visa(tmp_path) / "split_csv/1cls.csv"
+    path.write_text(path.read_text().replace("candle,test", "candle,later", 1))
+    with pytest.raises(DataError, match=r"1cls\.csv:5: names no image, or no split"):
+        read_labels("auto", tmp_path)
+
+
 def test_several_products_and_masks_that_cannot_be_used(tmp_path: Path) -> None:
     for name in ("bottle", "cable"):
         product(tmp_path / name)

@@ -18,8 +18,11 @@ from tests.compile_toys import coordinates, large_set, ship_masks
 from vitp.core.errors import ConfigError
 from vitp.data.compile import compile_labels
 from vitp.data.formats.crops import crop_object, crop_windows, cut
+from vitp.data.synthesis.pretext_look import look_at
+from vitp.data.synthesis.pretext_tasks import colour
+from vitp.io.images import load_image, where_valid
 from vitp.records.geometry import area, as_points, bounds, clip_polygon, min_area_quad, signed_area
-from vitp.records.labels import ObjectLabel
+from vitp.records.labels import LabelledImage, LabelledSet, ObjectLabel
 
 polygons = st.lists(st.tuples(coordinates, coordinates), min_size=3, max_size=8).map(np.array)
 windows = st.tuples(st.integers(0, 60), st.integers(0, 60), st.integers(5, 60), st.integers(5, 60)).map(
@@ -149,6 +152,33 @@ def test_crops_hold_the_pixels_and_labels_of_their_place(tmp_path: Path) -> None
         "1 images: captions and scene class are about the whole image; crops have none",
         "1 objects: less than 40% of them is in any crop; difficult in all of them",
     )
+
+
+@pytest.mark.parametrize("suffix", [".png", ".webp"])
+def test_what_is_transparent_holds_nothing_in_crops_too(tmp_path: Path, suffix: str) -> None:
+    """Its black is no colour of theirs; the pixels are those of the whole image."""
+    rgba_HWC = np.full((64, 96, 4), (200, 30, 40, 255), np.uint8)
+    rgba_HWC[10:40, 20:60, 3] = 0
+    rgba_HWC[50:, 70:, 3] = 128
+    path = tmp_path / f"a{suffix}"
+    Image.fromarray(rgba_HWC).save(path, **({"lossless": True, "exact": True} if suffix == ".webp" else {}))
+    whole = LabelledSet("a", [LabelledImage(id="a", image=str(path), width=96, height=64, split="train")])
+    shown_HWC, held_HW = np.asarray(load_image(path)), where_valid(path, pictures=True)
+    assert held_HW is not None and held_HW.sum() == 64 * 96 - 30 * 40
+    crops = cut(whole, 32, 0, tmp_path / "crops").items
+    assert len(crops) == 6
+    for crop in crops:
+        x, y = (int(v) for v in crop.id.split("@")[1].split(","))
+        place = np.s_[y : y + 32, x : x + 32]
+        assert np.array_equal(np.asarray(load_image(crop.image)), shown_HWC[place])
+        own_HW = where_valid(crop.image, pictures=True)
+        assert np.array_equal(held_HW[place], np.ones((32, 32), bool) if own_HW is None else own_HW)
+    # Of the first crop 264 pixels of 1,024 hold nothing, of the second 704.
+    asked = [look_at(crop, None) for crop in crops]
+    assert asked[1] is None or not asked[1].held_HW.all()
+    assert asked[0] is not None
+    question = colour(asked[0], np.random.default_rng(0))
+    assert question is not None and question.answer == "red"
 
 
 def test_an_interrupted_cut_continues(tmp_path: Path) -> None:

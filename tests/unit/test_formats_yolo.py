@@ -41,6 +41,16 @@ def yolo(
     return root
 
 
+def test_folders_of_images_without_label_files_are_named_and_left_out(tmp_path: Path) -> None:
+    """Images that nobody labelled are none in which there is nothing."""
+    root = yolo(tmp_path, ROW, ROW, ROW)
+    for i in range(2):
+        image(root / "unlabelled" / "later" / f"new{i}.png", 9 + i)
+    found = read_labels("yolo", root, **WHOLE)
+    assert found.findings == ("unlabelled/later: 2 images without a folder of label files; left out",)
+    assert [item.id for item in found.items] == [f"images/im{i}" for i in range(3)]
+
+
 def places(found: LabelledSet) -> dict[str, str]:
     return {item.id.removeprefix("images/"): item.split for item in found.items}
 

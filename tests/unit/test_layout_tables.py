@@ -78,8 +78,8 @@ def test_tables_of_classes_with_numbers_splits_and_gaps(tmp_path: Path) -> None:
             '0.png has the class "1" here and "0" in labels.csv:2.*separator=rows',
         ),
         (
-            "filename,EncodedPixels,class",
-            lambda k: f"{k}.png,1 9,a",
+            "filename,segmentation,class",
+            lambda k: f"{k}.png,1.5 9 7 2.5,a",
             "labels.csv is a table of boxes, outlines or points",
         ),
     ],

@@ -122,3 +122,38 @@ def test_a_folder_is_opened_once_while_planning_and_again_only_to_be_cut(
     assert len(opened) == 1 and any(
         f"images of about {SIDE} px are seen whole" in line for line in found.said
     )
+
+
+def _one_in(root: Path, every: int) -> Path:
+    """Return a compiled set of 40, 6 and 6 images; of those that train each `every`th holds an object."""
+    for split, count in (("train", 40), ("val", 6), ("test", 6)):
+        (root / split / "images").mkdir(parents=True)
+        images, boxes = [], []
+        for i in range(count):
+            pixels = np.random.default_rng([i, count]).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root / split / "images" / f"{split}{i}.png")
+            images.append({"id": i, "file_name": f"{split}{i}.png", "width": 96, "height": 96})
+            if split != "train" or i % every == 0:
+                boxes.append(
+                    {"id": i, "image_id": i, "category_id": 0, "bbox": [20, 30, 24, 20], "iscrowd": 0}
+                )
+        content = {"images": images, "annotations": boxes, "categories": [{"id": 0, "name": "ship"}]}
+        (root / split / "labels.json").write_text(json.dumps(content))
+    compile_labels(root, "coco", root / "out")
+    return root / "out"
+
+
+@pytest.mark.parametrize(("every", "left"), [(40, {None}), (1, {None, 0.05})])
+def test_shares_of_which_a_draw_holds_no_object_are_left_out_and_said(
+    tmp_path: Path, every: int, left: set[float | None]
+) -> None:
+    words = ["downstream=[detection]", "shares=[0.05, 1]"]
+    scale = scale_of("micro", overrides=words, study="cheap-labels")
+    found = make_study("cheap-labels", scale, _one_in(tmp_path / "set", every))
+    cells = [cell for cell in found.cells if cell.name.startswith("finetune/")]
+    assert {cell.settings["labels"] for cell in cells} == left
+    said = [line for line in found.said if "hold no object in the draw of seed" in line]
+    assert len(said) == (0.05 not in left)
+    assert all(
+        ": 5 % of 40 training images hold no object" in line and "is left out" in line for line in said
+    )

@@ -268,6 +268,23 @@ def test_the_class_of_a_volume_is_the_mean_or_the_surest_of_its_slices(tmp_path:
         assert float(whole["ship"]) == pytest.approx(by_slice.max() if several else by_slice.mean(), abs=1e-3)
 
 
+def test_slices_of_padding_say_nothing_of_their_volume(tmp_path: Path) -> None:
+    """They would be black to a model, whose answer about black is no part of a mean."""
+    voxels = volume().voxels_IJK.astype(np.float32)
+    seen = np.rint((voxels + 1000) * (255 / 2000)).clip(0, 255).mean((0, 1))[1:4] / 255
+    voxels[:, :, [0, 4]] = np.nan
+    nibabel.save(nibabel.Nifti1Image(voxels, np.diag([2.0, 2, 3, 1])), tmp_path / "a.nii.gz")
+    nibabel.save(nibabel.Nifti1Image(voxels * np.nan, np.diag([2.0, 2, 3, 1])), tmp_path / "b.nii.gz")
+    out = tmp_path / "out"
+    said = predicted(Brightness(several=False), [tmp_path / "a.nii.gz", tmp_path / "b.nii.gz"], out)
+    slices = list(csv.DictReader((out / "slices/a.csv").open()))
+    assert [row["class"] == row["ship"] == "" for row in slices] == [True, False, False, False, True]
+    assert [float(row["ship"]) for row in slices[1:4]] == pytest.approx(seen, abs=1e-3)
+    (whole,) = csv.DictReader((out / "predictions.csv").open())
+    assert float(whole["ship"]) == pytest.approx(seen.mean(), abs=1e-3)
+    assert any("holds nothing but padding or nodata, so it has no class" in line for line in said)
+
+
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_an_interrupted_prediction_of_a_volume_goes_on_to_the_same_bits(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch

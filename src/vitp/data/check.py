@@ -27,8 +27,6 @@ from vitp.data.row_checks import (
 from vitp.data.sources import Source, open_sources
 from vitp.io.contract import Geometry
 from vitp.io.images import image_size, is_scene, undeclared
-from vitp.io.open_pixels import check_stored
-from vitp.io.parts import split_view
 from vitp.records.channels import PICTURE, Channels
 from vitp.records.instructions import COORDINATE_RANGE, InstructionRecord, printable
 
@@ -244,7 +242,6 @@ def _image_facts(address: str) -> _ImageFacts | DataError:
         if is_scene(address):
             return _ImageFacts(image_size(address), None)
         image, digest, bands = as_compared(address)
-        check_stored(split_view(address)[0])
         return _ImageFacts(image.size, image_print(image, digest), bands, known_geometry(address))
     except DataError as error:
         return error

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vitp.core.errors import DataError
 from vitp.core.extras import need
 from vitp.core.files import write_json, write_text
 from vitp.inference.volumes import VolumePrediction
@@ -222,9 +224,21 @@ def _placed_objects(prediction: VolumePrediction) -> Iterator[dict[str, Any]]:
 
 
 def volume_classes(prediction: VolumePrediction) -> tuple[np.ndarray, np.ndarray]:
-    """Return (N, K) probabilities of the slices, and (K,) those of the volume: see `aggregate_words`."""
-    slices_NK = np.array([prediction.slice_values(number) for number in range(prediction.shape[0])])
-    whole_K = slices_NK.max(0) if _any_slice(prediction) else slices_NK.mean(0)
+    """Return (N, K) probabilities of the slices, and (K,) those of the volume: see `aggregate_words`.
+
+    Slices that hold nothing have NaN, and say nothing of their volume.
+
+    Raises:
+        DataError: None holds anything.
+    """
+    nothing = [math.nan] * len(prediction.model.classes)
+    found = [prediction.slice_values(number) for number in range(prediction.shape[0])]
+    slices_NK = np.array([nothing if values is None else values for values in found])
+    known_NK = slices_NK[~np.isnan(slices_NK).all(1)]
+    if not len(known_NK):
+        what = "holds nothing but padding or nodata, so it has no class"
+        raise DataError(what, where=prediction.volume.where, fix="leave it out")
+    whole_K = known_NK.max(0) if _any_slice(prediction) else known_NK.mean(0)
     return slices_NK, whole_K
 
 
@@ -240,11 +254,14 @@ def _any_slice(prediction: VolumePrediction) -> bool:
 
 
 def write_slices_csv(path: Path, plane: str, slices_NK: np.ndarray, classes: Sequence[str]) -> None:
-    """Write the surest class and the probabilities of each slice."""
+    """Write the surest class and the probabilities of each slice; neither of one that holds nothing."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["slice", "plane", "class", *classes])
     for number, probability_K in enumerate(slices_NK):
+        if np.isnan(probability_K).all():
+            writer.writerow([number, plane, "", *[""] * len(classes)])
+            continue
         values = [f"{value:.5f}" for value in probability_K]
         writer.writerow([number, plane, classes[int(probability_K.argmax())], *values])
     write_text(path, text.getvalue())

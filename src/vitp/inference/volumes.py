@@ -237,11 +237,16 @@ class VolumePrediction:
         return self.folder / f"slice-{number:06d}.json"
 
     def slice_values(self, number: int) -> Any:
-        """Return what was found in a slice: objects as `object_rows` has them, or the probability of each class."""
+        """Return what was found in a slice: objects as `object_rows` has them, or the probability of each class.
+
+        None: a slice that holds nothing (padding, nodata), of which no class is known.
+        """
         return read_json(self._slice_file(number))
 
     def _found(self, ground: RasterGround) -> Any:
         if self.model.name == "classification":
+            if not seen_views([ground], self.views):
+                return None
             found = classify(self.model, ground, self.settings)
             return [float(value) for value in present(found.probabilities_C)]
         height = self.shape[1]

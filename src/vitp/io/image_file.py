@@ -31,10 +31,10 @@ from vitp.io.image_kinds import (
 )
 from vitp.io.image_values import check_label_numbers, label_numbers, page_image, picture_values
 from vitp.io.parts import Window, base_address, check_window, split_address
-from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_rgb, in_bands, joined, reduction, stretched
+from vitp.io.pixels import LARGE_PIXELS, WIDE_MODES, as_exif, as_rgb, in_bands, joined, reduction, stretched
 from vitp.io.png import can_be_cut, png_bands
 from vitp.io.storage import COPY_IT_AGAIN, is_member, is_remote, read_address
-from vitp.io.tiff import cropped, is_cut
+from vitp.io.tiff import check_segments, cropped, is_cut
 from vitp.io.tiff_image import (
     RASTERS,
     decode_error,
@@ -71,17 +71,6 @@ _BACK = _TRANSPOSE | {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_27
 _HEAD_BYTES = 4096
 _BROKEN = (SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError)
 """Beside `OSError`, what decoders raise of damaged files."""
-
-
-def _turned(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Return an array as EXIF orientation tells to turn it."""
-    if orientation in (5, 6, 7, 8):
-        values = values.swapaxes(0, 1)
-    if orientation in (2, 3, 6, 7):
-        values = values[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        values = values[::-1]
-    return np.ascontiguousarray(values)
 
 
 @dataclass
@@ -198,8 +187,8 @@ class ImageFile:
                 assert self.image is not None
                 values_HWN, valid_HW = picture_values(self.stream, self.image)
         if valid_HW is not None:
-            valid_HW = None if valid_HW.all() else _turned(valid_HW, self.orientation)
-        return _turned(values_HWN, self.orientation), valid_HW
+            valid_HW = None if valid_HW.all() else as_exif(valid_HW, self.orientation)
+        return as_exif(values_HWN, self.orientation), valid_HW
 
 
 @contextmanager
@@ -253,8 +242,9 @@ def _at_window(file: ImageFile) -> tuple[ImageFile, Window]:
     page = file.pages[0] if len(file.pages) == 1 and file.orientation == 1 else None
     if page is not None and file.image is not None and page.bits == 8:
         layout = layout_of(page, file.where)
-        with _decoding(file):
+        with _decoding(file, part=True):
             if is_cut(page) and not (layout.extra and layout.alpha is None):
+                check_segments(file.stream, file.pages, file.where, file.window)
                 part, window = cropped(page, file.window)
                 return replace(file, pages=[part], image=None, stored_size=part.size, window=None), window
     return replace(file, window=None), file.window
@@ -339,7 +329,7 @@ def _label_values(file: ImageFile) -> np.ndarray:
     if file.pages:
         values = labels_of_page(file.stream, file.pages[0], file.where)
         if values is not None:
-            return _turned(values, file.orientation)
+            return as_exif(values, file.orientation)
     maximum = netpbm_maximum(file.stream)
     if maximum not in (None, 255):
         values_HWN = netpbm_values(file.stream)
@@ -356,15 +346,17 @@ def _label_values(file: ImageFile) -> np.ndarray:
     # Pillow has turned what it read of a TIFF.
     orientation = 1 if file.pages else file.orientation
     if wide:
-        return _turned(png_values(file.stream, image)[..., 0], orientation)
-    return _turned(label_numbers(image), orientation)
+        return as_exif(png_values(file.stream, image)[..., 0], orientation)
+    return as_exif(label_numbers(image), orientation)
 
 
 @contextmanager
-def _decoding(file: ImageFile) -> Iterator[None]:
-    """Turn what goes wrong while pixels are decoded into words of ours."""
+def _decoding(file: ImageFile, *, part: bool = False) -> Iterator[None]:
+    """Turn what goes wrong while pixels are decoded into words of ours; unless it is for a part, all are looked at."""
     try:
         with strict_pillow():
+            if file.pages and not part:
+                check_segments(file.stream, file.pages, file.where)
             yield
     except DataError:
         raise

@@ -25,9 +25,9 @@ from vitp.io.parts import FilePart, Window, part_address, split_address
 from vitp.io.rasters import RasterPixels, raster_driver
 from vitp.io.slides import SlidePixels, slide_kind
 from vitp.io.storage import is_member, is_remote
-from vitp.io.tiff import cropped, damaged_segment, is_sparse
+from vitp.io.tiff import is_sparse
 from vitp.io.tiff_image import COMPRESSIONS, layout_of
-from vitp.io.tiff_tags import Page, TiffError, is_tiff, read_pages
+from vitp.io.tiff_tags import Page, TiffError, read_pages
 from vitp.io.volumes import is_volume, open_volume
 from vitp.records.channels import Channels
 
@@ -139,33 +139,6 @@ def is_picture_file(address: str | Path) -> bool:
     except DataError:
         return False
     return not (page.compression in COMPRESSIONS or is_sparse(page))
-
-
-def check_stored(address: str | Path) -> None:
-    """Do nothing where what a TIFF stores has the checksums that it says, or has none.
-
-    Of a window those pieces alone are looked at that hold it.
-
-    Raises:
-        DataError: Pixels differ from those that were written.
-    """
-    base, part = split_address(address)
-    if is_remote(base) or not (is_member(base) or Path(base).is_file()):
-        return
-    try:
-        with open_stream(address) as stream:
-            if not is_tiff(stream.read(16)):
-                return
-            pages = read_pages(stream)
-            page = pages[0] if part.page is None else page_alone(pages, part.page, str(address))[1][0]
-            if part.window is not None and page.orientation == 1 and (part.mpp, part.own_mpp) == (None, None):
-                page, _ = cropped(page, part.window)
-            found = damaged_segment(stream, page)
-    except TiffError:
-        return  # its reader tells what is wrong, where anything is
-    if found is not None:
-        what = f"is damaged: {found}, isn't what was written"
-        raise DataError(what, where=str(address), fix="copy it again from its source or remove it")
 
 
 def is_compressed_otherwise(address: str | Path) -> bool:

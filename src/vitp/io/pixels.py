@@ -241,3 +241,14 @@ def _scaled(values: np.ndarray, low: float, scale: float, white_is_zero: bool) -
     if white_is_zero and scale:
         scaled = 255 - scaled
     return np.where(finite, scaled, 0).astype(np.uint8)
+
+
+def as_exif(values: np.ndarray, orientation: int) -> np.ndarray:
+    """Return an array as EXIF orientation tells to turn it."""
+    if orientation in (5, 6, 7, 8):
+        values = values.swapaxes(0, 1)
+    if orientation in (2, 3, 6, 7):
+        values = values[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        values = values[::-1]
+    return np.ascontiguousarray(values)

@@ -24,12 +24,15 @@ from vitp.core.extras import need
 from vitp.core.reading import head_of
 from vitp.core.remote import check_allowed
 from vitp.io.contract import Pixels
+from vitp.io.image_kinds import page_alone
 from vitp.io.parts import FilePart, Window
 from vitp.io.raster_bands import file_bands, file_geometry
 from vitp.io.raster_lengths import check_length
 from vitp.io.raster_sources import check_sources
 from vitp.io.storage import COPY_IT_AGAIN, is_member, is_remote, open_bytes, read_address
+from vitp.io.tiff import check_segments
 from vitp.io.tiff_image import is_alpha, named_alpha
+from vitp.io.tiff_tags import Page, TiffError, read_pages
 from vitp.io.volume_kinds import PICTURE_HEADS
 
 _LARGEST_BLOCK_BYTES = 1 << 29
@@ -245,6 +248,7 @@ class RasterPixels(Pixels):
         self._remote = is_remote(address)
         if driver == "VRT":
             self._remote = check_sources(address, where)
+        self._page = part.page
         self._reduced: dict[int, Any] = {}
         self._memory: Any = None
         with gdal(where, self._remote):
@@ -322,8 +326,9 @@ class RasterPixels(Pixels):
     def _stored(self, window: Window, numbers: list[int], factor: int) -> tuple[np.ndarray, np.ndarray]:
         x1, y1, x2, y2 = window
         place = ((y1, y2), (x1, x2))
+        file = self._file if factor == 1 else self._reduced[factor]
+        self._check_stored((file.width, file.height), window)
         with gdal(self.where, self._remote):
-            file = self._file if factor == 1 else self._reduced[factor]
             values_CHW: np.ndarray = file.read([number + 1 for number in numbers], window=place)
             values_CHW = values_CHW.astype(self.dtype, copy=False)
             valid_CHW = np.ones(values_CHW.shape, bool)
@@ -334,6 +339,20 @@ class RasterPixels(Pixels):
         for number, values_HW, valid_HW in zip(numbers, values_CHW, valid_CHW, strict=True):
             _mark(values_HW, self.bands[number].nodata, valid_HW)
         return values_CHW, valid_CHW
+
+    @functools.cached_property
+    def _pages(self) -> list[Page]:
+        """Of a TIFF on this machine, with masks and overviews; none of other files."""
+        if self._file.driver != "GTiff" or is_remote(self._address) or is_member(self._address):
+            return []
+        with Path(self._address).open("rb") as stream, contextlib.suppress(TiffError):
+            return page_alone(read_pages(stream), self._page or 1, self.where)[1]
+        return []
+
+    def _check_stored(self, size: tuple[int, int], window: Window) -> None:
+        if pages := [page for page in self._pages if page.size == size]:
+            with Path(self._address).open("rb") as stream:
+                check_segments(stream, pages, self.where, window)
 
     def close(self) -> None:
         """Close the file."""

@@ -11,22 +11,27 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from vitp.core.errors import DataError
 from vitp.io.image_kinds import strict_pillow
 from vitp.io.tiff_tags import TYPES, Entry, Page, Tag, TiffError
 
 _BAND_PIXELS = 1 << 22
 """Pixels that are decoded at a time, as long as a row of segments has no more."""
-_DEFLATE = frozenset({8, 32946})
-"""Numbers of the compression."""
+_DEFLATE, _JPEG, _PACK_BITS = frozenset({8, 32946}), 7, 32773
+"""Numbers of the compressions."""
+_SETTLED_S = 2.0
+"""Seconds after which a file's time of change tells apart what was written before and after."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +121,7 @@ def cropped(page: Page, window: tuple[int, int, int, int]) -> tuple[Page, tuple[
     """
     grid = _grid(page)
     x1, y1, x2, y2 = window
-    left, top, right, bottom = (
-        x1 // grid.width,
-        y1 // grid.height,
-        -(-x2 // grid.width),
-        -(-y2 // grid.height),
-    )
-    planes = page.bands if page.is_planar else 1
-    chosen_PAD = np.arange(planes * grid.down * grid.across).reshape(planes, grid.down, grid.across)
-    numbers = chosen_PAD[:, top:bottom, left:right].reshape(-1).tolist()
+    numbers, (left, top, right, bottom) = _touched(page, grid, window)
     x, y = left * grid.width, top * grid.height
     where, lengths = (Tag.STRIP_OFFSETS, Tag.STRIP_BYTES)
     if grid.tiled:
@@ -139,6 +136,18 @@ def cropped(page: Page, window: tuple[int, int, int, int]) -> tuple[Page, tuple[
     if not grid.tiled:
         entries[Tag.ROWS_PER_STRIP] = _entry(page, 4, grid.height)
     return replace(page, entries=entries), (x1 - x, y1 - y, x2 - x, y2 - y)
+
+
+def _touched(
+    page: Page, grid: _Grid, window: tuple[int, int, int, int]
+) -> tuple[list[int], tuple[int, int, int, int]]:
+    """Return the numbers of the segments that a window touches, and their first and last columns and rows."""
+    x1, y1, x2, y2 = window
+    left, top = x1 // grid.width, y1 // grid.height
+    right, bottom = -(-x2 // grid.width), -(-y2 // grid.height)
+    planes = page.bands if page.is_planar else 1
+    chosen_PAD = np.arange(planes * grid.down * grid.across).reshape(planes, grid.down, grid.across)
+    return chosen_PAD[:, top:bottom, left:right].reshape(-1).tolist(), (left, top, right, bottom)
 
 
 def picture_bands(file: BinaryIO, page: Page) -> Iterator[tuple[int, Image.Image]]:
@@ -239,26 +248,95 @@ def _is_whole(data: bytes) -> bool:
     return stream.eof
 
 
-def damaged_segment(file: BinaryIO, page: Page) -> str | None:
-    """Return which tile or strip of a deflated page fails its own checksum, in words; None: none does.
+def _unpacks_to(data: bytes, expected: int) -> bool:
+    """Return whether runs of PackBits end where a segment has all of its bytes."""
+    length = at = 0
+    while length < expected and at < len(data):
+        count = data[at]
+        if count < 128:
+            at, length = at + 2 + count, length + 1 + count
+        else:
+            at, length = at + 1 + (count > 128), length + (257 - count) * (count > 128)
+    # Bytes that only fill up, to an even length.
+    return length == expected and at <= len(data) and not data[at:].strip(b"\0\x80")
 
-    libtiff, behind Pillow and GDAL, stops where a segment has all of its pixels, before the checksum: of a bit that
-    flipped they may make other pixels without a word. Other compressions have no checksum.
+
+def _is_sound(page: Page, grid: _Grid, number: int, data: bytes) -> bool:
+    """Return whether a segment is what was written, as far as its compression tells."""
+    if page.compression in _DEFLATE:
+        return _is_whole(data)
+    if page.compression == _JPEG:
+        # Decoders make grey of what is missing.
+        return data.rstrip(b"\0").endswith(b"\xff\xd9")
+    row = number % (grid.across * grid.down) // grid.across
+    low = page.size[1] - row * grid.height < grid.height and not grid.tiled
+    if low or page.photometric == 6:
+        return True  # some write the last strip as high as the others; YCbCr has fewer samples than pixels
+    inner = 1 if page.is_planar else page.bands
+    return _unpacks_to(data, grid.height * -(-grid.width * inner * page.bits // 8))
+
+
+_sound: dict[tuple[int, ...], set[int]] = {}
+
+
+def _known_sound(file: BinaryIO) -> set[int]:
+    """Return the places of the segments of a file that this process has found to be sound, to add others to."""
+    try:
+        stat = os.fstat(file.fileno())
+    except OSError:
+        return set()
+    if time.time() - stat.st_mtime < _SETTLED_S:
+        return set()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _sound and len(_sound) >= 4096:
+        _sound.clear()
+    return _sound.setdefault(key, set())
+
+
+def check_segments(
+    file: BinaryIO, pages: Sequence[Page], where: str, window: tuple[int, int, int, int] | None = None
+) -> None:
+    """Do nothing where the tiles or strips of a page are what was written, as far as their compression tells.
+
+    libtiff, behind Pillow and GDAL, stops where a segment has all of its pixels, before the checksum of a deflated one:
+    of bits that flipped, or of a tail that was lost, it may make other pixels without a word. JPEG has to end with its
+    mark, and runs of PackBits with the segment. LZW and ZSTD, as they are written, have no checksum. A segment is
+    looked at once in a process, as long as the file doesn't change.
+
+    Args:
+        file: The TIFF file.
+        pages: The page that is read, and others: of those its masks count.
+        where: Address of the file, for messages.
+        window: x1, y1, x2, y2 in the page: the segments that it touches are looked at; None: all.
 
     Raises:
-        TiffError: Its segments aren't as they must be.
+        DataError: One isn't; the message names it.
     """
-    if page.compression not in _DEFLATE:
-        return None
-    grid = _grid(page)
-    for number, (offset, length) in enumerate(zip(grid.offsets, grid.lengths, strict=True)):
-        file.seek(offset)
-        if length and not _is_whole(file.read(length)):
-            row, column = divmod(number % (grid.across * grid.down), grid.across)
-            if grid.tiled:
-                return f"the tile of column {column}, row {row}, from 0"
-            return f"the strip from row {row * grid.height} on"
-    return None
+    for place, page in enumerate(pages):
+        checked = page.compression in {*_DEFLATE, _JPEG, _PACK_BITS} and page.number(Tag.FILL_ORDER, 1) == 1
+        if not checked or (place and not page.is_mask):
+            continue
+        try:
+            grid = _grid(page)
+        except TiffError:
+            continue  # its reader tells what is wrong, where anything is
+        sound = _known_sound(file)
+        numbers = range(len(grid.offsets)) if window is None else _touched(page, grid, window)[0]
+        for number in numbers:
+            offset, length = grid.offsets[number], grid.lengths[number]
+            if not length or offset in sound:
+                continue
+            file.seek(offset)
+            if not _is_sound(page, grid, number, file.read(length)):
+                row, column = divmod(number % (grid.across * grid.down), grid.across)
+                tile = f"the tile of column {column}, row {row}, from 0"
+                what = tile if grid.tiled else f"the strip from row {row * grid.height} on"
+                raise DataError(
+                    f"is damaged: {what}, isn't what was written",
+                    where=where,
+                    fix="copy it again from its source or remove it",
+                )
+            sound.add(offset)
 
 
 def _segments(file: BinaryIO, grid: _Grid, numbers: range) -> list[bytes]:

@@ -26,7 +26,7 @@ def cheap_labels_study(plan: StudyPlanner) -> Study:
     plan.sources, said = _prepared(plan)
     arms, claims = _compared(plan), []
     ours, untrained = arms[CHEAP_VITP], untrained_arm("start")
-    shares, too_few = usable_shares(plan.sources, scale.shares)
+    shares, too_few = usable_shares(plan.sources, scale.shares, scale.most_draws)
     said += too_few
     for budget in scale.budgets:
         words = {"images": "equal images", "flops": "equal operations"}[budget]

@@ -286,7 +286,7 @@ def data_efficiency_study(plan: StudyPlanner) -> Study:
     ]
     names = [arm.name for arm in compared]
     claims = []
-    shares, said = usable_shares(plan.sources, (1.0, 0.2, 0.1, 0.05, 0.02))
+    shares, said = usable_shares(plan.sources, (1.0, 0.2, 0.1, 0.05, 0.02), plan.scale.most_draws)
     for share in shares:
         group = f"{100 * share:g} % of the labels"
         for arm in compared:

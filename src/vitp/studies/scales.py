@@ -134,6 +134,11 @@ class Scale(SettingsModel):
     tasks: dict[str, TaskScale]
     """Downstream task → how."""
 
+    @property
+    def most_draws(self) -> int:
+        """Most draws of labels that a study makes."""
+        return max(self.seeds, self.draws, self.side_draws)
+
     @field_validator("paradigms")
     @classmethod
     def _with_vitp(cls, names: tuple[_Paradigm, ...]) -> tuple[_Paradigm, ...]:

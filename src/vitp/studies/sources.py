@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -27,10 +27,12 @@ from vitp.studies.cheap import CHEAP_QUESTIONS, cheap_labels
 from vitp.studies.grid import StudyCell
 from vitp.studies.process import Context, Input
 from vitp.studies.scales import Scale
-from vitp.tasks.data import is_labelled, open_labelled
+from vitp.tasks.data import draw_labels, is_labelled, open_labelled, task_splits
 
 _COMPILED = "compiled"
 _KEEP = (f"{_COMPILED}/summary.json",)
+_OBJECT_TASKS = frozenset({"detection", "oriented", "instance"})
+"""Tasks that can't be learned from images without any object."""
 _TASKS_OF_REAL_SETS = {
     "gdit_airport": ("detection",),
     "bccd": ("presence", "detection"),
@@ -50,6 +52,7 @@ class StudySource:
         rate: Sampling rate in pretraining.
         train: Images that train, where that is known before the set is there.
         side: Median of the shorter sides of the images of a compiled folder, in pixels.
+        labelled: The images of a compiled folder, as long as they are learned from as they are.
     """
 
     name: str
@@ -58,6 +61,7 @@ class StudySource:
     rate: float = 1.0
     train: int | None = None
     side: int | None = None
+    labelled: LabelledSet | None = field(default=None, repr=False, compare=False)
 
     def asking(
         self,
@@ -81,7 +85,9 @@ class StudySource:
             places = {"source": places["root"]}
         name = f"{self.cell.name}/{variant}"
         cell = replace(self.cell, name=name, settings=settings, places=places, keep=_KEEP)
-        return replace(self, cell=cell, train=self.train if crop is None else None, side=None)
+        if crop is not None:
+            return replace(self, cell=cell, train=None, side=None, labelled=None)
+        return replace(self, cell=cell, side=None)
 
     def cheap(self) -> StudySource:
         """Return the same images with their cheap labels only; see `cheap_labels`."""
@@ -125,28 +131,48 @@ def study_sources(data: Path | None, scale: Scale) -> tuple[StudySource, ...]:
 
 
 def usable_shares(
-    sources: Sequence[StudySource], shares: Sequence[float]
+    sources: Sequence[StudySource], shares: Sequence[float], seeds: int
 ) -> tuple[tuple[float, ...], tuple[str, ...]]:
-    """Return the shares of the labels that are two images or more in every set, and lines about the others.
+    """Return the shares of the labels that teach something in every set, and lines about the others.
+
+    They are two images or more; where objects are learned, each draw of them holds one.
+
+    Args:
+        sources: The sets.
+        shares: Those that are asked for.
+        seeds: Number of draws of labels.
 
     Raises:
         ConfigError: None is.
     """
-    few = {
-        share: source
-        for source in sources
-        for share in shares
-        if source.tasks and source.train is not None and round(share * source.train) < 2
-    }
+    few: dict[float, str] = {}
+    for source in sources:
+        known = [share for share in shares if source.tasks and source.train is not None]
+        little = {share: "is fewer than two" for share in known if round(share * (source.train or 0)) < 2}
+        bare = _without_objects(source, [share for share in known if share not in little], seeds)
+        for share, why in {**little, **bare}.items():
+            text = f"{source.name}: {100 * share:g} % of {source.train} training images {why}; that share is left out."
+            few.setdefault(share, text)
     kept = tuple(share for share in shares if share not in few)
-    said = tuple(
-        f"{source.name}: {100 * share:g} % of {source.train} training images is fewer than two; that share is left out."
-        for share, source in few.items()
-    )
+    said = tuple(few[share] for share in shares if share in few)
     if not kept:
-        what = "no share of the labels that is asked for is two images or more"
+        what = "no share of the labels that is asked for is two images or more, with an object"
         raise ConfigError(what, where=sources[0].name, fix="choose larger shares, or label more images")
     return kept, said
+
+
+def _without_objects(source: StudySource, shares: Sequence[float], seeds: int) -> dict[float, str]:
+    """Return the shares of a compiled set of which a draw holds no object, and how to say it."""
+    if not shares or source.labelled is None or not _OBJECT_TASKS & set(source.tasks):
+        return {}
+    train = task_splits(source.labelled, "objects")["train"]
+    found = {}
+    for share in shares:
+        draws = (draw_labels(train, None if share == 1 else share, seed) for seed in range(seeds))
+        bare = [seed for seed, drawn in enumerate(draws) if not any(item.objects for item in drawn.items)]
+        if bare:
+            found[share] = f"hold no object in the draw of seed {bare[0]}"
+    return found
 
 
 def questions() -> dict[str, Any]:
@@ -186,7 +212,8 @@ def _compiled(folder: Path) -> StudySource:
     cell = StudyCell(f"data/{name}", "data", settings, places={"root": str(folder)}, keep=(str(folder),))
     labelled = open_labelled(folder, "vitp")
     side = int(median(min(item.width, item.height) for item in labelled.items))
-    return StudySource(name, cell, _tasks_of(labelled), train=_split_sizes(folder).get("train"), side=side)
+    train = _split_sizes(folder).get("train")
+    return StudySource(name, cell, _tasks_of(labelled), train=train, side=side, labelled=labelled)
 
 
 def _real(folder: Path, one: RealSet) -> StudySource:

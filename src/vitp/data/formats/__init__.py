@@ -62,6 +62,7 @@ from vitp.data.formats.panoptic import read_panoptic
 from vitp.data.formats.parquet import read_parquet
 from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.qupath import read_qupath
+from vitp.data.formats.rle_tables import read_run_tables
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
 from vitp.data.formats.studies import join_studies
 from vitp.data.formats.tool_shapes import read_createml, read_darwin, read_supervisely
@@ -101,6 +102,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "xview": read_xview,
     "xbd": read_xbd,
     "boxes": read_box_tables,
+    "rle": read_run_tables,
     "captions": read_captions,
     "classes": read_class_tables,
     "lists": read_class_lists,
@@ -111,7 +113,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
 }
 """Format → reader. All take the folder first; "scenes" takes the name of a domain instead."""
 
-_FILES = ("coco", "panoptic", "boxes", "captions", "classes", "label-studio", "cvat", "parquet")
+_FILES = ("coco", "panoptic", "boxes", "rle", "captions", "classes", "label-studio", "cvat", "parquet")
 """Formats that read single files, too."""
 
 _COMMON = tuple(field.name for field in fields(ReadOptions))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
-from vitp.core.errors import DataError
-from vitp.data.formats.class_columns import ID_KEYS, naming_column
-from vitp.data.formats.tables import find_key, first_table_rows, table_weight
+from vitp.core.errors import ConfigError, DataError
+from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, ID_KEYS, SPLIT_KEYS, naming_column
+from vitp.data.formats.tables import box_columns, find_key, first_table_rows, table_weight
 from vitp.data.formats.walk import name_index, words_of
 
 SEVERAL_BOXES = ("boxesstring", "boxes_string")
@@ -37,6 +38,74 @@ _NOTHING = (
     "normal",
 )
 """Classes of rows without a box that say that there is nothing to be boxed, as VinDr-CXR's "No finding"."""
+
+BoxForm = Literal["corners", "size", "centre"]
+"""What the four numbers of a box are."""
+
+_CLASS_KEYS = (
+    *CLASS_KEYS,
+    "labelname",
+    "label_id",
+    "class_id",
+    "category_id",
+    "category_name",
+    "classid",
+    "categoryid",
+    "object",
+    "type",
+)
+_SIZE_KEYS = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
+
+
+@dataclass(frozen=True)
+class TableColumns:
+    """Columns of a table: image, class ("" without), box (four, or one of four numbers), what these are, and others."""
+
+    image: str
+    label: str
+    box: tuple[str, ...]
+    form: BoxForm | Literal[""]
+    split: str
+    group: str
+    size: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls,
+        path: Path,
+        rows: Sequence[tuple[int, Mapping[str, Any]]],
+        image: str | None,
+        label: str | None,
+        box: tuple[str, ...] | None,
+        known: tuple[str, ...] | None,
+    ) -> TableColumns:
+        """Return those of a table's rows, of which options name some; `box` is one or four columns.
+
+        Raises:
+            DataError: One that is needed isn't there.
+            ConfigError: One that an option names isn't there.
+        """
+        head = dict(rows[0][1]) if rows else {}
+        for name in (image, label, *(box or ())):
+            if name and find_key(head, (name,)) is None:
+                where, fix = str(path), f"there are {', '.join(map(str, head)) or 'none'}"
+                raise ConfigError(f'has no column "{name}"', where=where, fix=fix)
+        found = box_columns(head) if box is None else ((*(cast(str, find_key(head, (n,))) for n in box),), "")
+        image_key = find_key(head, (image,) if image else ID_KEYS)
+        if image_key is None:
+            raise DataError("has no column of images", where=str(path), fix="-o image_column=COLUMN names it")
+        if found is None or len(found[0]) not in (1, 4):
+            what = "has no columns of a box" if found is None else "isn't one or four"
+            fix = "-o box_columns=x,y,w,h (or the one that holds four numbers) names them"
+            raise DataError(what, where=str(path), fix=fix)
+        label_key = find_key(head, (label,) if label else _CLASS_KEYS) or ""
+        if not label_key and (known is None or len(known) != 1):
+            fix = "-o class_column=COLUMN names it; -o classes=NAME calls all boxes so"
+            raise DataError("has no column of classes", where=str(path), fix=fix)
+        split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
+        sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
+        size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
+        return cls(image_key, label_key, found[0], cast(BoxForm, found[1]), split, group, size)
 
 
 def spread(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, Mapping[str, Any]]]:

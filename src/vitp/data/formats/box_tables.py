@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.box_rows import Nothings, names_images, rows_of_annotator, spread, unnamed_column
+from vitp.data.formats.box_rows import (
+    BoxForm,
+    Nothings,
+    TableColumns,
+    names_images,
+    rows_of_annotator,
+    spread,
+    unnamed_column,
+)
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import (
-    CLASS_KEYS,
-    GROUP_KEYS,
-    ID_KEYS,
     MISSING_WORDS,
-    SPLIT_KEYS,
     is_form,
 )
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.tables import (
     TableImages,
     box_columns,
-    find_key,
     first_table_rows,
     raw_rows,
     refuse_doubles,
@@ -36,20 +39,8 @@ from vitp.data.formats.walk import comma_list, images_below, split_folders, spli
 from vitp.records.geometry import Box
 from vitp.records.labels import LabelledSet
 
-_Form = Literal["corners", "size", "centre"]
 _Four = tuple[float, float, float, float]
 
-_CLASS_KEYS = (
-    *CLASS_KEYS,
-    "labelname",
-    "label_id",
-    "class_id",
-    "category_id",
-    "category_name",
-    "object",
-    "type",
-)
-_SIZE_KEYS = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
 _NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
 _ROUNDING = 1.0
 """Pixels by which a box may reach outside of its image without speaking against how its numbers are read."""
@@ -102,8 +93,8 @@ def read_box_tables(
         box_columns: The four columns of the box, likewise; or the one that holds four numbers.
         box: What the four numbers are: "corners" (left, top, right, bottom), "size" (left, top, width, height) or
             "centre" (centre, width, height); by default what the columns are called, else what fits the images.
-        classes: The classes in order; where the table holds numbers, the names of 0, 1, …. One name for all boxes,
-            where there is no column of classes.
+        classes: The classes in order; where the table holds numbers, the names of 0, 1, …, or of 1, 2, … where they
+            run from 1 to the number of names. One name for all boxes, where there is no column of classes.
         annotator: Whose boxes are read, where a column (`rad_id`, `annotator`, …) names several people for an image;
             "all": each box is an object.
 
@@ -114,11 +105,11 @@ def read_box_tables(
     if box and box not in _SAID:
         raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(_SAID)}")
     base = root if root.is_dir() else root.parent
-    reading = _Reading(SetBuilder(base, options), comma_list(classes), box)
-    for path, folder in _paths(root, table):
+    reading = TableReading(SetBuilder(base, options), comma_list(classes), box)
+    for path, folder in table_paths(root, table, box_tables):
         rows = spread(raw_rows(path))
         named = image_column or unnamed_column(folder, path)
-        columns = _Columns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
+        columns = TableColumns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
         rows, whose = rows_of_annotator(rows, columns.image, annotator or "", str(path))
         if whose:
             reading.builder.understand(f"{reading.builder.place(path)}: {whose}")
@@ -126,14 +117,26 @@ def read_box_tables(
     return reading.build()
 
 
-def _paths(root: Path, table: str | None) -> list[tuple[Path, Path]]:
+def table_paths(
+    root: Path, table: str | None, tables: Callable[[Path], list[tuple[Path, Path]]]
+) -> list[tuple[Path, Path]]:
+    """Return the tables that are read, each with the folder of its images.
+
+    Args:
+        root: The table, or the set's folder.
+        table: Name of the one that is meant.
+        tables: Finds those of a folder by their columns.
+
+    Raises:
+        DataError: There is none, or several that aren't those of splits.
+    """
     if root.is_file():
         return [(root, root.parent)]
     if table is not None:
         return [(root / table, root)]
-    found = box_tables(root) or [(path, root) for path in table_files(root)]
+    found = tables(root) or [(path, root) for path in table_files(root)]
     if not found:
-        raise DataError("no table of boxes found", where=str(root), fix="name it with the option table")
+        raise DataError("no table found", where=str(root), fix="name it with the option table")
     if len(found) > 1 and not all(_split_in(path.stem) or folder != root for path, folder in found):
         refuse_several_tables(root, [path for path, _ in found])
     return found
@@ -144,65 +147,18 @@ def _split_in(stem: str) -> str | None:
     return next((split for word in words_of(stem) if (split := split_of(word))), None)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Columns of a table: image, class ("" without), box (four, or one of four numbers), what these are, and others."""
-
-    image: str
-    label: str
-    box: tuple[str, ...]
-    form: _Form | Literal[""]
-    split: str
-    group: str
-    size: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls,
-        path: Path,
-        rows: Sequence[tuple[int, Mapping[str, Any]]],
-        image: str | None,
-        label: str | None,
-        box: tuple[str, ...] | None,
-        known: tuple[str, ...] | None,
-    ) -> _Columns:
-        head = dict(rows[0][1]) if rows else {}
-        for name in (image, label, *(box or ())):
-            if name and find_key(head, (name,)) is None:
-                where, fix = str(path), f"there are {', '.join(map(str, head)) or 'none'}"
-                raise ConfigError(f'has no column "{name}"', where=where, fix=fix)
-        found = box_columns(head) if box is None else ((*(cast(str, find_key(head, (n,))) for n in box),), "")
-        image_key = find_key(head, (image,) if image else ID_KEYS)
-        if image_key is None or found is None or len(found[0]) not in (1, 4):
-            what = (
-                "has no columns of image and box"
-                if image_key is None or found is None
-                else "isn't one or four"
-            )
-            fix = "-o image_column=COLUMN, -o box_columns=x,y,w,h (or the one that holds four numbers) name them"
-            raise DataError(what, where=str(path), fix=fix)
-        label_key = find_key(head, (label,) if label else _CLASS_KEYS) or ""
-        if not label_key and (known is None or len(known) != 1):
-            fix = "-o class_column=COLUMN names it; -o classes=NAME calls all boxes so"
-            raise DataError("has no column of classes", where=str(path), fix=fix)
-        split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
-        sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
-        size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
-        return cls(image_key, label_key, found[0], cast(_Form, found[1]), split, group, size)
-
-
 @dataclass
-class _Object:
-    """A row: its place, class, and four numbers; None: none, or `wrong` says why they can't be read.
+class TableObject:
+    """A row: its place, class, and numbers; None: none, or `wrong` says why they can't be read.
 
-    `box` are these numbers as x1, y1, x2, y2 in pixels, once it is known what the numbers of the table are.
+    `shape` is the place that they say, once it is known what the numbers of the table are.
     """
 
     where: str
     category: str
-    numbers: _Four | None
+    numbers: Sequence[float] | None
     wrong: str = ""
-    box: Box | None = None
+    shape: LabelShape | None = None
 
 
 @dataclass
@@ -213,24 +169,24 @@ class _Image:
     source: str
     split: str | None
     group: str
-    objects: list[_Object] = field(default_factory=list)
+    objects: list[TableObject] = field(default_factory=list)
 
 
 @dataclass
-class _Reading:
+class TableReading:
     """The tables of a set while they are read."""
 
     builder: SetBuilder
     known: tuple[str, ...] | None
-    told: _Form | Literal[""]
+    told: BoxForm | Literal[""]
     images: dict[Path, _Image | None] = field(default_factory=dict)
 
     def take(
-        self, path: Path, folder: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: _Columns
+        self, path: Path, folder: Path, rows: Sequence[tuple[int, Mapping[str, Any]]], columns: TableColumns
     ) -> None:
         """Take all rows of a table."""
         names = TableImages(folder)
-        own: list[tuple[_Object, tuple[int, int]]] = []
+        own: list[tuple[TableObject, tuple[int, int]]] = []
         missing: Counter[str] = Counter()
         for number, row in rows:
             where = self.builder.place(path, number)
@@ -244,18 +200,28 @@ class _Reading:
                 continue
             image = self._image(found[0], path, where, row, columns)
             if image is not None:
-                image.objects.append(label := _object(where, row, columns))
+                image.objects.append(label := self.object_of(where, row, columns))
                 own.append((label, image.size))
         for name, count in missing.items():
             text = f"{name} is missing; {count} {'row' if count == 1 else 'rows'} left out"
             self.builder.lose(self.builder.place(path), text, absent=True)
-        form, shares = self._meaning(path, columns, [(x.numbers, size) for x, size in own if x.numbers])
-        for label, size in own:
-            if label.numbers is not None:
-                label.box = _box(form, _in_pixels(label.numbers, size) if shares else label.numbers)
+        self.give_shapes(path, columns, [(x, size) for x, size in own if x.numbers is not None])
+
+    def object_of(self, where: str, row: Mapping[str, Any], columns: TableColumns) -> TableObject:
+        """Return what a row says."""
+        return _object(where, row, columns)
+
+    def give_shapes(
+        self, path: Path, columns: TableColumns, own: Sequence[tuple[TableObject, tuple[int, int]]]
+    ) -> None:
+        """Give the objects of a table, each with the size of its image, the shapes that their numbers say."""
+        four = [cast(_Four, label.numbers) for label, _ in own]
+        form, shares = self._meaning(path, columns, list(zip(four, (size for _, size in own), strict=True)))
+        for numbers, (label, size) in zip(four, own, strict=True):
+            label.shape = LabelShape(box=_box(form, _in_pixels(numbers, size) if shares else numbers))
 
     def _image(
-        self, image: Path, path: Path, where: str, row: Mapping[str, Any], columns: _Columns
+        self, image: Path, path: Path, where: str, row: Mapping[str, Any], columns: TableColumns
     ) -> _Image | None:
         """Return what is known of an image, None where it can't be used; the first of its rows opens it."""
         builder = self.builder
@@ -275,8 +241,8 @@ class _Reading:
         return next((split for part in parts if (split := split_of(part))), None)
 
     def _meaning(
-        self, path: Path, columns: _Columns, pairs: Sequence[tuple[_Four, tuple[int, int]]]
-    ) -> tuple[_Form, bool]:
+        self, path: Path, columns: TableColumns, pairs: Sequence[tuple[_Four, tuple[int, int]]]
+    ) -> tuple[BoxForm, bool]:
         """Return what the four numbers of a table are, and whether they are shares of the image.
 
         Raises:
@@ -307,7 +273,7 @@ class _Reading:
                     where=str(path),
                     fix="-o box=corners, -o box=size or -o box=centre says which",
                 )
-            form = cast(_Form, fitting[0])
+            form = cast(BoxForm, fitting[0])
         if (
             form == "size"
             and columns.box[2:]
@@ -346,24 +312,24 @@ class _Reading:
             )
         return builder.build(object_classes=self.known or sorted(seen))
 
-    def _add(self, found: ImageLabels, label: _Object) -> str | None:
+    def _add(self, found: ImageLabels, label: TableObject) -> str | None:
         """Add an object; return its class where it was used."""
-        if label.box is None:
+        if label.shape is None:
             if label.wrong or (label.category and label.category not in self.nothings.counts):
                 found.lose(label.where, label.wrong or f"has no box ({label.category})", label.category)
             return None
-        name, shape = label.category, LabelShape(box=label.box)
+        name, shape = label.category, label.shape
         if not name and self.known is not None and len(self.known) == 1:
             name = self.known[0]
         if not name:
             found.ignore(label.where, "has no class", "object", shape)
             return None
-        if self.known is not None and self._names_numbers:
-            if int(name) >= len(self.known):
-                why = f"class number {name} is not one of 0–{len(self.known) - 1}"
+        if self.known is not None and (first := self._first_number) is not None:
+            if not 0 <= int(name) - first < len(self.known):
+                why = f"class number {name} is not one of {first}–{len(self.known) - 1 + first}"
                 found.ignore(label.where, why, name, shape)
                 return None
-            name = self.known[int(name)]
+            name = self.known[int(name) - first]
         added = found.add(label.where, name, shape, known=self.known)
         return name if added is not None else None
 
@@ -371,17 +337,22 @@ class _Reading:
     def nothings(self) -> Nothings:
         """Classes of rows without a box that say that nothing is there."""
         labels = [x for image in self.images.values() if image for x in image.objects if not x.wrong]
-        return Nothings(((x.category, x.numbers is not None) for x in labels), numbered=self.known is None)
+        numbered = not any(name.isdigit() for name in self.known or ())
+        return Nothings(((x.category, x.numbers is not None) for x in labels), numbered=numbered)
 
     @cached_property
-    def _names_numbers(self) -> bool:
-        """Whether the option names the numbers 0, 1, … of the tables."""
-        names = {x.category for image in self.images.values() if image for x in image.objects if x.category}
-        numbers = bool(names) and all(name.isdigit() for name in names)
-        return numbers and not any(name.isdigit() for name in self.known or ())
+    def _first_number(self) -> int | None:
+        """Number of the first class where the option names the numbers of the tables; None: it doesn't."""
+        known, found = self.known or (), {x.category for i in self.images.values() if i for x in i.objects}
+        names = found - {"", *self.nothings.counts}
+        if not (names and all(name.isdigit() for name in names)) or any(name.isdigit() for name in known):
+            return None
+        first = int("0" not in names and max(map(int, names)) == len(known))
+        self.builder.understand(f"classes: the numbers from {first} on are {', '.join(known)}")
+        return first
 
 
-def _object(where: str, row: Mapping[str, Any], columns: _Columns) -> _Object:
+def _object(where: str, row: Mapping[str, Any], columns: TableColumns) -> TableObject:
     category = " ".join(str(row.get(columns.label) or "").split()) if columns.label else ""
     if category.lower() in MISSING_WORDS:
         category = ""
@@ -395,12 +366,12 @@ def _object(where: str, row: Mapping[str, Any], columns: _Columns) -> _Object:
             cells = [value]
     texts = [str("" if cell is None else cell).strip() for cell in cells]
     if all(text.lower() in ("", "[]", *MISSING_WORDS) for text in texts):
-        return _Object(where, category, None)
+        return TableObject(where, category, None)
     try:
         x, y, w, h = (float(re.sub(r"^([-+]?\d+),(\d+)$", r"\1.\2", text)) for text in texts)
     except ValueError:
-        return _Object(where, category, None, f"its box is not four numbers ({', '.join(texts)[:40]})")
-    return _Object(where, category, (x, y, w, h))
+        return TableObject(where, category, None, f"its box is not four numbers ({', '.join(texts)[:40]})")
+    return TableObject(where, category, (x, y, w, h))
 
 
 def _whole(value: Any) -> object:
@@ -410,7 +381,7 @@ def _whole(value: Any) -> object:
         return str(value)[:40]
 
 
-def _box(form: _Form, numbers: _Four) -> Box:
+def _box(form: BoxForm, numbers: _Four) -> Box:
     x, y, w, h = numbers
     if form == "corners":
         return numbers
@@ -424,6 +395,6 @@ def _in_pixels(numbers: _Four, size: tuple[int, int]) -> _Four:
 
 def _fits(form: str, numbers: _Four, size: tuple[int, int]) -> bool:
     """Return whether four numbers are a box in its image, when they are read so."""
-    x1, y1, x2, y2 = _box(cast(_Form, form), numbers)
+    x1, y1, x2, y2 = _box(cast(BoxForm, form), numbers)
     inside = min(x1, y1) >= -_ROUNDING and x2 <= size[0] + _ROUNDING and y2 <= size[1] + _ROUNDING
     return inside and x2 > x1 and y2 > y1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.core.files import atomic_path, check_inside, inner_path
@@ -16,7 +17,7 @@ from vitp.data.formats.places import GroundPlace, known_geometry, on_one_plane, 
 from vitp.data.formats.slides import with_tissue
 from vitp.io.ground import RASTER_SUFFIXES
 from vitp.io.image_file import open_image
-from vitp.io.images import is_scene, load_image
+from vitp.io.images import is_scene, load_image, where_valid
 from vitp.io.jpeg_segments import write_bare_jpeg
 from vitp.io.parts import base_address, file_stamp, window_address
 from vitp.io.slides import slide_kind
@@ -252,7 +253,9 @@ def _split_by_place(cropped: LabelledSet, how: PlaceSplit, places: Sequence[Grou
 
 def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir: Path) -> list[str]:
     suffix = Path(base_address(source)).suffix.lower()
-    ending = ".jpg" if suffix in _LOSSY else ".png"
+    # What is transparent holds nothing in a crop, too: its black would be a colour.
+    held_HW = None if suffix in (".jpg", ".jpeg") else where_valid(source, pictures=True)
+    ending = ".jpg" if suffix in _LOSSY and held_HW is None else ".png"
     paths = [out_dir / f"{inner_path(name)}_{x1}_{y1}_{x2}_{y2}{ending}" for x1, y1, x2, y2 in windows]
     check_inside(paths[0], out_dir)
     try:
@@ -267,11 +270,14 @@ def _write_crops(source: str, name: str, windows: Sequence[MaskWindow], out_dir:
         with atomic_path(paths[k]) as temporary:
             if image is None:
                 _copy_bare(source, temporary)
-            elif ending == ".jpg":
-                crop = image.crop(windows[k])
+                continue
+            crop, (x1, y1, x2, y2) = image.crop(windows[k]), windows[k]
+            if ending == ".jpg":
                 crop.save(temporary, format="JPEG", quality=_JPEG_QUALITY, subsampling=0)
-            else:
-                image.crop(windows[k]).save(temporary, format="PNG")
+                continue
+            if held_HW is not None and not (own_hw := held_HW[y1:y2, x1:x2]).all():
+                crop.putalpha(Image.fromarray(own_hw.astype(np.uint8) * 255))
+            crop.save(temporary, format="PNG")
     return [str(path) for path in paths]
 
 

@@ -41,13 +41,20 @@ from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.qupath import is_qupath
+from vitp.data.formats.rle_tables import run_column, run_tables
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     box_columns,
     first_table_rows,
 )
 from vitp.data.formats.tool_shapes import createml_files, darwin_files, supervisely_files
-from vitp.data.formats.unlabelled import are_class_folders, problem_of, refuse_images_alone, refuse_unlabelled
+from vitp.data.formats.unlabelled import (
+    are_class_folders,
+    problem_of,
+    refuse_dates_in_names,
+    refuse_images_alone,
+    refuse_unlabelled,
+)
 from vitp.data.formats.unread import Unlabelled, unread_files, with_unread
 from vitp.data.formats.via import is_via, via_files
 from vitp.data.formats.visdrone import is_visdrone
@@ -60,7 +67,6 @@ from vitp.data.formats.walk import (
     check_ordinary,
     child,
     files_below,
-    image_folders,
     images_below,
     name_index,
     split_folders,
@@ -191,6 +197,8 @@ def _of_file(path: Path) -> str:
         return "captions"
     if suffix in TABLE_SUFFIXES and (rows := first_table_rows(path, 1)) and box_columns(rows[0]):
         return "boxes"
+    if suffix in TABLE_SUFFIXES and run_column(first_table_rows(path)):
+        return "rle"
     if suffix in TABLE_SUFFIXES:
         return "captions" if columns_of(path) is None else "classes"
     raise DataError("is not a table of labels", where=str(path), fix="name the folder of the set")
@@ -219,6 +227,7 @@ def _also(root: Path, found: str) -> list[str]:
         "masks",
         "geo",
         "boxes",
+        "rle",
         "captions",
         "classes",
         "folders",
@@ -329,24 +338,8 @@ def _label_files(root: Path, suffix: str) -> Iterator[Path]:
 
 
 def _is_pairs(root: Path) -> bool:
-    _refuse_dates_in_names(root)
+    refuse_dates_in_names(root)
     return any(place.has_mask for place in two_dates(find_pair_places(root)))
-
-
-def _refuse_dates_in_names(root: Path) -> None:
-    """Raise when both dates of pairs lie in one folder, as in xView2 (`…_pre_disaster.png`)."""
-    for folder in image_folders(root):
-        for first, second in (("_pre", "_post"), ("_before", "_after")):
-            stems = folder.stems
-            twins = [stem for stem in stems if first in stem and stem.replace(first, second) in stems]
-            if twins and 4 * len(twins) >= len(stems):
-                raise DataError(
-                    f"{within(folder.path, root)} holds two dates of each place ({min(twins)} and "
-                    f"{min(twins).replace(first, second)}), as xView2 does, which no reader knows",
-                    where=str(root),
-                    fix="put the earlier images into A/, the later ones into B/ and masks of what changed into "
-                    "label/, with equal names",
-                )
 
 
 def _is_captions(root: Path) -> bool:
@@ -427,7 +420,10 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         is_volume_set,
         "volumes with masks: imagesTr/ and labelsTr/, a folder a case, BIDS, DICOM-SEG",
     ),
-    "anomalies": (anomaly_folders, "test/KIND and ground_truth/KIND, as MVTec AD has them"),
+    "anomalies": (
+        anomaly_folders,
+        "test/KIND and ground_truth/KIND, as MVTec AD has them; Data/Images and Data/Masks, as VisA",
+    ),
     "pairs": (_is_pairs, "folders A, B and label, or before, after and mask"),
     "kitti": (
         is_kitti,
@@ -443,6 +439,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         box_tables,
         "a table with columns of image, class and box (xmin, ymin, xmax, ymax or x, y, w, h)",
     ),
+    "rle": (run_tables, 'a table with columns of image and runs "start length start length …"'),
     "captions": (_is_captions, "a table with columns of image and caption, or text files beside images"),
     "classes": (_is_classes, "a table with columns of image and class"),
     "lists": (lists_label, 'lists of lines "image class" (train.txt)'),

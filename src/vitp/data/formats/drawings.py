@@ -39,7 +39,7 @@ _LOOKED_AT = 8
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ToolShape:
     """One shape.
 
     Attributes:
@@ -77,7 +77,7 @@ class Drawing:
     image: str
     stem: str
     size: Sequence[object]
-    shapes: Sequence[Drawn] | Callable[[tuple[int, int]], Sequence[Drawn]]
+    shapes: Sequence[ToolShape] | Callable[[tuple[int, int]], Sequence[ToolShape]]
     source: str | None = None
     silent: bool = False
 
@@ -194,7 +194,7 @@ def _image_of(builder: SetBuilder, drawing: Drawing, names: Mapping[str, list[Pa
     return found[0]
 
 
-def _take(found: ImageLabels, shapes: Iterable[Drawn], known: tuple[str, ...] | None) -> set[str]:
+def _take(found: ImageLabels, shapes: Iterable[ToolShape], known: tuple[str, ...] | None) -> set[str]:
     """Take the shapes of an image; return the classes that were used."""
     used = set()
     for one in shapes:
@@ -244,16 +244,16 @@ def mentions(path: Path, words: Sequence[str]) -> bool:
         return False
 
 
-def drawn(where: str, label: object, draw: Callable[[], LabelShape]) -> Drawn:
+def drawn(where: str, label: object, draw: Callable[[], LabelShape]) -> ToolShape:
     """Return a shape, or why it can't be drawn: what `draw` raises as ValueError."""
     name = " ".join(str(label if label is not None else "").split())
     try:
-        return Drawn(where, name, draw())
+        return ToolShape(where, name, draw())
     except ValueError as error:
-        return Drawn(where, name, str(error))
+        return ToolShape(where, name, str(error))
 
 
-def numbers_of(values: Mapping[str, Any], *keys: str) -> list[float]:
+def numbers_under(values: Mapping[str, Any], *keys: str) -> list[float]:
     """Return finite numbers under keys.
 
     Raises:
@@ -274,7 +274,7 @@ def box_of(values: Mapping[str, Any], *keys: str) -> LabelShape:
     Raises:
         ValueError: One is missing, or is no number.
     """
-    x, y, width, height = numbers_of(values, *keys)
+    x, y, width, height = numbers_under(values, *keys)
     return LabelShape(box=(x, y, x + width, y + height), corners=(x, y, width, height))
 
 
@@ -299,7 +299,7 @@ def finite_points(points: Iterable[Sequence[object]]) -> list[tuple[float, float
     return found
 
 
-def polygon_of(
+def ring_shape(
     points: Sequence[tuple[float, float]], holes: Sequence[Sequence[tuple[float, float]]] = ()
 ) -> LabelShape:
     """Return the shape within a ring of points, less the rings in it.
@@ -313,7 +313,7 @@ def polygon_of(
     return LabelShape(polygons=(rings[0],), holes=tuple(rings[1:]))
 
 
-def painted(part_HW: np.ndarray, corner: tuple[float, float], size: tuple[int, int]) -> LabelShape:
+def masked_part(part_HW: np.ndarray, corner: tuple[float, float], size: tuple[int, int]) -> LabelShape:
     """Return the outline of a mask of a part of the image.
 
     Args:

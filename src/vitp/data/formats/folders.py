@@ -13,6 +13,7 @@ from PIL import Image
 from vitp.core.errors import DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import first_synonyms
+from vitp.data.formats.counted_files import are_counted_apart
 from vitp.data.formats.mask_names import are_full_of_values
 from vitp.data.formats.unread import STRUCTURED, Unlabelled, unread_files
 from vitp.data.formats.walk import (
@@ -253,8 +254,9 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
     for folder in folders:
         by_split[folder.split].append(folder)
     for own in by_split.values():
-        for first, second in combinations(own[:50], 2):
-            _refuse_alike(root, first, second, own, explicit)
+        alike = [pair for pair in combinations(own[:50], 2) if _are_alike(*pair)]
+        if alike and not are_counted_apart([f for f in own if any(f in pair for pair in alike)]):
+            _refuse_alike(root, *alike[0], own, explicit)
     roles = [f for f in folders if role_of(f.path.name) and not _is_class(f, folders)]
     if not roles and {"image", "mask"} <= {f.role for f in folders if not role_of(f.path.name)}:
         roles = [folder for folder in folders if folder.role]  # images/bonn and masks/bonn
@@ -316,8 +318,6 @@ def _differ(folders: Sequence[Folder]) -> str:
 def _refuse_alike(
     root: Path, first: Folder, second: Folder, folders: Sequence[Folder], explicit: str
 ) -> None:
-    if not _are_alike(first, second):
-        return
     # The reading with photographs as images comes first.
     pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
     one, other = (within(f.path, root) for f in pair)

@@ -18,13 +18,13 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.coco_files import is_set
 from vitp.data.formats.drawings import (
     Drawing,
-    Drawn,
+    ToolShape,
     files_of_tool,
     finite_points,
     label_json,
-    painted,
-    polygon_of,
+    masked_part,
     read_drawings,
+    ring_shape,
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import parse_label_json, read_label_text
@@ -84,17 +84,17 @@ def _drawings(builder: SetBuilder) -> Iterator[Drawing]:
         yield Drawing(where, path, str(content["imagePath"]), path.stem, told, shapes)
 
 
-def _shapes(rows: list[Any], where: str, size: tuple[int, int]) -> list[Drawn]:
+def _shapes(rows: list[Any], where: str, size: tuple[int, int]) -> list[ToolShape]:
     """Return the shapes of a file; polygons of one label and group are one."""
     grouped: dict[tuple[str, str], list[tuple[float, ...]]] = {}
-    ready: list[Drawn] = []
+    ready: list[ToolShape] = []
     for number, row in enumerate(rows, 1):
         at = f"{where}: shape {number}"
         label = " ".join(str(row.get("label") or "").split()) if isinstance(row, dict) else ""
         try:
             shape = _shape(row if isinstance(row, dict) else {}, size)
         except ValueError as error:
-            ready.append(Drawn(at, label, str(error)))
+            ready.append(ToolShape(at, label, str(error)))
             continue
         group = row.get("group_id")
         if group is not None and shape.polygons and not shape.holes and row.get("shape_type") != "circle":
@@ -104,9 +104,9 @@ def _shapes(rows: list[Any], where: str, size: tuple[int, int]) -> list[Drawn]:
                 continue
             shape = LabelShape(polygons=rings)  # the rings that follow belong to it
         if label == _IGNORED:
-            ready.append(Drawn(at, "", shape, why=_IGNORED))
+            ready.append(ToolShape(at, "", shape, why=_IGNORED))
         else:
-            ready.append(Drawn(at, label, shape, is_set(row.get("difficult"))))
+            ready.append(ToolShape(at, label, shape, is_set(row.get("difficult"))))
     return ready
 
 
@@ -134,7 +134,7 @@ def _shape(row: dict[str, Any], size: tuple[int, int]) -> LabelShape:
         return LabelShape(quad=tuple(value for point in points for value in point))
     if kind != "polygon":
         raise ValueError(f"a {kind} has no area")
-    return polygon_of(points)
+    return ring_shape(points)
 
 
 def _mask(text: Any, corner: tuple[float, float], size: tuple[int, int]) -> LabelShape:
@@ -145,4 +145,4 @@ def _mask(text: Any, corner: tuple[float, float], size: tuple[int, int]) -> Labe
             part_HW = np.asarray(file.convert("L")) > 0
     except (binascii.Error, OSError, SyntaxError) as error:
         raise ValueError(f"its mask can't be read ({error})") from None
-    return painted(part_HW, corner, size)
+    return masked_part(part_HW, corner, size)

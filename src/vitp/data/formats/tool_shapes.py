@@ -18,18 +18,18 @@ from PIL import Image
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawings import (
     Drawing,
-    Drawn,
     Empty,
+    ToolShape,
     box_of,
     dicts_of,
     drawn,
     files_of_tool,
     finite_points,
     label_json,
-    numbers_of,
-    painted,
-    polygon_of,
+    masked_part,
+    numbers_under,
     read_drawings,
+    ring_shape,
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import parse_label_json, read_label_text
@@ -117,7 +117,9 @@ def read_createml(
 
 def _centred(box: Mapping[str, Any]) -> LabelShape:
     values = box.get("coordinates")
-    x, y, width, height = numbers_of(values if isinstance(values, dict) else {}, "x", "y", "width", "height")
+    x, y, width, height = numbers_under(
+        values if isinstance(values, dict) else {}, "x", "y", "width", "height"
+    )
     return LabelShape(box=(x - width / 2, y - height / 2, x + width / 2, y + height / 2))
 
 
@@ -180,7 +182,7 @@ def read_supervisely(
     )
 
 
-def _supervisely_shapes(rows: Iterable[dict[str, Any]], where: str, size: tuple[int, int]) -> list[Drawn]:
+def _supervisely_shapes(rows: Iterable[dict[str, Any]], where: str, size: tuple[int, int]) -> list[ToolShape]:
     return [
         drawn(f"{where}: object {n}", row.get("classTitle"), partial(_supervisely_shape, row, size))
         for n, row in enumerate(rows, 1)
@@ -203,7 +205,7 @@ def _supervisely_shape(row: Mapping[str, Any], size: tuple[int, int]) -> LabelSh
         return LabelShape(box=(min(xs), min(ys), max(xs), max(ys)))
     if kind not in ("polygon", ""):
         raise ValueError(f"a {kind} isn't known here")
-    return polygon_of(ring, [finite_points(hole) for hole in points.get("interior") or ()])
+    return ring_shape(ring, [finite_points(hole) for hole in points.get("interior") or ()])
 
 
 def _bitmap(bitmap: Mapping[str, Any], size: tuple[int, int]) -> LabelShape:
@@ -219,7 +221,7 @@ def _bitmap(bitmap: Mapping[str, Any], size: tuple[int, int]) -> LabelShape:
             part_HW = np.asarray(file.getchannel("A") if "A" in file.getbands() else file.convert("L")) > 0
     except (binascii.Error, OSError, SyntaxError, zlib.error) as error:
         raise ValueError(f"its mask can't be read ({error})") from None
-    return painted(part_HW, (x, y), size)
+    return masked_part(part_HW, (x, y), size)
 
 
 # --- V7 Darwin
@@ -290,13 +292,13 @@ def _darwin_shape(row: Mapping[str, Any]) -> LabelShape:
         more = row.get("additional_paths") or polygon.get("additional_paths") or ()
         paths = polygon.get("paths") or [polygon.get("path"), *more]
         rings = [[(point.get("x"), point.get("y")) for point in dicts_of(path)] for path in paths]
-        return _even_odd([polygon_of(finite_points(ring)).polygons[0] for ring in rings])
+        return _even_odd([ring_shape(finite_points(ring)).polygons[0] for ring in rings])
     if isinstance(box := row.get("bounding_box"), dict):
         return box_of(box, "x", "y", "w", "h")
     if isinstance(ellipse := row.get("ellipse"), dict):
         parts = [ellipse.get(key) for key in ("center", "radius")]
-        (x, y), (rx, ry) = (numbers_of(part if isinstance(part, dict) else {}, "x", "y") for part in parts)
-        turn = math.degrees(numbers_of(ellipse, "angle")[0]) if "angle" in ellipse else 0.0
+        (x, y), (rx, ry) = (numbers_under(part if isinstance(part, dict) else {}, "x", "y") for part in parts)
+        turn = math.degrees(numbers_under(ellipse, "angle")[0]) if "angle" in ellipse else 0.0
         return LabelShape(polygons=(ellipse_ring(x, y, rx, ry, turn),))
     kind = next((key for key in row if key in _NO_AREA), "shape of this kind")
     raise ValueError(f"a {kind} has no area")

@@ -46,6 +46,22 @@ from vitp.data.formats.walk import (
 )
 
 
+def refuse_dates_in_names(root: Path) -> None:
+    """Raise when both dates of pairs lie in one folder, as in xView2 (`…_pre_disaster.png`)."""
+    for folder in image_folders(root):
+        for first, second in (("_pre", "_post"), ("_before", "_after")):
+            stems = folder.stems
+            twins = [stem for stem in stems if first in stem and stem.replace(first, second) in stems]
+            if twins and 4 * len(twins) >= len(stems):
+                raise DataError(
+                    f"{within(folder.path, root)} holds two dates of each place ({min(twins)} and "
+                    f"{min(twins).replace(first, second)}), as xView2 does, which no reader knows",
+                    where=str(root),
+                    fix="put the earlier images into A/, the later ones into B/ and masks of what changed into "
+                    "label/, with equal names",
+                )
+
+
 def refuse_unlabelled(root: Path) -> None:
     """Raise for folders of images whose labels are of a kind that no reader knows."""
     boxes = [path.name for path in table_files(root) if is_box_table(path)]

@@ -21,9 +21,9 @@ from vitp.data.formats.drawings import (
     files_of_tool,
     finite_points,
     label_json,
-    numbers_of,
-    polygon_of,
+    numbers_under,
     read_drawings,
+    ring_shape,
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.tables import find_key, first_table_rows, raw_rows
@@ -225,11 +225,11 @@ def _via_shape(region: Mapping[str, Any]) -> LabelShape:
         xs, ys = values.get("all_points_x"), values.get("all_points_y")
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) != len(ys):
             raise ValueError("a polygon without as many x as y")
-        return polygon_of(finite_points(zip(xs, ys, strict=True)))
+        return ring_shape(finite_points(zip(xs, ys, strict=True)))
     if kind in ("circle", "ellipse"):
         round_ = kind == "circle"
-        x, y, rx, ry = numbers_of(values, "cx", "cy", *(("r", "r") if round_ else ("rx", "ry")))
+        x, y, rx, ry = numbers_under(values, "cx", "cy", *(("r", "r") if round_ else ("rx", "ry")))
         # Radians, clockwise in the image.
-        turn = 0.0 if round_ or "theta" not in values else math.degrees(numbers_of(values, "theta")[0])
+        turn = 0.0 if round_ or "theta" not in values else math.degrees(numbers_under(values, "theta")[0])
         return LabelShape(polygons=(ellipse_ring(x, y, rx, ry, turn),))
     raise ValueError(f"a {kind} has no area")

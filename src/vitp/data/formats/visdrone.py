@@ -1,4 +1,4 @@
-"""VisDrone's detection text, one file an image: `left,top,width,height,score,category,truncation,occlusion` in pixels."""
+"""VisDrone's detection text, a file an image: `left,top,width,height,score,category,truncation,occlusion` in pixels."""
 
 from __future__ import annotations
 
