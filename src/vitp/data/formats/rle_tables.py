@@ -15,7 +15,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
-from vitp.data.formats.box_tables import TableColumns, TableObject, TableReading, table_paths
+from vitp.data.formats.box_rows import TableColumns
+from vitp.data.formats.box_tables import TableObject, TableReading, table_paths
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import ID_KEYS, MISSING_WORDS
 from vitp.data.formats.drawn_masks import with_drawn_masks
