@@ -347,7 +347,10 @@ SURFACE = {
     "starter build": ["--out", "--language", "--quick"],
     "recipes show": ["NAME", "--data", "--init", "--gpus", "--as-published", "--set -s", "--out"],
     "report": ["RUN", "--out", "--samples"],
-    "study": ["NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan", "--rows"],
+    "study": [
+        "NAME", "--scale", "--out", "--data", "--quick", "--set -s", "--label", "--minutes", "--plan", "--rows",
+        "--arm",
+    ],
     "robustness": [
         "RUN", "DATA", "--compare", "--severities", "--corruptions", "--split", "--max-images", "--seed",
         "--labels", "--seeds", "--metric", "--format", "--option -o", "--set -s", "--out", "--force",

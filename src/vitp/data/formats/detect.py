@@ -69,6 +69,7 @@ from vitp.data.formats.walk import (
     files_below,
     images_below,
     name_index,
+    one_look,
     split_folders,
     split_of,
     within,
@@ -110,6 +111,11 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
     """
+    with one_look():
+        return _detect(root, options)
+
+
+def _detect(root: Path, options: Collection[str]) -> Detected:
     if not root.exists():
         raise DataError("doesn't exist", where=str(root), fix="check the path")
     if root.is_file():
@@ -122,11 +128,12 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
         if names <= set(options) and not (fmt == "masks" and shared_with(root)):
             return Detected(fmt, root)
     inner = None if _INSIDE & set(options) else only_folder(root)
-    if inner is None:
+    # VisA's Data/ and the data/ of shards are parts of their sets, too.
+    if inner is None or anomaly_folders(root) or is_parquet(root):
         return _detected(root, options)
     try:
         # What names classes, splits and bands lies beside the images, in the folder itself, and not above it.
-        return _inside(root, detect(inner, options))
+        return _inside(root, _detect(inner, options))
     except Unlabelled:
         return _detected(root, options)
 

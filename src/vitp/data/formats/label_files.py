@@ -85,8 +85,9 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
 
     found: list[list[str]] = []
     for place in places:
+        if not (texts := _texts_of(place.labels)):
+            continue
         images = {image.relative_to(place.images).with_suffix("") for image in images_below(place.images)}
-        texts = _texts_of(place.labels)
         files = (path for name in sorted(images) for path in texts.get(name, ()))
         words = (
             row for path in files if path.is_file() and not _is_among(path, not_labels) for row in rows(path)

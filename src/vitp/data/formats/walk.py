@@ -12,9 +12,12 @@ import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
@@ -146,16 +149,72 @@ def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 # --- files
 
+_T = TypeVar("_T")
+_look: ContextVar[dict[tuple[str, Path], Any] | None] = ContextVar("look", default=None)
+
+
+@contextmanager
+def one_look() -> Iterator[None]:
+    """List each folder once while it lasts: detection asks for the same ones dozens of times.
+
+    What changes there meanwhile isn't seen.
+    """
+    if _look.get() is not None:
+        yield
+        return
+    token = _look.set({})
+    try:
+        yield
+    finally:
+        _look.reset(token)
+
+
+def _once(kind: str, folder: Path, find: Callable[[Path], _T]) -> _T:
+    """Return what `find` says of a folder, in a look that it said before."""
+    known = _look.get()
+    if known is None:
+        return find(folder)
+    if (kind, folder) not in known:
+        known[kind, folder] = find(folder)
+    found: _T = known[kind, folder]
+    return found
+
+
+def _entries(folder: Path) -> tuple[tuple[str, bool], ...]:
+    """Return the names in a folder, sorted, and whether each is a folder; hidden ones are left out."""
+    return _once("entries", folder, _listed)
+
+
+def _listed(folder: Path) -> tuple[tuple[str, bool], ...]:
+    def is_folder(entry: os.DirEntry[str]) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
+    # Names are sorted, and not paths, whose comparison takes many times as long.
+    with os.scandir(folder) as entries:
+        return tuple(
+            sorted((entry.name, is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+        )
+
 
 def list_images(folder: Path) -> list[Path]:
     """Return the images of one folder, sorted by name: files, and folders with one file a band."""
-    found = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in found if (_is_one(path) if path.is_dir() else _is_image(path.name)))
+    return [
+        folder / name
+        for name, is_folder in _entries(folder)
+        if (_is_one(folder / name) if is_folder else _is_image(name))
+    ]
 
 
 def _is_one(folder: Path) -> bool:
     """Return whether a folder is one image: a file a band, an OME-Zarr, or the DICOM files of a series or slide."""
-    return is_slide_folder(folder) or is_band_folder(folder) or is_series(folder)
+    return _once("one", folder, lambda path: is_slide_folder(path) or _is_of_bands(path) or is_series(path))
+
+
+def _is_of_bands(folder: Path) -> bool:
+    return _once("bands", folder, is_band_folder)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -166,13 +225,17 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         DataError: The folder itself is one.
     """
+    return list(_once("images", folder, _images_below))
+
+
+def _images_below(folder: Path) -> list[Path]:
     _refuse_bands(folder)
     found = files_below(folder, whole=_is_one)
     return [path for path in found if _is_image(path.name) or path.is_dir()]
 
 
 def _refuse_bands(folder: Path) -> None:
-    if is_band_folder(folder):
+    if _is_of_bands(folder):
         what = "is one image with one file a band, where a folder of images is looked for"
         raise DataError(what, where=str(folder), fix="put its bands into a folder of their own within it")
 
@@ -192,15 +255,19 @@ def files_below(
         real = base.resolve()
         if real in above:  # a link that leads in a circle
             return
-        for path in sorted(base.iterdir()):
-            if path.name.startswith("."):
-                continue
-            if path.is_dir() and not whole(path):
+        for name, is_folder in _entries(base):
+            # A path is made only where it is asked for: most folders hold a million others.
+            if is_folder and not whole(path := base / name):
                 yield from walk(path, (*above, real))
-            else:
-                yield path
+            elif not suffix or _suffix_of(name) == suffix:
+                yield base / name
 
-    return [path for path in walk(folder, ()) if not suffix or path.suffix.lower() == suffix]
+    return list(walk(folder, ()))
+
+
+def _suffix_of(name: str) -> str:
+    stem, _, suffix = name.rpartition(".")  # a path would take ten times as long
+    return f".{suffix.lower()}" if stem and suffix else ""
 
 
 def suffixed(folder: Path, suffix: str) -> list[Path]:
@@ -210,8 +277,8 @@ def suffixed(folder: Path, suffix: str) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if path.suffix.lower() == suffix)
-    return sorted(path for path in found if not path.name.startswith(".") and not path.is_dir())
+    names = _entries(folder)
+    return [folder / name for name, is_folder in names if not is_folder and _suffix_of(name) == suffix]
 
 
 def named_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -233,7 +300,7 @@ def volume_files(root: Path) -> list[Path]:
 
 
 def _is_image(name: str) -> bool:
-    return Path(name).suffix.lower() in IMAGE_SUFFIXES or bool(volume_suffix(name))
+    return _suffix_of(name) in IMAGE_SUFFIXES or bool(volume_suffix(name))
 
 
 def stem_of(path: Path) -> str:
@@ -246,7 +313,7 @@ def child(base: Path, names: Sequence[str]) -> Path | None:
     """Return the sub-folder that has one of the names, in any case; the first name goes first. None without one."""
     if not base.is_dir():
         return None
-    folders = {path.name.lower(): path for path in sorted(base.iterdir(), reverse=True) if path.is_dir()}
+    folders = {name.lower(): base / name for name, is_folder in reversed(_entries(base)) if is_folder}
     return next((folders[name.lower()] for name in names if name.lower() in folders), None)
 
 
@@ -260,7 +327,9 @@ def split_of(word: str) -> str | None:
 
 def split_folders(root: Path) -> list[tuple[str | None, Path]]:
     """Return the folders of the splits under `root`, or `root` itself with None when there are none."""
-    found = [(split_of(p.name), p) for p in sorted(root.iterdir()) if p.is_dir() and split_of(p.name)]
+    found = [
+        (split_of(name), root / name) for name, is_folder in _entries(root) if is_folder and split_of(name)
+    ]
     found.sort(key=lambda entry: SPLITS.index(entry[0] or "train"))
     return list(found) or [(None, root)]
 
@@ -297,7 +366,7 @@ class Folder:
     role: str
     rest: tuple[str, ...]
 
-    @property
+    @cached_property
     def stems(self) -> set[str]:
         """Names of the files without suffix, with accents as one character: some systems write them as two."""
         return {unicodedata.normalize("NFC", stem_of(file)) for file in self.files}
@@ -356,12 +425,15 @@ def image_folders(root: Path) -> list[Folder]:
     Raises:
         DataError: A folder can't be read, or `root` itself is one image.
     """
+    return list(_once("folders", root, _image_folders))
+
+
+def _image_folders(root: Path) -> list[Folder]:
     _refuse_bands(root)
 
     def walk(path: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
         try:
-            with os.scandir(path) as entries:
-                names = sorted((e.name, e.is_dir()) for e in entries if not e.name.startswith((".", "__")))
+            names = [entry for entry in _entries(path) if not entry[0].startswith("__")]
         except OSError as error:
             what = f"folder can't be read ({error.strerror})"
             raise DataError(what, where=str(path), fix="check its permissions") from error
