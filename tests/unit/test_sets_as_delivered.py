@@ -15,7 +15,7 @@ from PIL import Image
 from tests.layout_toys import SIDE, mask, photo
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
-from vitp.data.formats import read_labels
+from vitp.data.formats import read_labels, walk
 from vitp.data.formats.detect import detect
 from vitp.records.labels import LabelledSet
 
@@ -317,6 +317,15 @@ def test_bands_in_folders_of_their_own_are_refused(tmp_path: Path) -> None:
         read_labels("auto", tmp_path)
 
 
+def test_depth_beside_images_is_not_their_band(tmp_path: Path) -> None:
+    for i in range(4):
+        noise(tmp_path / "images" / f"rgb_{i}.png", i)
+        noise(tmp_path / "depth" / f"depth_{i}.png", i + 9, "L")
+        mask(tmp_path / "masks" / f"rgb_{i}.png")
+    found = read_labels("auto", tmp_path)
+    assert [Path(item.image).parent.name for item in found.items] == ["images"] * 4
+
+
 def test_values_named_by_a_table_in_each_split(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         for i in range(3):
@@ -348,3 +357,22 @@ def test_what_is_laid_out_as_published_names_its_format(tmp_path: Path) -> None:
     assert len(read_labels("masks", tmp_path).items) == 4
     named = read_labels("auto", tmp_path, classes="ignore=0,background=1,building=2")
     assert named.semantic_classes == ("background", "building")
+
+
+def test_detection_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cat", "dog"):
+        for i in range(3):
+            noise(tmp_path / name / f"{name}{i}.png", i + len(name))
+    listed: Counter[Path] = Counter()
+    scan = walk._listed
+
+    def counting(folder: Path) -> tuple[tuple[str, bool], ...]:
+        listed[folder] += 1
+        return scan(folder)
+
+    monkeypatch.setattr(walk, "_listed", counting)
+    assert detect(tmp_path).format == "folders"
+    assert listed == {tmp_path: 1, tmp_path / "cat": 1, tmp_path / "dog": 1}
+    # Another look sees what has changed since.
+    noise(tmp_path / "cow" / "cow0.png", 40)
+    assert detect(tmp_path).format == "folders" and listed[tmp_path / "cow"] == 1

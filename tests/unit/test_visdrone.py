@@ -1,4 +1,4 @@
-"""VisDrone's text, HRSC2016's XML, and tables of classes in the folders of the splits."""
+"""VisDrone's text and HRSC2016's XML."""
 
 from __future__ import annotations
 
@@ -85,18 +85,3 @@ def test_turned_ships_of_hrsc(tmp_path: Path) -> None:
         key=lambda side: math.hypot(*side) + 1e-3 * side[0],
     )
     assert math.atan2(long[1], long[0]) == pytest.approx(math.pi / 6)
-
-
-def test_a_table_of_classes_in_each_split(tmp_path: Path) -> None:
-    for split, bits in (("train", "1, 0"), ("valid", "0, 1"), ("test", "1, 1")):
-        names = [path.name for path in pictures(tmp_path / split)]  # the same in each
-        rows = "".join(f"{name}, {bits}\n" for name in names)
-        (tmp_path / split / "_classes.csv").write_text(f"filename, ship, plane\n{rows}")
-    assert detect_format(tmp_path) == "classes"
-    found = read_labels("auto", tmp_path)
-    assert {(item.split, item.tags) for item in found.items} == {
-        ("train", ("ship",)),
-        ("val", ("plane",)),
-        ("test", ("ship", "plane")),
-    }
-    assert len(found.items) == 9

@@ -31,7 +31,7 @@ from vitp.data.formats.mask_names import (
     refuse_readers,
     without_annotator,
 )
-from vitp.data.formats.walk import MASK_WORDS, Folder, described, image_folders, within, words_of
+from vitp.data.formats.walk import MASK_WORDS, Folder, described, image_folders, role_of, within, words_of
 
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
@@ -182,7 +182,10 @@ def _refuse_bands_apart(root: Path, images: Sequence[Folder], without: Sequence[
     """Raise where folders without masks hold the files of one with masks but for a word: bands of the same images."""
     for folder in images:
         own = {_without_a_word(stem) for stem in folder.stems}
-        others = [f for f in without if 2 * len(own & set(map(_without_a_word, f.stems))) > len(own)]
+        # What lies beside a folder called images (depth, for one) is something else than it.
+        kind = role_of(folder.path.name)
+        alike = [other for other in without if role_of(other.path.name) == kind]
+        others = [one for one in alike if 2 * len(own & set(map(_without_a_word, one.stems))) > len(own)]
         if others and len(own) > 1 and all(own):
             names = ", ".join(within(other.path, root) for other in others[:4])
             raise DataError(
