@@ -15,7 +15,7 @@ from PIL import Image
 from tests.layout_toys import SIDE, mask, photo
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
-from vitp.data.formats import read_labels, walk
+from vitp.data.formats import look, read_labels
 from vitp.data.formats.detect import detect
 from vitp.records.labels import LabelledSet
 
@@ -364,13 +364,13 @@ def test_detection_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.Mo
         for i in range(3):
             noise(tmp_path / name / f"{name}{i}.png", i + len(name))
     listed: Counter[Path] = Counter()
-    scan = walk._listed
+    scan = look._listed
 
     def counting(folder: Path) -> tuple[tuple[str, bool], ...]:
         listed[folder] += 1
         return scan(folder)
 
-    monkeypatch.setattr(walk, "_listed", counting)
+    monkeypatch.setattr(look, "_listed", counting)
     assert detect(tmp_path).format == "folders"
     assert listed == {tmp_path: 1, tmp_path / "cat": 1, tmp_path / "dog": 1}
     # Another look sees what has changed since.

@@ -6,12 +6,11 @@ Files that are labels by their name and place, but can't be read, are refused, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_xml, read_text
 from vitp.data.formats.anomalies import anomaly_folders
 from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
@@ -37,6 +36,7 @@ from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.labelme import labelme_files
+from vitp.data.formats.look import one_look
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
@@ -50,27 +50,23 @@ from vitp.data.formats.tables import (
 from vitp.data.formats.tool_shapes import createml_files, darwin_files, supervisely_files
 from vitp.data.formats.unlabelled import (
     are_class_folders,
-    problem_of,
+    refuse_beside_classes,
     refuse_dates_in_names,
     refuse_images_alone,
     refuse_unlabelled,
+    refuse_unread,
 )
 from vitp.data.formats.unread import Unlabelled, unread_files, with_unread
 from vitp.data.formats.via import is_via, via_files
 from vitp.data.formats.visdrone import is_visdrone
-from vitp.data.formats.voc import XML_FOLDERS, voc_folder, voc_places
+from vitp.data.formats.voc import voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
     IMAGE_WORDS,
     INSTANCE_WORDS,
     MASK_WORDS,
     check_ordinary,
-    child,
-    files_below,
-    images_below,
     name_index,
-    one_look,
-    split_folders,
     split_of,
     within,
     words_of,
@@ -215,10 +211,10 @@ def _first_that_fits(root: Path) -> str | None:
     """Return the first format whose files are there, unless label files of one before it can't be read."""
     for name, (test, _) in _SIGNS.items():
         for suffix in _UNREAD_BEFORE.get(name, ()):
-            _refuse_unread(root, suffix)
+            refuse_unread(root, suffix)
         if test(root):
             if name == "folders":
-                _refuse_beside_classes(root)
+                refuse_beside_classes(root)
             return name
     return None
 
@@ -293,52 +289,6 @@ _INSIDE = frozenset(
 _PAPERS = (".md", ".pdf", ".zip", ".tar", ".tgz", ".rar", ".7z")
 _READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|checksums?|md5)", re.IGNORECASE)
 """What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
-
-
-# --- label files that can't be read
-
-
-def _refuse_unread(root: Path, suffix: str) -> None:
-    """Raise for the first label file of one suffix (".json", ".xml" or ".txt") that can't be read."""
-    for path in _label_files(root, suffix):
-        if (problem := problem_of(path)) is not None:
-            fix = "mend it or move it away; --format reads the folder without it"
-            raise DataError(f"is a label file by its place, but {problem}", where=str(path), fix=fix)
-
-
-def _refuse_beside_classes(root: Path) -> None:
-    """Raise for XML annotations beside the images of what would otherwise pass for class folders."""
-    for path in _label_files(root, ".xml"):
-        if parse_xml(read_text(path)).tag == "annotation":
-            raise DataError(
-                "is an annotation of an image in what may be a class folder",
-                where=str(path),
-                fix="move the XML files into Annotations/ to read them; --format folders reads the folders as classes",
-            )
-
-
-def _label_files(root: Path, suffix: str) -> Iterator[Path]:
-    """Yield what are label files by their places.
-
-    These are JSON files in the folder, in annotations/ or in the folders of the splits, XML files in Annotations/ or
-    beside the image of their name, and text files in labels/.
-    """
-    bases = list(dict.fromkeys([root, *(folder for _, folder in split_folders(root))]))
-    names = {".json": ("annotations",), ".xml": XML_FOLDERS, ".txt": ("labels",)}[suffix]
-    places = [folder for base in bases if (folder := child(base, names)) is not None]
-    if suffix == ".json":
-        for folder in (*bases, *places):
-            yield from (
-                path
-                for path in sorted(folder.iterdir())
-                if path.suffix.lower() == suffix and not path.name.startswith(".") and not path.is_dir()
-            )
-        return
-    for place in places:
-        yield from files_below(place, suffix)
-    if suffix == ".xml":
-        images = {image.with_suffix("") for image in images_below(root)}
-        yield from (path for path in files_below(root, suffix) if path.with_suffix("") in images)
 
 
 # --- the signs

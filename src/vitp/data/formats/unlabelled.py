@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -34,16 +34,62 @@ from vitp.data.formats.tables import (
     table_weight,
 )
 from vitp.data.formats.unread import Unlabelled
+from vitp.data.formats.voc import XML_FOLDERS
 from vitp.data.formats.volume_names import is_series
 from vitp.data.formats.walk import (
+    child,
     files_below,
     image_folders,
     images_below,
     list_images,
     role_of,
+    split_folders,
     volume_files,
     within,
 )
+
+
+def refuse_unread(root: Path, suffix: str) -> None:
+    """Raise for the first label file of one suffix (".json", ".xml" or ".txt") that can't be read."""
+    for path in _label_files(root, suffix):
+        if (problem := problem_of(path)) is not None:
+            fix = "mend it or move it away; --format reads the folder without it"
+            raise DataError(f"is a label file by its place, but {problem}", where=str(path), fix=fix)
+
+
+def refuse_beside_classes(root: Path) -> None:
+    """Raise for XML annotations beside the images of what would otherwise pass for class folders."""
+    for path in _label_files(root, ".xml"):
+        if parse_xml(read_text(path)).tag == "annotation":
+            raise DataError(
+                "is an annotation of an image in what may be a class folder",
+                where=str(path),
+                fix="move the XML files into Annotations/ to read them; --format folders reads the folders as classes",
+            )
+
+
+def _label_files(root: Path, suffix: str) -> Iterator[Path]:
+    """Yield what are label files by their places.
+
+    These are JSON files in the folder, in annotations/ or in the folders of the splits, XML files in Annotations/ or
+    beside the image of their name, and text files in labels/.
+    """
+    bases = list(dict.fromkeys([root, *(folder for _, folder in split_folders(root))]))
+    names = {".json": ("annotations",), ".xml": XML_FOLDERS, ".txt": ("labels",)}[suffix]
+    places = [folder for base in bases if (folder := child(base, names)) is not None]
+    if suffix == ".json":
+        for folder in (*bases, *places):
+            yield from (
+                path
+                for path in sorted(folder.iterdir())
+                if path.suffix.lower() == suffix and not path.name.startswith(".") and not path.is_dir()
+            )
+        return
+    for place in places:
+        yield from files_below(place, suffix)
+    if suffix == ".xml":
+        images = {image.with_suffix("") for image in images_below(root)}
+        yield from (path for path in files_below(root, suffix) if path.with_suffix("") in images)
 
 
 def refuse_dates_in_names(root: Path) -> None:

@@ -8,20 +8,18 @@ split and rest are equal.
 from __future__ import annotations
 
 import json
-import os
 import re
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
 from vitp.core.reading import check_file, lines_of, parse_json, parse_xml, read_text
+from vitp.data.formats.look import entries_of, once, suffix_of
 from vitp.data.formats.volume_names import is_series, is_volume_name, volume_suffix
 from vitp.io.band_folders import is_band_folder
 from vitp.io.images import IMAGE_SUFFIXES
@@ -149,72 +147,23 @@ def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 # --- files
 
-_T = TypeVar("_T")
-_look: ContextVar[dict[tuple[str, Path], Any] | None] = ContextVar("look", default=None)
-
-
-@contextmanager
-def one_look() -> Iterator[None]:
-    """List each folder once while it lasts: detection asks for the same ones dozens of times.
-
-    What changes there meanwhile isn't seen.
-    """
-    if _look.get() is not None:
-        yield
-        return
-    token = _look.set({})
-    try:
-        yield
-    finally:
-        _look.reset(token)
-
-
-def _once(kind: str, folder: Path, find: Callable[[Path], _T]) -> _T:
-    """Return what `find` says of a folder, in a look that it said before."""
-    known = _look.get()
-    if known is None:
-        return find(folder)
-    if (kind, folder) not in known:
-        known[kind, folder] = find(folder)
-    found: _T = known[kind, folder]
-    return found
-
-
-def _entries(folder: Path) -> tuple[tuple[str, bool], ...]:
-    """Return the names in a folder, sorted, and whether each is a folder; hidden ones are left out."""
-    return _once("entries", folder, _listed)
-
-
-def _listed(folder: Path) -> tuple[tuple[str, bool], ...]:
-    def is_folder(entry: os.DirEntry[str]) -> bool:
-        try:
-            return entry.is_dir()
-        except OSError:  # a link to itself
-            return False
-
-    # Names are sorted, and not paths, whose comparison takes many times as long.
-    with os.scandir(folder) as entries:
-        return tuple(
-            sorted((entry.name, is_folder(entry)) for entry in entries if not entry.name.startswith("."))
-        )
-
 
 def list_images(folder: Path) -> list[Path]:
     """Return the images of one folder, sorted by name: files, and folders with one file a band."""
     return [
         folder / name
-        for name, is_folder in _entries(folder)
+        for name, is_folder in entries_of(folder)
         if (_is_one(folder / name) if is_folder else _is_image(name))
     ]
 
 
 def _is_one(folder: Path) -> bool:
     """Return whether a folder is one image: a file a band, an OME-Zarr, or the DICOM files of a series or slide."""
-    return _once("one", folder, lambda path: is_slide_folder(path) or _is_of_bands(path) or is_series(path))
+    return once("one", folder, lambda path: is_slide_folder(path) or _is_of_bands(path) or is_series(path))
 
 
 def _is_of_bands(folder: Path) -> bool:
-    return _once("bands", folder, is_band_folder)
+    return once("bands", folder, is_band_folder)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -225,7 +174,7 @@ def images_below(folder: Path) -> list[Path]:
     Raises:
         DataError: The folder itself is one.
     """
-    return list(_once("images", folder, _images_below))
+    return list(once("images", folder, _images_below))
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -255,19 +204,14 @@ def files_below(
         real = base.resolve()
         if real in above:  # a link that leads in a circle
             return
-        for name, is_folder in _entries(base):
+        for name, is_folder in entries_of(base):
             # A path is made only where it is asked for: most folders hold a million others.
             if is_folder and not whole(path := base / name):
                 yield from walk(path, (*above, real))
-            elif not suffix or _suffix_of(name) == suffix:
+            elif not suffix or suffix_of(name) == suffix:
                 yield base / name
 
     return list(walk(folder, ()))
-
-
-def _suffix_of(name: str) -> str:
-    stem, _, suffix = name.rpartition(".")  # a path would take ten times as long
-    return f".{suffix.lower()}" if stem and suffix else ""
 
 
 def suffixed(folder: Path, suffix: str) -> list[Path]:
@@ -277,8 +221,8 @@ def suffixed(folder: Path, suffix: str) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    names = _entries(folder)
-    return [folder / name for name, is_folder in names if not is_folder and _suffix_of(name) == suffix]
+    names = entries_of(folder)
+    return [folder / name for name, is_folder in names if not is_folder and suffix_of(name) == suffix]
 
 
 def named_file(folder: Path, names: Sequence[str]) -> Path | None:
@@ -300,7 +244,7 @@ def volume_files(root: Path) -> list[Path]:
 
 
 def _is_image(name: str) -> bool:
-    return _suffix_of(name) in IMAGE_SUFFIXES or bool(volume_suffix(name))
+    return suffix_of(name) in IMAGE_SUFFIXES or bool(volume_suffix(name))
 
 
 def stem_of(path: Path) -> str:
@@ -313,7 +257,7 @@ def child(base: Path, names: Sequence[str]) -> Path | None:
     """Return the sub-folder that has one of the names, in any case; the first name goes first. None without one."""
     if not base.is_dir():
         return None
-    folders = {name.lower(): base / name for name, is_folder in reversed(_entries(base)) if is_folder}
+    folders = {name.lower(): base / name for name, is_folder in reversed(entries_of(base)) if is_folder}
     return next((folders[name.lower()] for name in names if name.lower() in folders), None)
 
 
@@ -328,7 +272,7 @@ def split_of(word: str) -> str | None:
 def split_folders(root: Path) -> list[tuple[str | None, Path]]:
     """Return the folders of the splits under `root`, or `root` itself with None when there are none."""
     found = [
-        (split_of(name), root / name) for name, is_folder in _entries(root) if is_folder and split_of(name)
+        (split_of(name), root / name) for name, is_folder in entries_of(root) if is_folder and split_of(name)
     ]
     found.sort(key=lambda entry: SPLITS.index(entry[0] or "train"))
     return list(found) or [(None, root)]
@@ -425,7 +369,7 @@ def image_folders(root: Path) -> list[Folder]:
     Raises:
         DataError: A folder can't be read, or `root` itself is one image.
     """
-    return list(_once("folders", root, _image_folders))
+    return list(once("folders", root, _image_folders))
 
 
 def _image_folders(root: Path) -> list[Folder]:
@@ -433,7 +377,7 @@ def _image_folders(root: Path) -> list[Folder]:
 
     def walk(path: Path, parts: tuple[str, ...]) -> Iterator[Folder]:
         try:
-            names = [entry for entry in _entries(path) if not entry[0].startswith("__")]
+            names = [entry for entry in entries_of(path) if not entry[0].startswith("__")]
         except OSError as error:
             what = f"folder can't be read ({error.strerror})"
             raise DataError(what, where=str(path), fix="check its permissions") from error
