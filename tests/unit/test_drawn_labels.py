@@ -102,6 +102,8 @@ def test_the_class_of_regions_is_never_guessed(tmp_path: Path) -> None:
     ):
         read_labels("auto", root)
     assert read_labels("auto", root, attribute="size").object_classes == ("large",)
+    with pytest.raises(DataError, match='no region has the attribute "form"; there are colour, size'):
+        read_labels("auto", root, attribute="form")
     root = via(tmp_path / "named", [[region(RECT, type="ship", size="large")]] * 4)
     assert read_labels("auto", root).object_classes == ("ship",)
     root = via(tmp_path / "none", [[region(RECT)]] * 4)
@@ -113,6 +115,21 @@ def test_the_class_of_regions_is_never_guessed(tmp_path: Path) -> None:
     root = via(tmp_path / "ticked", [[region(RECT, type=ticks[0]), region(TRIANGLE, type=ticks[1])]] * 4)
     found = read_labels("auto", root)
     assert boxes(found) == [("ship", (10, 8, 40, 28))] and len(found.items[0].ignored) == 1
+
+
+def test_attributes_of_whole_files_are_said_not_to_be_read(tmp_path: Path) -> None:
+    root = via(tmp_path, [[region(RECT, type="ship")]] * 4)
+    path, line = root / "via_region_data.json", "VIA: attributes of whole files aren't read"
+    assert line not in read_labels("auto", root).understood
+    path.write_text(
+        path.read_text().replace('"file_attributes": {}', '"file_attributes": {"quality": "good"}', 1)
+    )
+    assert line in read_labels("auto", root).understood
+    path.write_text(
+        json.dumps({"im0": {"filename": "im0.png", "regions": [], "file_attributes": {"class": "a"}}})
+    )
+    with pytest.raises(DataError, match="no image has a region, and attributes of whole files aren't read"):
+        read_labels("auto", root)
 
 
 def test_images_without_regions_are_asked_about(tmp_path: Path) -> None:

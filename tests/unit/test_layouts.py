@@ -229,53 +229,6 @@ def test_numbered_files_of_other_sizes_are_classes(tmp_path: Path) -> None:
     assert sorted(item.scene or "" for item in found.items) == ["cat"] * 6 + ["dog"] * 6
 
 
-def digit(folder: int, number: int) -> np.ndarray:
-    """Return a bright stroke on black, whose form is its folder's and whose place is its own, as digits have them."""
-    rng = np.random.default_rng([folder, number])
-    pixels_HW = np.zeros((28, 28), np.float64)
-    y, x = rng.integers(2, 14, 2)
-    pixels_HW[y : y + 4 + 2 * folder, x : x + 12 - 2 * folder] = rng.integers(120, 256)
-    return (pixels_HW + rng.integers(0, 12, (28, 28))).clip(0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize("names", [("1", "2", "3"), ("00", "01", "02", "03"), ("cat", "dog")])
-@pytest.mark.parametrize("file", ["{}.png", "img_{:03d}.png"])
-def test_folders_of_equal_sizes_whose_files_a_counter_named_are_classes(
-    tmp_path: Path, names: tuple[str, ...], file: str
-) -> None:
-    for folder, name in enumerate(names):
-        (tmp_path / name).mkdir()
-        for k in range(14):
-            Image.fromarray(digit(folder, k)).save(tmp_path / name / file.format(k))
-    found = read_labels("auto", tmp_path)
-    assert found.scene_classes == names
-    assert sorted(item.scene or "" for item in found.items) == sorted(14 * list(names))
-
-
-@pytest.mark.parametrize("kind", ["dates", "bands", "masks", "years", "copies", "three"])
-def test_numbered_folders_that_may_show_the_same_are_refused(tmp_path: Path, kind: str) -> None:
-    """Two dates of a place, bands, images and masks, years; what is all alike; too few to tell."""
-    for k in range(2 if kind == "three" else 14):
-        one_HW = digit(0, 0 if kind == "copies" else k)
-        other_HW = {
-            "dates": np.roll(one_HW, 1, 0) // 2 + 60,
-            "bands": 255 - one_HW,
-            "masks": np.where(digit(1, k + 50) > 100, 255, 0).astype(
-                np.uint8
-            ),  # of a place that nothing shows
-            "years": digit(1, k),
-            "copies": one_HW,
-            "three": digit(1, k),
-        }[kind]
-        for name, pixels_HW in zip(
-            ("2019", "2020") if kind == "years" else ("1", "2"), (one_HW, other_HW), strict=True
-        ):
-            (tmp_path / name).mkdir(exist_ok=True)
-            Image.fromarray(pixels_HW).save(tmp_path / name / f"{k}.png")
-    with pytest.raises(DataError, match="files of equal names: images and masks, two dates, or classes"):
-        read_labels("auto", tmp_path)
-
-
 @pytest.mark.parametrize("names", [("images",), ("photos", "scans"), ("imgs", "other"), ("harbour",)])
 def test_folders_without_labels_are_no_classes(tmp_path: Path, names: tuple[str, ...]) -> None:
     for name in names:

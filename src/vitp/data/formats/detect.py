@@ -36,7 +36,7 @@ from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.labelme import labelme_files
-from vitp.data.formats.look import one_look
+from vitp.data.formats.look import entries_of, one_look
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.parquet import is_parquet
@@ -145,14 +145,16 @@ def only_folder(root: Path) -> Path | None:
 
     A folder whose name says what it holds, or which split, is a part of the set.
     """
-    inside = [path for path in root.iterdir() if not path.name.startswith((".", "__MACOSX"))]
-    folders = [path for path in inside if path.is_dir()]
-    rest = [path for path in inside if path not in folders and path.suffix.lower() not in _PAPERS]
-    if len(folders) != 1 or any(not _READ_ME.match(path.name) for path in rest):
+    inside = [entry for entry in entries_of(root) if not entry[0].startswith("__MACOSX")]
+    folders = [name for name, is_folder in inside if is_folder]
+    rest = [Path(name) for name, is_folder in inside if not is_folder]
+    if len(folders) != 1 or any(
+        path.suffix.lower() not in _PAPERS and not _READ_ME.match(path.name) for path in rest
+    ):
         return None
-    words = set(words_of(folders[0].name))
-    part = words <= IMAGE_WORDS | MASK_WORDS | INSTANCE_WORDS or split_of(folders[0].name)
-    return None if part else folders[0]
+    words = set(words_of(folders[0]))
+    part = words <= IMAGE_WORDS | MASK_WORDS | INSTANCE_WORDS or split_of(folders[0])
+    return None if part else root / folders[0]
 
 
 def _detected(root: Path, options: Collection[str]) -> Detected:

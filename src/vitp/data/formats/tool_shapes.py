@@ -37,7 +37,6 @@ from vitp.records.geometry import as_points, point_inside
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import LARGEST_MASK, ellipse_ring
 
-_LOOKED_AT = 8
 _NO_AREA = frozenset({"point", "polyline", "line", "keypoint", "graph", "skeleton", "cuboid", "string"})
 
 
@@ -46,10 +45,15 @@ _NO_AREA = frozenset({"point", "polyline", "line", "keypoint", "graph", "skeleto
 
 def createml_files(root: Path) -> list[Path]:
     """Return the JSON files below a folder that are of Apple's Create ML."""
-    files = files_of_tool(
+    return list(_createml_sets(root))
+
+
+def _createml_sets(root: Path) -> dict[Path, list[dict[str, Any]]]:
+    """Return the files of Create ML below a folder, each with its rows, one an image."""
+    paths = files_of_tool(
         root, ".json", ('"coordinates"', '"annotation'), lambda path: bool(_createml_rows(path))
     )
-    return [path for path in files if _createml_rows(path)]
+    return {path: rows for path in paths if (rows := _createml_rows(path))}
 
 
 def _createml_rows(path: Path) -> list[dict[str, Any]]:
@@ -96,9 +100,9 @@ def read_createml(
 
     def found(builder: SetBuilder) -> Iterator[Drawing]:
         builder.understand("Create ML: x, y, width and height are centre and size of boxes in pixels")
-        for path in createml_files(root):
+        for path, rows in _createml_sets(root).items():
             place = builder.place(path)
-            for number, row in enumerate(_createml_rows(path), 1):
+            for number, row in enumerate(rows, 1):
                 shapes = [
                     drawn(
                         f"{place}: image {number}, box {n}",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,40 +31,61 @@ from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import ellipse_ring
 
-_VIA_COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
+_COLUMNS = ("filename", "region_shape_attributes", "region_attributes")
 
 
 def via_files(root: Path) -> list[Path]:
     """Return the files below a folder that VIA exported or saved."""
-    tables = files_of_tool(root, ".csv", _VIA_COLUMNS, _is_via_table)
-    files = files_of_tool(root, ".json", ('"regions"', '"filename"'), lambda path: bool(_via_entries(path)))
-    return [path for path in (*files, *tables) if is_via(path)]
+    return list(_via_sets(root))
 
 
 def is_via(path: Path) -> bool:
     """Return whether a file is one of VIA."""
-    return (
-        _is_via_table(path)
-        if path.suffix.lower() == ".csv"
-        else path.suffix.lower() == ".json" and bool(_via_entries(path))
-    )
+    return bool(_entries(path))
 
 
-def _is_via_table(path: Path) -> bool:
-    rows = first_table_rows(path, 1)
-    return bool(rows) and all(key in rows[0] for key in _VIA_COLUMNS)
+def _via_sets(root: Path) -> dict[Path, list[dict[str, Any]]]:
+    """Return the files of VIA below a folder, each with its entries, one an image."""
+    words = {".json": ('"regions"', '"filename"'), ".csv": _COLUMNS}
+    paths = [path for suffix in words for path in files_of_tool(root, suffix, words[suffix], is_via)]
+    return {path: entries for path in paths if (entries := _entries(path))}
 
 
-def _via_entries(path: Path) -> list[dict[str, Any]]:
-    """Return the entries of a JSON file of VIA, one an image; none for another file."""
-    content = label_json(path)
+def _entries(path: Path) -> list[dict[str, Any]]:
+    """Return the entries of a file, in the form of VIA's JSON; none for a file that isn't VIA's.
+
+    Raises:
+        DataError: A cell of its table isn't JSON.
+    """
+    if path.suffix.lower() == ".csv":
+        return _table_entries(path)
+    content = label_json(path) if path.suffix.lower() == ".json" else None
     if isinstance(content, dict) and isinstance(content.get("_via_img_metadata"), dict):
         content = content["_via_img_metadata"]
     entries = list(content.values()) if isinstance(content, dict) else []
-    is_one = bool(entries) and all(
-        isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in entries
-    )
+    is_one = all(isinstance(one, dict) and {"filename", "regions"} <= one.keys() for one in entries)
     return entries if is_one else []
+
+
+def _table_entries(path: Path) -> list[dict[str, Any]]:
+    head = first_table_rows(path, 1)
+    if not head or not all(key in head[0] for key in _COLUMNS):
+        return []
+    images: dict[str, dict[str, Any]] = {}
+    for line, row in raw_rows(path):
+        name = str(row["filename"])
+        try:
+            shape, own, of_file = (
+                parse_json(str(row.get(key) or "") or "{}") for key in (*_COLUMNS[1:], "file_attributes")
+            )
+        except ValueError as error:
+            what = f"a cell is no JSON ({error})"
+            raise DataError(what, where=f"{path}:{line}", fix="mend the row") from error
+        image = images.setdefault(name, {"filename": name, "regions": [], "file_attributes": of_file})
+        if shape:  # an image without regions is a row of empty cells
+            region = {"shape_attributes": shape, "region_attributes": own, "where": f"row {line}"}
+            image["regions"].append(region)
+    return list(images.values())
 
 
 def read_via(
@@ -91,76 +112,35 @@ def read_via(
     Raises:
         DataError: A file can't be read, or the class of regions isn't known.
     """
-    files = {path: list(_via_images(path)) for path in via_files(root)}
-    regions = [one for images in files.values() for _, _, rows in images for _, one in rows]
-    attributes = [dict.fromkeys(_attributes(one)) for one in regions]
+    files = _via_sets(root)
+    entries = [entry for own in files.values() for entry in own]
+    attributes = [_attributes(region) for entry in entries for region in dicts_of(entry["regions"])]
     only = comma_list(classes)
-    chosen = attribute or _class_attribute(attributes, only, str(root))
+    chosen = _class_attribute(attributes, attribute, only, str(root))
     whole = only[0] if only and not chosen else ""
 
     def found(builder: SetBuilder) -> Iterator[Drawing]:
         if chosen:
             builder.understand(f'VIA: the attribute "{chosen}" of a region is its class')
-        elif whole:
-            builder.understand(
-                f"VIA: regions have no attributes; all are {whole}, the one name in -o classes"
-            )
+        else:
+            what = f"regions have no attributes; all are {whole}, the one name in -o classes"
+            builder.understand(f"VIA: {what}")
+        if any(entry.get("file_attributes") for entry in entries):
+            builder.understand("VIA: attributes of whole files aren't read")
         for path, images in files.items():
-            for where, name, rows in images:
-                at = f"{builder.place(path)}: {where}"
-                shapes = [
-                    drawn(
-                        f"{builder.place(path)}: {place}",
-                        whole or _value(one, chosen),
-                        partial(_via_shape, one),
-                    )
-                    for place, one in rows
-                ]
-                source = builder.place(path)
-                yield Drawing(at, path, name, "", (0, 0), shapes, source, not rows)
+            source = builder.place(path)
+            for entry in images:
+                name, shapes = str(entry["filename"]), []
+                for number, region in enumerate(dicts_of(entry["regions"]), 1):
+                    place = region.get("where") or f"{name}, region {number}"
+                    label = whole or _value(region, chosen)
+                    shapes.append(drawn(f"{source}: {place}", label, partial(_via_shape, region)))
+                yield Drawing(f"{source}: {name}", path, name, "", (0, 0), shapes, source, not shapes)
 
     missing = "are in no file of VIA"
     return read_drawings(
         root, options, found, classes=classes, semantic=semantic, missing=missing, empty=empty
     )
-
-
-def _via_images(path: Path) -> Iterator[tuple[str, str, list[tuple[str, dict[str, Any]]]]]:
-    """Yield place, name and regions, each with its place, of the images of a file.
-
-    Raises:
-        DataError: A cell isn't JSON.
-    """
-    if path.suffix.lower() != ".csv":
-        for entry in _via_entries(path):
-            name = str(entry["filename"])
-            yield (
-                name,
-                name,
-                [(f"{name}, region {n}", one) for n, one in enumerate(dicts_of(entry["regions"]), 1)],
-            )
-        return
-    images: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for line, row in raw_rows(path):
-        regions = images.setdefault(str(row["filename"]), [])
-        try:
-            region = {
-                key: parse_json(str(row[f"region_{key}"]) or "{}")
-                for key in ("shape_attributes", "attributes")
-            }
-        except ValueError as error:
-            raise DataError(
-                f"a cell is no JSON ({error})", where=f"{path}:{line}", fix="mend the row"
-            ) from error
-        # An image without regions is a row of empty cells.
-        if region["shape_attributes"]:
-            regions.append((f"row {line}", {**region, "region_attributes": region["attributes"]}))
-    yield from ((name, name, regions) for name, regions in images.items())
-
-
-def _says_of_files(path: Path) -> bool:
-    rows = [row for _, row in raw_rows(path)] if path.suffix.lower() == ".csv" else _via_entries(path)
-    return any(row.get("file_attributes") not in (None, "", "{}", {}) for row in rows)
 
 
 def _attributes(region: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,14 +162,13 @@ def _value(region: Mapping[str, Any], attribute: str) -> str:
 
 
 def _class_attribute(
-    attributes: Iterable[Mapping[str, None]], classes: tuple[str, ...] | None, where: str
+    attributes: Sequence[Mapping[str, Any]], asked: str, classes: tuple[str, ...] | None, where: str
 ) -> str:
     """Return the attribute that is the class of regions, "" where they have none and one class is named.
 
     Raises:
-        DataError: None is certain.
+        DataError: None is certain, or no region has the one that is asked for.
     """
-    attributes = list(attributes)
     if not attributes:
         what = "no image has a region, and attributes of whole files aren't read"
         raise DataError(what, where=where, fix="write classes of images as a table: image,class")
@@ -197,6 +176,11 @@ def _class_attribute(
     known = [
         key for key in found if find_key({key: 0}, CLASS_KEYS) is not None or key.lower() in ("name", "type")
     ]
+    if asked and asked not in found:
+        what = f'no region has the attribute "{asked}"'
+        raise DataError(what, where=where, fix=f"there are {', '.join(found[:8]) or 'none'}")
+    if asked:
+        return asked
     if len(found) == 1 or len(known) == 1:
         return (known or found)[0]
     if found:
