@@ -4,7 +4,8 @@ Two methods' scores over pretraining seeds and draws of labels are drawn from no
 seed, that of a draw (the same in each seed), and the rest. `wrong` is the share of runs of equal methods in which
 `paired_repeats` says better or worse; `interval_alone` what the bootstrap interval without the t-tests would say, and
 `interval_and_seeds` the interval with the t-test of the seeds' means but not that of the draws'. `seen` is the share of
-runs that say *better* where the true difference is so many times the spread of the seeds' differences.
+runs that say *better* where the true difference is so many times the spread of the seeds' differences. `level` is how
+often equal methods are called level, and methods whose true difference is the margin: that is wrong.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ SPREADS = {
 }
 """Name → standard deviations of a seed's difference, a draw's, and the rest."""
 SHIFTS = (1.0, 2.0, 4.0)
+MARGIN = 4.0
+"""Of `level`, in the same unit."""
 
 
 def differences(rng: np.random.Generator, design: tuple[int, int], spread: tuple[float, ...]) -> np.ndarray:
@@ -57,6 +60,19 @@ def shares(
     return {name: round(count / RUNS, 3) for name, count in said.items()}
 
 
+def called_level(
+    rng: np.random.Generator, design: tuple[int, int], spread: tuple[float, ...], shift: float
+) -> float:
+    """Return how often methods that differ by `shift` are called level."""
+    said = 0
+    for run in range(RUNS):
+        found_SD = differences(rng, design, spread) + shift
+        ours = {(s, d): float(value) for (s, d), value in np.ndenumerate(found_SD)}
+        result = paired_repeats(ours, dict.fromkeys(ours, 0.0), draws=RESAMPLES, seed=run, margin=MARGIN)
+        said += result.verdict == "level"
+    return round(said / RUNS, 3)
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     wrong, seen = {}, {}
@@ -71,7 +87,18 @@ def main() -> None:
             f"{shift:g} times": shares(rng, design, SPREADS["seeds only"], shift)["better"]
             for shift in SHIFTS
         }
-    save("verdicts", {"seed": 0, "runs": RUNS, "resamples": RESAMPLES, "wrong": wrong, "seen": seen})
+    level = {
+        f"{design[0]} seeds, {design[1]} draws": {
+            spread_name: {
+                "equal": called_level(rng, design, spread, 0.0),
+                "wrong": called_level(rng, design, spread, MARGIN),
+            }
+            for spread_name, spread in SPREADS.items()
+        }
+        for design in DESIGNS
+    }
+    facts = {"seed": 0, "runs": RUNS, "resamples": RESAMPLES, "margin": MARGIN}
+    save("verdicts", {**facts, "wrong": wrong, "seen": seen, "level": level})
 
 
 if __name__ == "__main__":

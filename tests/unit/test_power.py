@@ -10,6 +10,7 @@ from scipy.stats import nct, t, ttest_1samp
 
 from vitp.metrics.power import (
     RepeatSpread,
+    power_of_level,
     power_of_repeats,
     repeats_needed,
     smallest_seen,
@@ -73,6 +74,42 @@ def test_the_verdict_sees_what_the_power_says() -> None:
         ours = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(table)}
         said += paired_repeats(ours, dict.fromkeys(ours, 0.0), draws=100).verdict == "better"
     assert said / 150 == pytest.approx(power_of_repeats(spread, spread.mean, 5, 3), abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("spread", "margin"),
+    [
+        (crossed(0.0, (1, 0, 0), 4, 1), 1.5),
+        (crossed(0.8, (1, 0, 0), 6, 1), 1.8),
+        (crossed(-0.5, (1, 0.5, 1), 5, 3), 2.5),
+        (crossed(0.3, (1, 1, 1), 4, 8), 2.2),
+    ],
+)
+def test_power_of_level_is_how_often_all_intervals_lie_within_the_margin(
+    spread: RepeatSpread, margin: float
+) -> None:
+    found = tables(spread, 4000)
+    passed = np.full(4000, True)
+    for axis in (2, 1) if spread.draws > 1 else (2,):
+        means = found.mean(axis)
+        half = t.ppf(0.95, means.shape[1] - 1) * means.std(1, ddof=1) / np.sqrt(means.shape[1])
+        passed &= np.abs(means.mean(1)) + half < margin
+    expected = power_of_level(spread, spread.mean, spread.seeds, spread.draws, margin)
+    assert 0.05 < expected < 0.95 and expected == pytest.approx(passed.mean(), abs=0.04)
+
+
+def test_repeats_needed_with_a_margin_decide_either_way() -> None:
+    # No difference: the margin alone decides, and a wider one takes fewer.
+    wide, narrow = (repeats_needed(alone(0.0), margin=margin) for margin in (2.0, 0.5))
+    assert wide is not None and narrow is not None and 3 <= wide[0] < narrow[0]
+    for seeds, margin in ((wide[0], 2.0), (narrow[0], 0.5)):
+        assert power_of_level(alone(0.0), 0.0, seeds, 1, margin) >= 0.8
+        assert power_of_level(alone(0.0), 0.0, seeds - 1, 1, margin) < 0.8
+    # A difference beyond it is to be found as before; of one at the margin neither is cheap.
+    assert repeats_needed(alone(1.0), margin=0.5) == repeats_needed(alone(1.0)) == (10, 1)
+    assert power_of_level(alone(1.0), 1.0, 1000, 1, 0.5) == 0.0
+    sharp = RepeatSpread(0.1, 0.0, 0.0, 0.0, 3, 1, 3)
+    assert power_of_level(sharp, 0.1, 3, 1, 0.2) == 1.0 and power_of_level(sharp, 0.3, 3, 1, 0.2) == 0.0
 
 
 @pytest.mark.parametrize(("effect", "pairs"), [(0.2, 199), (0.5, 34), (0.8, 15), (1.0, 10)])

@@ -86,6 +86,46 @@ def test_chance_of_draws_that_all_seeds_share_is_in_the_interval() -> None:
     assert crossed.verdict == "no evidence"
 
 
+@pytest.mark.parametrize("spread", [(1.0, 0.0, 0.0), (1.0, 0.0, 1.0), (1.0, 1.0, 1.0), (0.0, 2.0, 1.0)])
+@pytest.mark.parametrize("shape", [(3, 3), (8, 8)])
+def test_a_difference_as_large_as_the_margin_is_called_level_in_at_most_one_of_twenty(
+    spread: tuple[float, ...], shape: tuple[int, int]
+) -> None:
+    rng, margin = np.random.default_rng(2), 6.0
+    said = {0.0: 0, margin: 0, 3 * margin: 0}
+    for _ in range(200):
+        shapes = ((shape[0], 1), (1, shape[1]), shape)
+        table = sum(std * rng.normal(size=part) for std, part in zip(spread, shapes, strict=True))
+        for true in said:
+            ours = {(seed, draw): float(value) + true for (seed, draw), value in np.ndenumerate(table)}
+            found = paired_repeats(ours, dict.fromkeys(ours, 0.0), draws=200, margin=margin)
+            said[true] += found.verdict == "level"
+    assert said[margin] / 200 < 0.085 and said[3 * margin] == 0 and said[0.0] > 100
+
+
+def test_level_is_that_of_two_one_sided_tests() -> None:
+    """The verdict turns where both t-tests against the margin do, as the bootstrap of so few is narrower."""
+    values = [0.4, -0.3, 0.1, -0.1]
+    ours = {(seed, 0): value for seed, value in enumerate(values)}
+    nothing = dict.fromkeys(ours, 0.0)
+    passed = {}
+    for margin in (0.2, 0.35, 0.36, 0.37, 0.38, 0.39, 0.5):
+        sides = ((margin, "less"), (-margin, "greater"))
+        passed[margin] = all(
+            ttest_1samp(values, mean, alternative=side).pvalue < 0.05 for mean, side in sides
+        )
+        assert (paired_repeats(ours, nothing, margin=margin).verdict == "level") == passed[margin]
+    assert True in passed.values() and False in passed.values()
+    assert paired_repeats(ours, nothing).verdict == "no evidence"
+
+
+def test_what_is_shown_or_rests_on_two_seeds_is_not_level() -> None:
+    small = {(seed, 0): 0.01 + 1e-4 * seed for seed in range(4)}
+    assert paired_repeats(small, dict.fromkeys(small, 0.0), margin=1.0).verdict == "better"
+    two = {(seed, draw): 1e-3 * (-1) ** draw for seed in range(2) for draw in range(4)}
+    assert paired_repeats(two, dict.fromkeys(two, 0.0), margin=1.0).verdict == "no evidence"
+
+
 def test_p_is_the_larger_of_seeds_and_draws() -> None:
     table_SD = np.array([[1.0, 0.2, 0.1], [1.1, 0.3, 0.1], [0.9, 0.2, 0.3]])
     ours = {(seed, draw): float(value) for (seed, draw), value in np.ndenumerate(table_SD)}

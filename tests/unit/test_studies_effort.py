@@ -71,6 +71,41 @@ def test_an_undecided_claim_says_repeats_and_hours() -> None:
     )
 
 
+def test_with_a_margin_a_claim_is_level_or_says_what_would_make_it_so() -> None:
+    near = table(0.0005)
+    claimed = read_claim(near, CLAIM, 0.02)
+    assert (claimed.answer, claimed.level, claimed.undecided) == ("level", (MEASURE,), ())
+    assert undecided_claims(near, [claimed], 0.02) == []
+    # Within a narrower margin it isn't yet; a few draws would do, where showing the difference takes months.
+    open_still = read_claim(near, CLAIM, 0.005)
+    assert open_still.answer == "cannot tell" and open_still.deciding == (MEASURE,)
+    shown, level = (effort_of(near, GROUP, "ViTP", "MAE", MEASURE, margin) for margin in (0.0, 0.005))
+    assert shown is not None and level is not None and shown.seconds is not None and level.seconds is not None
+    assert level.seconds < 0.1 * shown.seconds and level.needed is not None
+    text = undecided_claims(near, [open_still], 0.005)[1].markdown()
+    assert f"| {level.needed[0]} seeds × {level.needed[1]} draws |" in text
+
+
+def test_frozen_features_show_a_difference_and_do_not_hold_up_a_level_claim() -> None:
+    near = table(0.0005)
+    frozen = [replace(one, task="frozen: patches linear") for one in table(0.012, seed=5)]
+    both = read_claim([*near, *frozen], CLAIM, 0.02)
+    assert both.answer == "level" and len(both.undecided) == 1 and both.deciding == ()
+    shown = [replace(one, task="frozen: patches linear") for one in table(0.2)]
+    assert read_claim([*near, *shown], CLAIM, 0.02).answer == "agrees"
+    # Without a finetuned task the frozen ones decide, all of them.
+    assert read_claim(frozen, CLAIM, 0.02).answer == "cannot tell"
+    # Two finetuned tasks are level together or not at all, and the dearer one says what it takes.
+    other = [replace(one, task="detection", metric="AP50") for one in table(0.004, seed=5)]
+    waiting = read_claim([*near, *other], CLAIM, 0.005)
+    assert waiting.answer == "cannot tell" and len(waiting.deciding) == 2
+    efforts = [effort_of([*near, *other], GROUP, "ViTP", "MAE", one, 0.005) for one in waiting.deciding]
+    dearer = max(one.seconds or 0 for one in efforts if one is not None)
+    assert efforts[1] is not None and dearer == efforts[1].seconds
+    said = undecided_claims([*near, *other], [waiting], 0.005)[1].markdown()
+    assert "| port: detection AP50 | +0.4 |" in said and efforts[1].repeats in said
+
+
 def test_more_than_a_day_is_said() -> None:
     small = effort_of(table(0.0005), GROUP, "ViTP", "MAE", MEASURE)
     assert small is not None and small.needed is not None and small.seconds is not None

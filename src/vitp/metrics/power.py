@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammainc, ndtr, stdtrit
+from scipy.special import gammainc, ndtr, ndtri, stdtrit
 
 from vitp.metrics.statistics import Repeats, differences_of_repeats
 
@@ -82,26 +82,83 @@ def power_of_repeats(
         draws: Of each seed, at least two; without effect where each seed has its own.
         confidence: Confidence of the two-sided tests.
     """
-    draws = draws if spread.draws > 1 else 1.0
-    rest, difference = spread.rest / (seeds * draws), abs(difference)
-    errors = [(spread.of_seeds / seeds + rest, seeds - 1)]
-    if spread.draws > 1:
-        errors.append((spread.of_draws / draws + rest, draws - 1))
-    std = float(np.sqrt(spread.of_seeds / seeds + spread.of_draws / draws * (spread.draws > 1) + rest))
+    difference, std = abs(difference), _std_of_mean(spread, seeds, draws)
     if std <= 1e-9 * difference or std == 0:  # chance plays no part
         return float(difference > 0)
     low = max(-_FAR, -difference / std)  # of the mean, in standard deviations: those with the right sign
-    half = (_FAR - low) / 2
+    tail = 0.5 - confidence / 2
+    return _all_pass(spread, seeds, draws, (low, _FAR), lambda z_N: difference + std * z_N, tail)
+
+
+def power_of_level(
+    spread: RepeatSpread,
+    difference: float,
+    seeds: float,
+    draws: float,
+    margin: float,
+    *,
+    confidence: float = 0.95,
+) -> float:
+    """Return the chance that a comparison is called level: all its intervals lie within the margin.
+
+    Args:
+        spread, seeds, draws: As in `power_of_repeats`.
+        difference: The true one.
+        margin: Largest difference that is of no interest.
+        confidence: Of each one-sided test.
+    """
+    std = _std_of_mean(spread, seeds, draws)
+    # The bootstrap's interval knows both factors at once, so it is what binds where there are many repeats.
+    room = margin - float(ndtri(confidence)) * std
+    if std <= 1e-9 * margin or room <= 0:
+        return float(abs(difference) < room)
+    low, high = (max(-_FAR, min(_FAR, (bound - difference) / std)) for bound in (-room, room))
+    return _all_pass(
+        spread, seeds, draws, (low, high), lambda z_N: margin - np.abs(difference + std * z_N), 1 - confidence
+    )
+
+
+def _std_of_mean(spread: RepeatSpread, seeds: float, draws: float) -> float:
+    return float(np.sqrt(sum(_variances(spread, seeds, draws))))
+
+
+def _variances(spread: RepeatSpread, seeds: float, draws: float) -> tuple[float, float, float]:
+    """Return what seeds, draws and the rest add to the variance of the mean."""
+    if spread.draws < 2:
+        return spread.of_seeds / seeds, 0.0, spread.rest / seeds
+    return spread.of_seeds / seeds, spread.of_draws / draws, spread.rest / (seeds * draws)
+
+
+def _all_pass(
+    spread: RepeatSpread,
+    seeds: float,
+    draws: float,
+    z_range: tuple[float, float],
+    distance: Callable[[np.ndarray], np.ndarray],
+    tail: float,
+) -> float:
+    """Return the chance that each t-test's error is small enough for the distance that the mean leaves it.
+
+    Args:
+        spread, seeds, draws: As in `power_of_repeats`.
+        z_range: Of the mean's deviation from the truth, in standard deviations.
+        distance: Such deviations → distance of the mean from what it must differ from.
+        tail: Chance that a test is passed by luck, on one side.
+    """
+    low, high = z_range
+    of_seeds, of_draws, rest = _variances(spread, seeds, draws)
+    errors = [(of_seeds + rest, seeds - 1)] + ([(of_draws + rest, draws - 1)] if spread.draws > 1 else [])
+    half = (high - low) / 2
     z_N = low + half * (_NODES + 1)
     passed_N = half * _WEIGHTS * np.exp(-(z_N**2) / 2) / np.sqrt(2 * np.pi)
     for variance, freedom in errors:
         if variance > 0:
-            critical = variance * stdtrit(freedom, 0.5 + confidence / 2) ** 2 / freedom
+            critical = variance * stdtrit(freedom, 1 - tail) ** 2 / freedom
             # The test passes where its estimate of the variance is small enough; that estimate follows a chi-square
             # law.
-            passed_N = passed_N * gammainc(freedom / 2, (difference + std * z_N) ** 2 / critical / 2)
-    # Rounding of the integral must not make it likelier than the right sign alone.
-    return float(min(passed_N.sum(), ndtr(-low)))
+            passed_N = passed_N * gammainc(freedom / 2, distance(z_N) ** 2 / critical / 2)
+    # Rounding of the integral must not make it likelier than the mean's range alone.
+    return float(min(passed_N.sum(), ndtr(high) - ndtr(low)))
 
 
 def smallest_seen(spread: RepeatSpread, *, power: float = 0.8, confidence: float = 0.95) -> float | None:
@@ -136,8 +193,11 @@ def repeats_needed(
     confidence: float = 0.95,
     least_draws: int = 2,
     most: int = 1000,
+    margin: float = 0.0,
 ) -> tuple[int, int] | None:
-    """Return (seeds, draws) with which the comparison would find the difference of these runs at the least cost.
+    """Return (seeds, draws) with which the comparison would decide on the difference of these runs at the least cost.
+
+    It decides where it finds the difference or, with a margin, shows that it is smaller than that.
 
     Mean and spreads are taken as the truth; a handful of runs knows its spreads only roughly, so this is an order of
     magnitude and not a plan.
@@ -145,16 +205,17 @@ def repeats_needed(
     Args:
         spread: Of the runs.
         cost: (seeds, draws of each) → cost; it grows with both.
-        power: Chance that the verdict's t-tests pass together.
+        power: Chance that the tests of the one or the other verdict pass together.
         confidence: Confidence of the two-sided tests.
         least_draws: Fewest that decide, where seeds share draws.
         most: Largest number of seeds, and of draws, that is tried.
+        margin: Largest difference that is of no interest; 0: nothing is called level.
 
     Returns:
         At least three seeds, and at least as many of both as there are; draws are 1 where each seed has its own. None
         when `most` of both are not enough.
     """
-    if not spread.mean:
+    if not spread.mean and not margin:
         return None
     shared = spread.draws > 1
     least = max(spread.draws, least_draws) if shared else 1
@@ -163,7 +224,11 @@ def repeats_needed(
     for draws in tried:
 
         def reached(seeds: int, draws: int = draws) -> bool:
-            return power_of_repeats(spread, spread.mean, seeds, draws, confidence=confidence) >= power
+            found = power_of_repeats(spread, spread.mean, seeds, draws, confidence=confidence)
+            level = abs(spread.mean) < margin and power_of_level(
+                spread, spread.mean, seeds, draws, margin, confidence=confidence
+            )
+            return max(found, level) >= power
 
         low, high = max(3, spread.seeds), most
         if low > most or not reached(most):

@@ -12,7 +12,7 @@ from scipy.stats import t
 from vitp.core.errors import ConfigError
 from vitp.core.words import decimals
 
-Verdict = Literal["better", "worse", "no evidence"]
+Verdict = Literal["better", "worse", "level", "no evidence"]
 
 
 def mean_std(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
@@ -38,7 +38,7 @@ class PairedDifference:
         low, high: Bootstrap interval of that mean.
         n: Number of pairs.
         verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against
-            it.
+            it; `level` when it is neither and certain to be smaller than the margin that was asked for.
         p: Of the paired t-test, two-sided, the larger where there are two; None where none was made.
     """
 
@@ -135,6 +135,7 @@ def paired_repeats(
     draws: int = 10_000,
     seed: int = 0,
     higher_is_better: bool = True,
+    margin: float = 0.0,
 ) -> PairedDifference:
     """Return the difference of two methods over pretraining seeds and, within each, draws of labels.
 
@@ -146,9 +147,15 @@ def paired_repeats(
     for other seeds and for other labels. `p` is the larger of the two, `n` counts seeds, and fewer than three decide
     nothing.
 
+    That nothing was shown doesn't say that there is nothing. What does is an equivalence test: two one-sided tests at
+    1 − `confidence` each (Schuirmann, J. Pharmacokinet. Biopharm. 1987), which pass where the 2 · `confidence` − 1
+    interval lies within the margin. Here that holds for the bootstrap and the intervals of both t-tests.
+
     Args:
         ours, theirs: (pretraining seed, draw) → score.
         confidence, draws, seed, higher_is_better: As in `paired_bootstrap`.
+        margin: Differences below it are of no interest: the verdict is `level` where the true one is smaller, of
+            either sign, and not `better` or `worse`. 0: no such verdict.
 
     Raises:
         ConfigError: The two have no seed and draw in common.
@@ -173,7 +180,14 @@ def paired_repeats(
         higher_is_better=higher_is_better,
     )
     means = [np.nanmean(found_SD, 1)] + ([np.nanmean(found_SD, 0)] if columns > 1 else [])
-    return _with_t_tests(found, means, confidence)
+    found = _with_t_tests(found, means, confidence)
+    if found.verdict != "no evidence" or seeds < 3 or not margin:
+        return found
+    bounds = [
+        np.nanquantile(means_B, [1 - confidence, confidence]),
+        *(_t_interval(one, confidence) for one in means),
+    ]
+    return replace(found, verdict="level" if np.abs(bounds).max() < margin else "no evidence")
 
 
 def _with_t_tests(
@@ -195,6 +209,14 @@ def _p_of_t_test(differences_N: np.ndarray) -> float | None:
     if std > 1e-12 * np.abs(known_N).max():
         return float(2 * t.sf(abs(known_N.mean()) / std * np.sqrt(len(known_N)), len(known_N) - 1))
     return 0.0 if known_N.any() else 1.0  # the same difference each time
+
+
+def _t_interval(differences_N: np.ndarray, confidence: float) -> tuple[float, float]:
+    """Return the bounds that the mean lies beyond with a chance of 1 − `confidence` each; infinite for one value."""
+    known_N = differences_N[~np.isnan(differences_N)]
+    mean, std = mean_std(known_N)
+    half = t.ppf(confidence, len(known_N) - 1) * std / np.sqrt(len(known_N)) if len(known_N) > 1 else np.inf
+    return mean - half, mean + half
 
 
 def differences_of_repeats(ours: Repeats, theirs: Repeats) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What deciding a comparison would take: seeds, draws and hours, from what the finished cells found and cost."""
+"""What it would take to decide a comparison: seeds, draws and hours, from what the finished cells found and cost."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ _DAY = 86_400.0
 _LEAST = "3 seeds or more: fewer say nothing of chance"
 
 EFFORT_NOTE = (
-    "Seen today: the smallest true difference that the finished seeds and draws would find four times in five. To see "
-    "it: pretraining seeds, and draws of labels of each where the seeds share several, with which all t-tests of the "
-    "verdict together would find a difference of the measured size and spread four times in five, at the least cost. "
+    "Seen today: the smallest true difference that the finished seeds and draws would find four times in five. To "
+    "decide: pretraining seeds, and draws of labels of each where the seeds share several, with which a difference of the "
+    "measured size and spread would be found, or called level, four times in five (all t-tests of that verdict), at the "
+    "least cost. "
     "Further time: what of that isn't there yet, one process after the other, at the mean cost of the finished cells "
     "(pretraining and evaluations of both arms; tuning is done). Each comparison by itself, at 5 %. Sizes and spreads "
     "are those of a handful of runs, so this is an order of magnitude, and the largest of many differences looks "
@@ -39,7 +40,7 @@ EFFORT_NOTE = (
 
 @dataclass(frozen=True)
 class Effort:
-    """What a comparison can see, and what it would take to see the difference that was measured.
+    """What a comparison can see, and what it would take to decide on the difference that was measured.
 
     Attributes:
         difference: Measured; mean over all pairs.
@@ -61,8 +62,6 @@ class Effort:
         """The repeats as people read them."""
         if self.seeds < 2:
             return _LEAST
-        if not self.difference:
-            return "no difference was measured"
         shared = self.draws > 1
         if self.needed is None:
             return f"> {MOST} seeds" + (" or draws" if shared else "")
@@ -78,7 +77,9 @@ class Effort:
         return f"{more}{duration(self.seconds)}{day}"
 
 
-def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure) -> Effort | None:
+def effort_of(
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure, margin: float = 0.0
+) -> Effort | None:
     """Return what deciding between two arms in a measure would take; None where they have no pair.
 
     Args:
@@ -86,6 +87,7 @@ def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: 
         group: Within which the arms are compared.
         ours, theirs: The arms.
         measure: Set, task and metric.
+        margin: Differences below it are of no interest.
     """
     mine, others, _ = paired(rows, group, ours, theirs, measure)
     common = mine.keys() & others.keys()
@@ -104,14 +106,14 @@ def effort_of(rows: Sequence[Row], group: str, ours: str, theirs: str, measure: 
         return Effort(mean, None, None, cost(3, draws) if known else None, 1, draws)
     # What was evaluated fewer than three times decides nothing.
     least = 3 if any(arm.alike for arm in arms) else 2
-    needed = repeats_needed(spread, cost=cost, least_draws=least, most=MOST)
+    needed = repeats_needed(spread, cost=cost, least_draws=least, most=MOST, margin=margin)
     # These very repeats have just decided nothing, less lucky than most: one seed more.
     if needed == (spread.seeds, spread.draws):
         needed = (spread.seeds + 1, spread.draws)
     seconds = None
     if known and needed:
         seconds = cost(*needed)
-    elif known and spread.mean:
+    elif known:
         beyond = [(MOST + 1, draws), *([(spread.seeds, MOST + 1)] if shared else [])]
         seconds = min(cost(*pair) for pair in beyond)
     return Effort(spread.mean, smallest_seen(spread), needed, seconds, spread.seeds, draws)
@@ -155,24 +157,21 @@ class _ArmCost:
         return run * max(0, seeds - self.runs) + evaluation * max(0, evaluations - self.evaluations)
 
 
-def undecided_claims(rows: Sequence[Row], readings: Sequence[ClaimReading]) -> list[Text | Table]:
+def undecided_claims(
+    rows: Sequence[Row], readings: Sequence[ClaimReading], margin: float = 0.0
+) -> list[Text | Table]:
     """Return a sentence and a table on what each claim that nothing decides would take, by its nearest measure."""
     table: list[list[TableCell]] = []
     within = unknown = 0
     for reading in readings:
         if reading.answer != "cannot tell":
             continue
-        claim = reading.claim
-        efforts = [
-            (measure, effort)
-            for measure in reading.undecided
-            if (effort := effort_of(rows, claim.group, claim.ours, claim.theirs, measure)) is not None
-        ]
+        claim, efforts = reading.claim, _ways_to_decide(rows, reading, margin)
         unknown += not any(effort.seeds > 1 for _, effort in efforts)
         if not efforts:
             table.append([claim.text, None, None, None, "no seed of both arms is there yet", None])
             continue
-        measure, effort = min(efforts, key=lambda one: _order(one[1]))
+        measure, effort = min(efforts, key=_order)
         within += bool(effort.needed) and effort.seconds is not None and effort.seconds <= _DAY
         table.append([claim.text, label(measure), 100 * effort.difference, *effort_cells(effort)])
     if not table:
@@ -191,13 +190,30 @@ def undecided_claims(rows: Sequence[Row], readings: Sequence[ClaimReading]) -> l
     return [Text(said), Table(columns, table, note=EFFORT_NOTE)]
 
 
-def _order(effort: Effort) -> tuple[bool, float, float]:
+def _ways_to_decide(
+    rows: Sequence[Row], reading: ClaimReading, margin: float
+) -> list[tuple[Measure, Effort]]:
+    """Return what it takes that one measure shows a difference, for each; and that the last finetuned task is level."""
+    claim = reading.claim
+
+    def of(measures: Iterable[Measure], margin: float) -> list[tuple[Measure, Effort]]:
+        found = (
+            (one, effort_of(rows, claim.group, claim.ours, claim.theirs, one, margin)) for one in measures
+        )
+        return [(measure, effort) for measure, effort in found if effort is not None]
+
+    waited_for = of(reading.deciding, margin)
+    return of(reading.undecided, 0.0) + ([max(waited_for, key=_order)] if waited_for else [])
+
+
+def _order(way: tuple[Measure, Effort]) -> tuple[bool, float, float]:
     """Sort what can be decided first, by time, then by how far the difference is from what can be seen."""
+    effort = way[1]
     seconds = float("inf") if effort.seconds is None else effort.seconds
     return effort.needed is None, seconds, -abs(effort.difference)
 
 
-EFFORT_COLUMNS: tuple[str, ...] = ("seen today", "to see it", "further time")
+EFFORT_COLUMNS: tuple[str, ...] = ("seen today", "to decide", "further time")
 
 
 def effort_cells(effort: Effort | None) -> list[TableCell]:
@@ -215,18 +231,18 @@ def _seen(effort: Effort) -> str | None:
 
 
 def comparison_cells(
-    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure, margin: float = 0.0
 ) -> list[TableCell] | None:
     """Return the cells of a comparison: difference, interval, seeds, p, verdict, and `EFFORT_COLUMNS`.
 
-    What it would take to see the difference is left out where the verdict sees it.
+    What it would take to decide is left out where the verdict does.
     """
-    found = compared(rows, group, ours, theirs, measure)
+    found = compared(rows, group, ours, theirs, measure, margin)
     if found is None:
         return None
     low, high = (format_number(100 * value, 1, signed=True) for value in (found.low, found.high))
     interval = f"{low} to {high}" if found.n > 1 else None  # one seed has none
-    effort = effort_of(rows, group, ours, theirs, measure)
+    effort = effort_of(rows, group, ours, theirs, measure, margin)
     seen, *needed = effort_cells(effort)
     if found.verdict != "no evidence":
         needed = [None, None]

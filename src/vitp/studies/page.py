@@ -51,6 +51,8 @@ _DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
     "for an interval without zero and p < 0.05; among so many comparisons one in twenty of equal methods gets there. "
+    "*level* asks that all 90 % intervals (bootstrap and both t) lie within the margin, which stands among the sizes below: "
+    "two one-sided tests at 5 %. "
     "What was not pretrained here stands against every seed, and decides nothing where it was evaluated fewer than three "
     f"times. {EFFORT_NOTE}"
 )
@@ -122,23 +124,28 @@ def _answer(report: Report) -> Section:
     if report.left:
         blocks.append(Text(f"{report.left} cells have not been run yet; run the command again.", "note"))
     rows: list[list[TableCell]] = []
-    readings = [read_claim(report.rows, claim) for claim in report.study.claims]
+    margin = report.scale.margin
+    readings = [read_claim(report.rows, claim, margin) for claim in report.study.claims]
     for found in readings:
-        better, worse = ("; ".join(map(label, measures)) or "–" for measures in (found.better, found.worse))
-        rows.append([found.claim.text, found.answer, better, worse, len(found.undecided)])
+        by_verdict = (found.better, found.worse, found.level)
+        named = ["; ".join(map(label, measures)) or "–" for measures in by_verdict]
+        rows.append([found.claim.text, found.answer, *named, len(found.undecided)])
     if rows:
         columns: list[Column | str] = [
             "claim",
             "here",
             "better on",
             "worse on",
+            "level on",
             Column("no evidence", digits=0),
         ]
-        blocks += [Table(columns, rows), *undecided_claims(report.rows, readings)]
+        blocks += [Table(columns, rows), *undecided_claims(report.rows, readings, margin)]
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
-        "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse.",
+        "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse. "
+        f"It is *level* when none is either and every finetuned task is level: certain to differ by less than "
+        f"{format_number(100 * margin, 1)} points.",
     )
 
 
@@ -147,7 +154,7 @@ def _group(report: Report, group: str) -> Section:
     measures = measures_of(rows)
     arms = list(dict.fromkeys(row.arm for row in rows))
     blocks: list[Block] = [_means(rows, group, arms, measures, report.study.ours)]
-    blocks += _differences(report.study, rows, group, arms, measures)
+    blocks += _differences(report, rows, group, arms, measures)
     blocks += _corruptions(rows, group, arms)
     blocks += [bars(rows, group, measure, report.study.ours) for measure in measures]
     return Section(group[0].upper() + group[1:], blocks)
@@ -211,9 +218,10 @@ def _budget(rows: Sequence[Row]) -> list[TableCell]:
 
 
 def _differences(
-    study: Study, rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure]
+    report: Report, rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure]
 ) -> list[Block]:
     """Return a table of the study's arm minus each other, and of each arm that a claim sets against a third."""
+    study, margin = report.study, report.scale.margin
     pairs = {study.ours: [arm for arm in arms if arm != study.ours]} if study.ours in arms else {}
     known = {frozenset((ours, theirs)) for ours, others in pairs.items() for theirs in others}
     for claim in study.claims:
@@ -221,19 +229,24 @@ def _differences(
         if claim.group == group and pair <= set(arms) and pair not in known:
             known.add(pair)
             pairs.setdefault(claim.ours, []).append(claim.theirs)
-    tables = [_minus(rows, group, ours, others, measures) for ours, others in pairs.items()]
+    tables = [_minus(rows, group, ours, others, measures, margin) for ours, others in pairs.items()]
     shown = [table for table in tables if table.rows]
     return [*shown[:-1], *(replace(table, note=_DIFFERENCES_NOTE) for table in shown[-1:])]
 
 
 def _minus(
-    rows: Sequence[Row], group: str, ours: str, others: Sequence[str], measures: Sequence[Measure]
+    rows: Sequence[Row],
+    group: str,
+    ours: str,
+    others: Sequence[str],
+    measures: Sequence[Measure],
+    margin: float,
 ) -> Table:
     sets = several_sets(measures)
     table: list[list[TableCell]] = []
     for measure in measures:
         for arm in others:
-            cells = comparison_cells(rows, group, ours, arm, measure)
+            cells = comparison_cells(rows, group, ours, arm, measure, margin)
             if cells is not None:
                 table.append([label(measure, with_set=sets), arm, *cells])
     columns: list[Column | str] = [

