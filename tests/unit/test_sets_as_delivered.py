@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.benchmark_fixtures import write_dior, write_isaid
 from tests.layout_toys import SIDE, mask, photo
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
@@ -357,6 +358,21 @@ def test_what_is_laid_out_as_published_names_its_format(tmp_path: Path) -> None:
     assert len(read_labels("masks", tmp_path).items) == 4
     named = read_labels("auto", tmp_path, classes="ignore=0,background=1,building=2")
     assert named.semantic_classes == ("background", "building")
+
+
+@pytest.mark.parametrize(
+    ("write", "named", "plain"),
+    [(write_dior, ("dior", "dior_r"), "voc"), (write_isaid, ("isaid",), "masks")],
+)
+def test_published_sets_of_two_readings_are_refused_and_both_are_named(
+    tmp_path: Path, write: Callable[[Path], Path], named: tuple[str, ...], plain: str
+) -> None:
+    root = write(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"{' or '.join(f'--format {n}' for n in named)} reads.*--format {plain} "
+    ):
+        read_labels("auto", root)
+    assert all(read_labels(name, root).items for name in named)
 
 
 def test_detection_lists_each_folder_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -179,6 +179,20 @@ def test_markdown_says_what_failed(tmp_path: Path) -> None:
     assert "- processor: " in text and "host" not in text
 
 
+def test_means_over_other_seeds_are_not_set_side_by_side(tmp_path: Path) -> None:
+    study, store = filled(tmp_path)
+    rows = [row for row in rows_of(study, store, "micro") if (row.arm, row.seed) != ("MAE", 2)]
+    text = page_of(Report(study, store, SCALES["micro"](), rows, "vitp study toy")).markdown()
+    assert "| arm | seeds × draws | segmentation mIoU |" in text
+    # No best mean is marked, and the start's one seed is no reason.
+    assert (
+        "| ViTP | 3 × 2 | 45.5 ± 0.5 |" in text and "| MAE | 2 × 2 |" in text and "| start | 1 × 2 |" in text
+    )
+    assert "Means of arms with other seeds or draws can't be compared" in text
+    whole = page_of(Report(study, store, SCALES["micro"](), rows_of(study, store, "micro"), "vitp study toy"))
+    assert "seeds × draws |" not in whole.markdown().replace("seeds × draws of labels", "")
+
+
 @pytest.mark.parametrize("x", [False, True])
 def test_page_and_plots(tmp_path: Path, x: bool) -> None:
     study, store = filled(tmp_path, x=x)

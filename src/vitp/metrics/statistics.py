@@ -172,12 +172,9 @@ def paired_repeats(
     count_B = np.einsum("bs,bd,sd->b", times_BS, times_BD, known_SD.astype(np.float64), optimize=True)
     # A resample of scores that were never run has no mean; it is left out.
     means_B = np.divide(total_B, count_B, out=np.full(draws, np.nan), where=count_B > 0)
+    mean = float(found_SD[known_SD].mean())
     found = difference_of_draws(
-        float(found_SD[known_SD].mean()),
-        means_B,
-        seeds,
-        confidence=confidence,
-        higher_is_better=higher_is_better,
+        mean, means_B, seeds, confidence=confidence, higher_is_better=higher_is_better
     )
     means = [np.nanmean(found_SD, 1)] + ([np.nanmean(found_SD, 0)] if columns > 1 else [])
     found = _with_t_tests(found, means, confidence)

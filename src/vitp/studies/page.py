@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from vitp.metrics.statistics import mean_std
 from vitp.report.page import (
@@ -32,6 +32,7 @@ from vitp.studies.results import (
     Measure,
     Row,
     groups_of,
+    is_pretrained,
     label,
     measures_of,
     read_claim,
@@ -144,7 +145,7 @@ def _answer(report: Report) -> Section:
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
         "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse. "
-        f"It is *level* when none is either and every finetuned task is level: certain to differ by less than "
+        f"It is *level* when none is either and every finetuned task is level, shown to differ by less than "
         f"{format_number(100 * margin, 1)} points.",
     )
 
@@ -182,11 +183,14 @@ def _corruptions(rows: Sequence[Row], group: str, arms: Sequence[str]) -> list[B
 def _means(
     rows: Sequence[Row], group: str, arms: Sequence[str], measures: Sequence[Measure], ours: str
 ) -> Table:
-    columns: list[Column | str] = ["arm"]
+    counts = {arm: _repeats_of(rows, group, arm, measures) for arm in arms}
+    # The start as it is has one seed by nature, and stands against all of the others.
+    uneven = len({counts[arm] for arm in arms if is_pretrained(rows, group, arm)}) > 1
+    columns: list[Column | str] = ["arm", *(["seeds × draws"] if uneven else [])]
     sets = several_sets(measures)
-    columns += [
-        Column(label(m, with_set=sets), "min" if m[2] in LOWER_IS_BETTER else "max", 1) for m in measures
-    ]
+    for measure in measures:
+        best: Literal["max", "min"] = "min" if measure[2] in LOWER_IS_BETTER else "max"
+        columns.append(Column(label(measure, with_set=sets), None if uneven else best, 1))
     columns += [
         Column("images", digits=0),
         Column("operations", written=operations),
@@ -194,7 +198,7 @@ def _means(
     ]
     table: list[list[TableCell]] = []
     for arm in arms:
-        cells: list[TableCell] = [arm]
+        cells: list[TableCell] = [arm, *([counts[arm]] if uneven else [])]
         for measure in measures:
             values = [100 * value for value in repeats(rows, group, arm, measure).values()]
             mean, std = mean_std(values)
@@ -205,7 +209,20 @@ def _means(
         "of one pretraining run (forward and backward; alignment included; time on the machine below, other work on it "
         "included)."
     )
+    if uneven:
+        note += (
+            " Means of arms with other seeds or draws can't be compared; the differences below are paired."
+        )
     return Table(columns, table, note=note, highlight=[arms.index(ours)] if ours in arms else [])
+
+
+def _repeats_of(rows: Sequence[Row], group: str, arm: str, measures: Sequence[Measure]) -> str:
+    """Return the seeds of an arm and the draws of each, by the first measure that it has."""
+    for measure in measures:
+        if found := repeats(rows, group, arm, measure):
+            seeds = len({seed for seed, _ in found})
+            return f"{seeds} × {len(found) // seeds}"
+    return "0"
 
 
 def _budget(rows: Sequence[Row]) -> list[TableCell]:
