@@ -36,7 +36,7 @@ from vitp.inference.outputs import (
 )
 from vitp.io.images import load_label_pixels
 from vitp.metrics.results import Prediction
-from vitp.records.rle import decode, encode
+from vitp.records.rle import decode, decode_counts, encode, encode_counts
 
 CLASSES = ("ship", "car")
 SIZE = (24, 32)
@@ -80,8 +80,8 @@ def test_coco_is_read_back_as_labels(tmp_path: Path) -> None:
     assert masks is not None
     for row, mask in zip(rows, masks.numpy(), strict=True):
         height, width = row["segmentation"]["size"]
-        packed = coco_mask.frPyObjects(row["segmentation"], height, width)
-        assert np.array_equal(coco_mask.decode(packed), mask) and row["area"] == mask.sum()
+        # As it is: `loadRes` of COCO's tools takes masks that were found as text alone.
+        assert np.array_equal(coco_mask.decode(row["segmentation"]), mask) and row["area"] == mask.sum()
         assert np.array_equal(decode(row["segmentation"]["counts"], height, width), mask)
 
 
@@ -91,6 +91,16 @@ def test_run_lengths_are_decoded_to_the_mask(seed: int, height: int, width: int)
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     packed = encode(mask)
     assert np.array_equal(decode(packed["counts"], height, width), mask)
+    text = encode_counts(packed["counts"])
+    assert text == coco_mask.encode(np.asfortranarray(mask, np.uint8))["counts"].decode()
+    assert np.array_equal(decode(text, height, width), mask)
+
+
+@pytest.mark.parametrize(
+    "counts", [[0, 700, 3, 40_000, 90_000, 1], [15, 16, 17, 1, 49, 16, 33], [2**31, 1, 0, 2**31]]
+)
+def test_run_lengths_of_any_size_are_written_as_text(counts: list[int]) -> None:
+    assert decode_counts(encode_counts(counts)) == counts
 
 
 def test_dota_text_is_read_back_as_labels(tmp_path: Path) -> None:
