@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
+from vitp.data.formats import read_labels
 from vitp.metrics import coco
 from vitp.metrics.coco import FoundObjects, TrueObjects, coco_scores, encode_masks
-from vitp.metrics.detection import pairwise_iou, voc_average_precision
+from vitp.metrics.detection import pairwise_iou, true_objects, voc_average_precision
+from vitp.tasks.data import LabelReader
 
 CLASSES = 3
 
@@ -220,3 +228,51 @@ def test_voc_is_the_slow_definition(seed: int, images: int, iou: float, eleven: 
     own = voc_average_precision(truths, found, CLASSES, iou=iou, eleven_points=eleven)
     wanted = [_slow_voc(truths, found, number, iou, eleven) for number in range(CLASSES)]
     np.testing.assert_allclose(own, wanted, atol=1e-12)
+
+
+def test_small_and_medium_are_told_apart_by_the_outlines_of_a_coco_file(tmp_path: Path) -> None:
+    """Triangles of 800 px in boxes of 1600: small by COCO's tools, which take the file's areas."""
+    image = Image.new("RGB", (200, 200))
+    image.save(tmp_path / "a.png")
+    corners = [(0, 0), (100, 0), (0, 100), (100, 100)]
+    annotations = [
+        {
+            "id": number,
+            "image_id": 1,
+            "category_id": 1,
+            "bbox": [x, y, 40 + 40 * (number == 4), 40],
+            "segmentation": [[x, y, x + 40 + 40 * (number == 4), y, x, y + 40]],
+            "area": 800 + 800 * (number == 4),
+            "iscrowd": 0,
+        }
+        for number, (x, y) in enumerate(corners, 1)
+    ]
+    value = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 200, "height": 200}],
+        "annotations": annotations,
+        "categories": [{"id": 1, "name": "sail"}],
+    }
+    (tmp_path / "labels.json").write_text(json.dumps(value))
+    boxes = np.array([[0, 0, 40, 40], [104, 0, 144, 40], [100, 100, 182, 140], [0, 160, 36, 196]], np.float32)
+    scores = np.array([0.9, 0.8, 0.7, 0.95])
+    reader = LabelReader(read_labels("coco", tmp_path / "labels.json", val=0.0), "objects")
+    truth = true_objects(reader.target(reader.sample(reader.labelled.items[0])))
+    ours = coco_scores([truth], [FoundObjects(boxes, scores, np.zeros(4, int))], 1).values
+
+    make, evaluator, _ = _pycocotools()
+    with contextlib.redirect_stdout(io.StringIO()):
+        theirs = make(str(tmp_path / "labels.json"))  # type: ignore[operator]
+        rows = [
+            {"image_id": 1, "category_id": 1, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+            for (x1, y1, x2, y2), score in zip(boxes.tolist(), scores.tolist(), strict=True)
+        ]
+        evaluation = evaluator(theirs, theirs.loadRes(rows), "bbox")  # type: ignore[operator]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    for name, value_of in zip(
+        ("AP", "AP50", "AP75", "AP_small", "AP_medium"), evaluation.stats, strict=False
+    ):
+        assert ours[name] == pytest.approx(value_of, abs=1e-6), name
+    # By their boxes all four would be medium.
+    assert 0 < ours["AP_small"] < 1 and 0 < ours["AP_medium"] <= 1

@@ -49,6 +49,11 @@ def _line(capsys: pytest.CaptureFixture[str]) -> str:
         (IsADirectoryError(errno.EISDIR, "Is a directory", "a"), 2, "a: is a directory"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "mend the symbolic link"),
         (OSError(errno.ENOSPC, "No space left on device", "a"), 2, "the disk is full"),
+        (
+            OSError(errno.EFBIG, "File too large", "a"),
+            2,
+            "a: can't be written (the file would be larger than its",
+        ),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), 2, "a: no such file"),
         (UnicodeEncodeError("utf-8", "im\udce4", 2, 3, "surrogates not allowed"), 2, "rename the file"),
         (ValueError("embedded null byte"), 2, "null byte"),

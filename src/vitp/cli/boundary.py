@@ -29,7 +29,7 @@ INTERNAL = 70
 INTERRUPTED = 128 + signal.SIGINT
 NOTHING_LEFT = "interrupted; nothing half-written is left"
 
-_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 """What the system refuses to those who write; all else may be said of a path that is read as well."""
 
 

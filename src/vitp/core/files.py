@@ -33,6 +33,12 @@ def as_user_error(error: OSError, path: str | Path) -> VitpError:
         return VitpError(
             "the disk is full", where=str(path), fix="free some space; nothing that was there is lost"
         )
+    if error.errno == errno.EFBIG:
+        return VitpError(
+            "can't be written (the file would be larger than its file system, or `ulimit -f`, allows)",
+            where=str(path),
+            fix="choose a place on another file system, or raise the limit",
+        )
     reason, fix = error.strerror, "check the path and its permissions"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         reason, fix = "a part of the path is a file", "name another path"

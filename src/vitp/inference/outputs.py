@@ -41,7 +41,7 @@ from vitp.metrics.results import Prediction
 from vitp.records.geometry import area
 from vitp.records.labels import BACKGROUND, IGNORE
 from vitp.records.regions import parts
-from vitp.records.rle import encode
+from vitp.records.rle import encode, encode_counts
 from vitp.records.tool_shapes import rectangle_in_view
 
 PIXEL_SUFFIX = ".pixels.geojson"
@@ -110,7 +110,10 @@ def write_coco(path: Path, found: Sequence[Named], classes: Sequence[str]) -> No
             }
             if masks_NHW is not None:
                 mask_HW = masks_NHW[index].numpy()
-                row |= {"segmentation": encode(mask_HW), "area": int(mask_HW.sum())}
+                runs = encode(mask_HW)
+                # As text: COCO's tools refuse run lengths as numbers in what was found (`loadRes`).
+                mask = {"size": runs["size"], "counts": encode_counts(runs["counts"])}
+                row |= {"segmentation": mask, "area": int(mask_HW.sum())}
             annotations.append(row)
     images = [
         {"id": number, "file_name": named.image, "width": named.size[1], "height": named.size[0]}

@@ -39,6 +39,7 @@ class TrueObjects:
         masks: One an object, or None where there are none.
         ignored_M4: Boxes of places where a detection of any class counts for nothing.
         ignored_masks: Their masks, where objects have masks.
+        areas_N: Square pixels, where they are known by more than boxes and masks.
     """
 
     boxes_N4: np.ndarray
@@ -47,6 +48,7 @@ class TrueObjects:
     masks: Sequence[Rle] | None = None
     ignored_M4: np.ndarray = field(default_factory=lambda: np.zeros((0, 4)))
     ignored_masks: Sequence[Rle] | None = None
+    areas_N: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def coco_scores(
     """Return COCO's average precision.
 
     Difficult objects are COCO's crowds: they are not to be found, and what lies in one counts for nothing. An
-    object's area, which decides over small, medium and large, is that of its mask where there is one.
+    object's area, which decides over small, medium and large, is that of its mask where there is one, else the one
+    that is given, else its box's. What was found and is no object counts where its own box (or mask) belongs.
 
     A detection of which half or more lies in an ignored place counts for nothing, whatever its class, unless it finds
     an object: at overlap 0.5 to the letter; at stricter ones it is wrong if it overlaps an object by 0.5 or more, but
@@ -247,6 +250,8 @@ def _truth_rows(truths: Sequence[TrueObjects], tools: Any) -> list[dict[str, Any
             row["iscrowd"] = int(truth.difficult_N[at])
             if mask is not None:
                 row["area"] = float(tools.area(dict(mask)))
+            elif truth.areas_N is not None:
+                row["area"] = float(truth.areas_N[at])
             rows.append(row)
     return rows
 

@@ -101,6 +101,7 @@ def true_objects(target: Target) -> TrueObjects:
         masks,
         np.zeros((0, 4)) if target.ignored_M4 is None else target.ignored_M4.cpu().numpy(),
         None if target.ignored_MHW is None else encode_masks(target.ignored_MHW.cpu().numpy()),
+        None if target.areas_N is None else target.areas_N.cpu().numpy(),
     )
 
 

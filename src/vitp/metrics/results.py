@@ -25,6 +25,7 @@ class Target(TensorFields):
         quads_N8: float32 four corners x1, y1, …, x4, y4, clockwise in the image.
         labels_N: int64, 0 … C − 1; there is no background class.
         difficult_N: bool; such objects are left out of training and ignored by the metrics.
+        areas_N: float32 square pixels of the objects' outlines, of their boxes where a label has none.
         masks_NHW: uint8 instance masks, 0 or 1.
         semantic_HW: uint8 class of each pixel, 255 = ignore; of pairs 1 where something changed.
         classes_C: float32 multi-hot (multi-label, −1 where unknown) or one-hot (single label).
@@ -37,6 +38,7 @@ class Target(TensorFields):
     quads_N8: Tensor | None = None
     labels_N: Tensor | None = None
     difficult_N: Tensor | None = None
+    areas_N: Tensor | None = None
     masks_NHW: Tensor | None = None
     semantic_HW: Tensor | None = None
     classes_C: Tensor | None = None

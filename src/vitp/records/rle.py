@@ -36,6 +36,21 @@ def decode_counts(text: str) -> list[int]:
     return counts
 
 
+def encode_counts(counts: Sequence[int]) -> str:
+    """Return run lengths as COCO's compressed text, which `decode_counts` reads."""
+    text = []
+    for number, count in enumerate(counts):
+        value = count - (counts[number - 2] if number > 2 else 0)
+        more = True
+        while more:
+            group = value & 31
+            value >>= 5
+            # Done where the rest is the sign that the group's top bit says already.
+            more = value != (-1 if group & 16 else 0)
+            text.append(chr(48 + group + (32 if more else 0)))
+    return "".join(text)
+
+
 def decode(counts: str | Sequence[int], height: int, width: int) -> np.ndarray:
     """Return the mask (H, W) bool of run lengths.
 

@@ -25,6 +25,7 @@ from vitp.data.splits import draw_images, label_count, splits_of
 from vitp.io.images import image_size
 from vitp.io.pixels import LARGE_PIXELS
 from vitp.metrics.results import Target
+from vitp.records.geometry import area, as_points
 from vitp.records.labels import IGNORE, LabelledImage, LabelledSet, ObjectLabel
 from vitp.records.regions import rasterise
 from vitp.tasks.base import InputSize, LabelKind, TaskModel, TestSettings
@@ -354,13 +355,24 @@ class LabelReader:
                 ignored_MHW=_masks(ignored, sample.size),
                 semantic_HW=sample.semantic_HW,
             )
-        return target
+        return replace(target, areas_N=_areas(labels))
 
 
 def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
     height, width = size
     boxes_N4 = _numbers([label.box for label in labels], 4)
     return torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
+
+
+def _areas(labels: Sequence[ObjectLabel]) -> Tensor:
+    """Return (N,) areas as COCO means them: those of the outlines, which are smaller than the boxes around them."""
+    areas = [
+        sum(area(as_points(ring)) for ring in label.polygons) - sum(area(as_points(h)) for h in label.holes)
+        if label.polygons
+        else (label.box[2] - label.box[0]) * (label.box[3] - label.box[1])
+        for label in labels
+    ]
+    return torch.tensor(areas, dtype=torch.float32)
 
 
 def _quads(labels: Sequence[ObjectLabel]) -> Tensor:
