@@ -355,7 +355,7 @@ class LabelReader:
                 ignored_MHW=_masks(ignored, sample.size),
                 semantic_HW=sample.semantic_HW,
             )
-        return replace(target, areas_N=_areas(labels))
+        return replace(target, areas_N=_areas(labels, sample.size))
 
 
 def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
@@ -364,13 +364,13 @@ def _boxes(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes_N4.clamp(min=0), torch.tensor([width, height, width, height]).float())
 
 
-def _areas(labels: Sequence[ObjectLabel]) -> Tensor:
+def _areas(labels: Sequence[ObjectLabel], size: tuple[int, int]) -> Tensor:
     """Return (N,) areas as COCO means them: those of the outlines, which are smaller than the boxes around them."""
     areas = [
         sum(area(as_points(ring)) for ring in label.polygons) - sum(area(as_points(h)) for h in label.holes)
         if label.polygons
-        else (label.box[2] - label.box[0]) * (label.box[3] - label.box[1])
-        for label in labels
+        else (x2 - x1) * (y2 - y1)
+        for label, (x1, y1, x2, y2) in zip(labels, _boxes(labels, size).tolist(), strict=True)
     ]
     return torch.tensor(areas, dtype=torch.float32)
 
