@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.data.formats.aerial_boxes import is_nwpu, is_ucas
 from vitp.data.formats.anomalies import anomaly_folders
 from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
@@ -29,6 +30,7 @@ from vitp.data.formats.coco_files import (
     refuse_results,
 )
 from vitp.data.formats.cvat import cvat_files
+from vitp.data.formats.datumaro import datumaro_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
@@ -39,9 +41,14 @@ from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.look import entries_of, one_look
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.pannuke import pannuke_folds
 from vitp.data.formats.parquet import is_parquet
+from vitp.data.formats.people import crowdhuman_files, widerface_files
 from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.rle_tables import run_column, run_tables
+from vitp.data.formats.scalabel import scalabel_files
+from vitp.data.formats.sentinel_sets import bigearthnet_files, oscd_regions
+from vitp.data.formats.slide_xml import asap_files, imagescope_files
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     box_columns,
@@ -241,8 +248,9 @@ def _also(root: Path, found: str) -> list[str]:
             continue
         if (
             name == found
-            or found in ("vitp", "pairs", "xbd", "xview")
+            or found in ("vitp", "pairs", "oscd", "xbd", "xview")
             or (name, found) in (("geo", "qupath"), ("masks", "volumes"))
+            or (name == "voc" and found in ("imagescope", "asap"))
             or (name == "captions" and found in ("coco", "panoptic"))
             or (name in ("coco", "masks") and found == "panoptic")
             or (name in ("captions", "classes") and found in ("label-studio", "via"))
@@ -362,6 +370,18 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vitp": (lambda root: (root / "labels" / "set.json").is_file(), "labels/set.json"),
     "label-studio": (label_studio_files, "JSON with tasks and annotations, or with annotation_id"),
     "cvat": (cvat_files, "XML with <annotations> in the folder or in annotations/"),
+    "scalabel": (scalabel_files, "JSON of BDD100K or Scalabel (name, labels with box2d or poly2d)"),
+    "datumaro": (datumaro_files, "JSON of Datumaro (categories, items with annotations)"),
+    "crowdhuman": (crowdhuman_files, "*.odgt, as CrowdHuman has them"),
+    "widerface": (widerface_files, "*_bbx_gt.txt, as WIDER FACE has them"),
+    "bigearthnet": (
+        bigearthnet_files,
+        "folders of bands with *_labels_metadata.json, as BigEarthNet has them",
+    ),
+    "oscd": (oscd_regions, "Images, Train Labels and Test Labels, as OSCD has them"),
+    "pannuke": (pannuke_folds, "images.npy with masks.npy, as PanNuke has them"),
+    "imagescope": (imagescope_files, "XML of Aperio ImageScope (Annotations, Regions, Vertices)"),
+    "asap": (asap_files, "XML of ASAP (ASAP_Annotations)"),
     "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),
     "panoptic": (panoptic_files, "JSON with segments_info, and a folder of PNGs beside it"),
     "coco": (
@@ -389,6 +409,8 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         'label_2/*.txt or labels/*.txt with rows "type truncated occluded alpha x1 y1 x2 y2 …"',
     ),
     "visdrone": (is_visdrone, "annotations/*.txt with rows of eight whole numbers, parted by commas"),
+    "nwpu": (is_nwpu, '"positive image set" and "ground truth", as NWPU VHR-10 has them'),
+    "ucas": (is_ucas, "CAR/ and PLANE/ with rows of 13 numbers, as UCAS-AOD has them"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),
