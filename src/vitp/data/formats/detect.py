@@ -6,7 +6,7 @@ Files that are labels by their name and place, but can't be read, are refused, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
     check_odd_bits,
+    class_tables,
     class_weight,
     columns_of,
     guessed_columns,
@@ -63,7 +64,7 @@ from vitp.data.formats.unlabelled import (
     refuse_unlabelled,
     refuse_unread,
 )
-from vitp.data.formats.unread import Unlabelled, unread_files, with_unread
+from vitp.data.formats.unread import Unlabelled, unread_files, way_of, with_unread
 from vitp.data.formats.via import is_via, via_files
 from vitp.data.formats.visdrone import is_visdrone
 from vitp.data.formats.voc import voc_folder, voc_places
@@ -107,9 +108,9 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
 
     Args:
         root: The set's folder, or a file.
-        options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
-            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, and
-            no option names a file or folder.
+        options: Names (or names and values) of the options that the user gives: folders of images and masks, or of two
+            dates, say the format. A folder that holds one folder alone, as unpacked archives do, stands for it where
+            labels are in it, and no option names a file or folder, or all that they name lies in it.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
@@ -125,12 +126,15 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         return Detected(_of_file(root), root)
     if not root.is_dir():
         check_ordinary(root)
+    inner = only_folder(root)
+    if inner is not None and _is_named_in(inner, root, options):
+        return _inside(root, _detect(inner, options))
     for names, fmt in _TOLD.items():
         # Label Studio and tables of boxes have annotators, too, and volumes have folders of images and masks.
         shared_with = _has_annotators if names == _PEOPLE else is_volume_set
         if names <= set(options) and not (fmt == "masks" and shared_with(root)):
             return Detected(fmt, root)
-    inner = None if _INSIDE & set(options) else only_folder(root)
+    inner = None if _INSIDE & set(options) else inner
     # VisA's Data/ and the data/ of shards are parts of their sets, too.
     if inner is None or anomaly_folders(root) or is_parquet(root):
         return _detected(root, options)
@@ -139,6 +143,13 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         return _inside(root, _detect(inner, options))
     except Unlabelled:
         return _detected(root, options)
+
+
+def _is_named_in(inner: Path, root: Path, options: Collection[str]) -> bool:
+    """Return whether options name files or folders that lie in the only folder of a set, and not in the set's own."""
+    values = {name: options[name] for name in _INSIDE & set(options)} if isinstance(options, Mapping) else {}
+    paths = [part for value in values.values() for part in str(value).split(",")]
+    return bool(paths) and all((inner / path).exists() and not (root / path).exists() for path in paths)
 
 
 def _inside(root: Path, found: Detected) -> Detected:
@@ -188,6 +199,8 @@ def _detected(root: Path, options: Collection[str]) -> Detected:
     there = f": {files} are there, and of no kind that is read" if (files := unread_files(root)) else ""
     what = f"no label format recognised{there} (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
+    if way := way_of(root):
+        what, fix = f"no label format recognised{there}", way
     raise Unlabelled(what, where=str(root), fix=fix)
 
 
@@ -297,7 +310,7 @@ _INSIDE = frozenset(
 """Options that may name something below the folder that the user gave."""
 
 _PAPERS = (".md", ".pdf", ".zip", ".tar", ".tgz", ".rar", ".7z")
-_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|checksums?|md5)", re.IGNORECASE)
+_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|attribut|checksums?|md5)", re.IGNORECASE)
 """What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
 
 
@@ -319,7 +332,9 @@ def _weighs(root: Path, weight: str) -> bool:
 
 
 def _is_classes(root: Path) -> bool:
-    if _weighs(root, class_weight(root)):
+    # Beside class folders a table in a folder of its own is about something else.
+    apart = not any(path.parent == root or split_of(path.parent.name) for path in class_tables(root))
+    if _weighs(root, class_weight(root)) and not (apart and are_class_folders(root)):
         return True
     guesses = guessed_columns(root)
     if not guesses or are_class_folders(root):

@@ -10,17 +10,13 @@ from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawings import IGNORED, Drawing, ToolShape, box_of, dicts_of, drawn, read_drawings
 from vitp.data.formats.image_labels import LabelShape
-from vitp.data.formats.walk import files_below, parse_label_json, read_label_lines, split_of, words_of
+from vitp.data.formats.walk import files_below, parse_label_json, read_label_lines, split_word
 from vitp.records.labels import LabelledSet
 
 _PARTS = {"fbox": "person", "vbox": "person", "hbox": "head"}
 _FACE_COLUMNS = 10
 """x, y, width, height, blur, expression, illumination, invalid, occlusion, pose."""
 _INVALID = 7
-
-
-def _split(path: Path) -> str | None:
-    return next((split for word in words_of(path.stem) if (split := split_of(word))), None)
 
 
 def crowdhuman_files(root: Path) -> list[Path]:
@@ -67,7 +63,14 @@ def read_crowdhuman(
                     for n, box in enumerate(dicts_of(content["gtboxes"]), 1)
                 ]
                 yield Drawing(
-                    where, path, f"{name}.jpg", name, (0, 0), shapes, builder.place(path), split=_split(path)
+                    where,
+                    path,
+                    f"{name}.jpg",
+                    name,
+                    (0, 0),
+                    shapes,
+                    builder.place(path),
+                    split=split_word(path.stem),
                 )
 
     return read_drawings(
@@ -121,7 +124,7 @@ def read_widerface(
                 # An image without faces has one row of zeros.
                 rows = [next(lines, (0, "")) for _ in range(max(int(count), 1))]
                 shapes = [_face(builder, path, *entry) for entry in (rows if int(count) else ())]
-                where, split = builder.place(path, row), _split(path)
+                where, split = builder.place(path, row), split_word(path.stem)
                 image = f"WIDER_{split}/images/{name.strip()}"
                 yield Drawing(where, path, image, "", (0, 0), shapes, builder.place(path), split=split)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vitp.core.errors import DataError
+from vitp.core.extras import need
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.pixel_masks import ChangeFile
 from vitp.data.formats.walk import (
@@ -13,22 +16,51 @@ from vitp.data.formats.walk import (
     files_below,
     parse_label_json,
     read_label_text,
+    split_of,
+    within,
 )
 from vitp.records.labels import LabelledSet
 
+_COLUMNS = ("patch_id", "labels", "split")
 _METADATA = "_labels_metadata.json"
 _IMAGES, _LABELS = "images", ("train labels", "test labels")
 
 
 def bigearthnet_files(root: Path) -> list[Path]:
-    """Return BigEarthNet's files of classes, one in each folder of a patch."""
+    """Return BigEarthNet's files of classes: one in each folder of a patch, or `metadata.parquet` of version 2."""
+    table = root / "metadata.parquet"
+    if table.is_file() and set(_COLUMNS) <= set(_parquet().read_schema(table).names):
+        return [table]
     return [path for path in files_below(root, ".json") if path.name.endswith(_METADATA)]
+
+
+def _parquet() -> Any:
+    return need("parquet", "pyarrow.parquet", "metadata.parquet")
+
+
+def _patches(root: Path) -> Iterator[tuple[str, Path, object, str | None]]:
+    """Yield where each patch is named, its folder, its labels, and its split."""
+    for path in bigearthnet_files(root):
+        if path.suffix == ".json":
+            content = parse_label_json(read_label_text(path), path)
+            yield (
+                within(path, root),
+                path.parent,
+                content.get("labels") if isinstance(content, dict) else None,
+                None,
+            )
+            continue
+        files = files_below(root, ".tif")
+        folders = {file.parent.name: file.parent for file in files if file.stem.endswith("_B02")}
+        for number, row in enumerate(_parquet().read_table(path, columns=[*_COLUMNS]).to_pylist(), 1):
+            name, labels, split = (row[key] for key in _COLUMNS)
+            yield f"{path.name}:{number}", folders.get(name, root / name), labels, split_of(str(split))
 
 
 def read_bigearthnet(
     root: Path, options: ReadOptions = ReadOptions(), *, classes: str | list[str] | None = None
 ) -> LabelledSet:
-    """Read BigEarthNet (version 1): a folder a patch with one file a band, and `…_labels_metadata.json` in it.
+    """Read BigEarthNet: a folder a patch with one file a band, and what it shows in it (version 1) or in a table (2).
 
     Args:
         root: Holds the patches, anywhere below.
@@ -39,15 +71,15 @@ def read_bigearthnet(
         DataError: A file can't be read.
     """
     builder, known, seen = SetBuilder(root, options), comma_list(classes), set[str]()
-    for path in bigearthnet_files(root):
-        content = parse_label_json(read_label_text(path), path)
-        labels = content.get("labels") if isinstance(content, dict) else None
+    for where, folder, labels, split in _patches(root):
         if not isinstance(labels, list) or not labels:
-            builder.lose(builder.place(path), "names no labels; patch left out")
-        elif (size := builder.size_of(path.parent, builder.place(path))) is not None:
+            builder.lose(where, "names no labels; patch left out")
+        elif not folder.is_dir():
+            builder.lose(where, f"{folder.name} is missing; left out", absent=True)
+        elif (size := builder.size_of(folder, where)) is not None:
             tags = tuple(name for name in map(str, labels) if known is None or name in known)
             seen.update(tags)
-            builder.add(path.parent, size, tags=tags)
+            builder.add(folder, size, split=split, tags=tags)
     return builder.build(scene_classes=known or sorted(seen))
 
 

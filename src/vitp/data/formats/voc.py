@@ -25,6 +25,7 @@ from vitp.data.formats.walk import (
     child,
     comma_list,
     files_below,
+    image_folders,
     images_below,
     read_label_xml,
     split_in,
@@ -116,6 +117,10 @@ def read_voc(
             seen.update(label.category for label in found.objects)
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
+    read = [place.images for place in voc_places(root)]
+    others = [folder.path for folder in image_folders(root) if not any(map(folder.path.is_relative_to, read))]
+    if others:
+        builder.understand(f"there, and not read: the images in {', '.join(map(builder.place, others[:4]))}")
     return builder.build(object_classes=known or sorted(seen))
 
 
