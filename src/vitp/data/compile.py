@@ -117,10 +117,8 @@ def compile_labels(
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told, chosen=chosen)
-    if fmt == "parquet":
-        return _compile_table(job, source, options)
-    if fmt == "pannuke":
-        return _compile_unpacked(job, source, options)
+    if fmt in ("parquet", "pannuke"):  # their images are inside of their files
+        return (_compile_table if fmt == "parquet" else _compile_unpacked)(job, source, options)
     return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
 
 

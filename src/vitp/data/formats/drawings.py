@@ -34,7 +34,7 @@ from vitp.records.regions import outline
 
 Empty = Literal["", "nothing", "unlabelled"]
 
-IGNORED = "ignored regions"
+IGNORED_PLACE = "ignored regions"
 """Label of shapes that a file marks as ignored: their places are neither objects nor background, and no fault."""
 
 _LOOKED_AT = 8

@@ -8,7 +8,15 @@ from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.drawings import IGNORED, Drawing, ToolShape, box_of, dicts_of, drawn, read_drawings
+from vitp.data.formats.drawings import (
+    IGNORED_PLACE,
+    Drawing,
+    ToolShape,
+    box_of,
+    dicts_of,
+    drawn,
+    read_drawings,
+)
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import files_below, parse_label_json, read_label_lines, split_word
 from vitp.records.labels import LabelledSet
@@ -88,7 +96,9 @@ def _person(where: str, box: Mapping[str, Any], part: str) -> ToolShape:
     values = dict(zip("xywh", four if isinstance(four, list) else (), strict=False))
     # Whole bodies reach outside of the image, so four numbers aren't asked whether they are two corners.
     return drawn(
-        where, IGNORED if is_ignored else _PARTS[part], lambda: LabelShape(box=box_of(values, *"xywh").box)
+        where,
+        IGNORED_PLACE if is_ignored else _PARTS[part],
+        lambda: LabelShape(box=box_of(values, *"xywh").box),
     )
 
 
@@ -100,7 +110,7 @@ def widerface_files(root: Path) -> list[Path]:
 def read_widerface(
     root: Path, options: ReadOptions = ReadOptions(), *, classes: str | list[str] | None = None
 ) -> LabelledSet:
-    """Read WIDER FACE's lists: an image, the number of its faces, and a row for each. Invalid ones are ignored in place.
+    """Read WIDER FACE's lists: an image, how many faces, and a row for each. Invalid ones are ignored in place.
 
     Args:
         root: Holds `wider_face_split/wider_face_train_bbx_gt.txt` and the like, and `WIDER_train/images`.
@@ -139,5 +149,5 @@ def _face(builder: SetBuilder, path: Path, row: int, line: str) -> ToolShape:
         what = f"has {len(words)} columns, not {_FACE_COLUMNS}"
         raise DataError(what, where=f"{path}:{row}", fix="mend the row")
     values = dict(zip("xywh", words, strict=False))
-    label = IGNORED if words[_INVALID] == "1" else "face"
+    label = IGNORED_PLACE if words[_INVALID] == "1" else "face"
     return drawn(builder.place(path, row), label, lambda: LabelShape(box=box_of(values, *"xywh").box))

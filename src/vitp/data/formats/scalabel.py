@@ -10,7 +10,7 @@ from typing import Any
 
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawings import (
-    IGNORED,
+    IGNORED_PLACE,
     Drawing,
     Empty,
     ToolShape,
@@ -102,7 +102,7 @@ def _is_line(row: Mapping[str, Any]) -> bool:
 def _shape(where: str, row: Mapping[str, Any]) -> ToolShape:
     told = row.get("attributes")
     attributes = {key.lower(): value for key, value in told.items()} if isinstance(told, dict) else {}
-    label = IGNORED if attributes.get("ignored") is True else row.get("category")
+    label = IGNORED_PLACE if attributes.get("ignored") is True else row.get("category")
     return replace(drawn(where, label, partial(_place, row)), difficult=attributes.get("crowd") is True)
 
 
