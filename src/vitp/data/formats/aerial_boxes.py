@@ -72,7 +72,7 @@ def _ucas_places(root: Path) -> list[LabelPlace]:
     folders = [folder for name in ("CAR", "PLANE") if (folder := child(root, (name,)))]
     places = [LabelPlace(folder, folder) for folder in folders]
     rows = first_rows(places, ())
-    return places if rows and all(_ucas_numbers(row) for row in rows) else []
+    return places if any(map(_ucas_numbers, rows)) else []
 
 
 def is_ucas(root: Path) -> bool:

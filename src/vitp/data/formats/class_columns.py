@@ -208,6 +208,7 @@ def _tables_apart(root: Path) -> list[Path]:
     """Return the tables of classes in folders beside those of the images they name, as ISIC has them."""
     folders = [root / name for name, is_folder in entries_of(root) if is_folder and not split_of(name)]
     paths = [path for folder in folders if not list_images(folder) for path in table_files(folder)]
+    paths = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
     return [path for path in paths if columns_of(path) is not None and _weight(root, path) != "none"]
 
 

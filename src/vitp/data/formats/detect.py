@@ -42,7 +42,7 @@ from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.look import entries_of, one_look
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
-from vitp.data.formats.pannuke import pannuke_folds
+from vitp.data.formats.pannuke import is_pannuke
 from vitp.data.formats.parquet import is_parquet
 from vitp.data.formats.people import crowdhuman_files, widerface_files
 from vitp.data.formats.qupath import is_qupath
@@ -332,10 +332,11 @@ def _weighs(root: Path, weight: str) -> bool:
 
 
 def _is_classes(root: Path) -> bool:
-    # Beside class folders a table in a folder of its own is about something else.
-    apart = not any(path.parent == root or split_of(path.parent.name) for path in class_tables(root))
-    if _weighs(root, class_weight(root)) and not (apart and are_class_folders(root)):
-        return True
+    if _weighs(root, class_weight(root)):
+        # Beside class folders a table in a folder of its own is about something else.
+        apart = not any(path.parent == root or split_of(path.parent.name) for path in class_tables(root))
+        if not (apart and are_class_folders(root)):
+            return True
     guesses = guessed_columns(root)
     if not guesses or are_class_folders(root):
         return False
@@ -394,7 +395,7 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         "folders of bands with *_labels_metadata.json, as BigEarthNet has them",
     ),
     "oscd": (oscd_regions, "Images, Train Labels and Test Labels, as OSCD has them"),
-    "pannuke": (pannuke_folds, "images.npy with masks.npy, as PanNuke has them"),
+    "pannuke": (is_pannuke, "images.npy with masks.npy, as PanNuke has them"),
     "imagescope": (imagescope_files, "XML of Aperio ImageScope (Annotations, Regions, Vertices)"),
     "asap": (asap_files, "XML of ASAP (ASAP_Annotations)"),
     "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),

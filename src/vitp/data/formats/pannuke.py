@@ -49,6 +49,14 @@ def pannuke_folds(root: Path) -> list[_Fold]:
     return found
 
 
+def is_pannuke(root: Path) -> bool:
+    """Return whether a folder holds arrays of images with masks of six channels."""
+    try:
+        return any(_array(fold.masks, (None, None, None, 6)).size for fold in pannuke_folds(root))
+    except DataError:
+        return False
+
+
 def read_pannuke(
     root: Path,
     options: ReadOptions = ReadOptions(),

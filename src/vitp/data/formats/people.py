@@ -128,7 +128,7 @@ def read_widerface(
                 if not name.strip():
                     continue
                 count = next(lines, (0, ""))[1].strip()
-                if not count.isdigit():
+                if not count.isdecimal():
                     what = f'"{count[:20]}" is no number of faces'
                     raise DataError(what, where=f"{path}:{row + 1}", fix="mend or remove the entry")
                 # An image without faces has one row of zeros.

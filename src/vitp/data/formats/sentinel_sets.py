@@ -29,8 +29,11 @@ _IMAGES, _LABELS = "images", ("train labels", "test labels")
 def bigearthnet_files(root: Path) -> list[Path]:
     """Return BigEarthNet's files of classes: one in each folder of a patch, or `metadata.parquet` of version 2."""
     table = root / "metadata.parquet"
-    if table.is_file() and set(_COLUMNS) <= set(_parquet().read_schema(table).names):
-        return [table]
+    try:
+        if table.is_file() and set(_COLUMNS) <= set(_parquet().read_schema(table).names):
+            return [table]
+    except (OSError, ValueError):  # a damaged one is none of BigEarthNet's
+        pass
     return [path for path in files_below(root, ".json") if path.name.endswith(_METADATA)]
 
 
@@ -52,7 +55,11 @@ def _patches(root: Path) -> Iterator[tuple[str, Path, object, str | None]]:
             continue
         files = files_below(root, ".tif")
         folders = {file.parent.name: file.parent for file in files if file.stem.endswith("_B02")}
-        for number, row in enumerate(_parquet().read_table(path, columns=[*_COLUMNS]).to_pylist(), 1):
+        try:
+            rows = _parquet().read_table(path, columns=[*_COLUMNS]).to_pylist()
+        except (OSError, ValueError) as error:
+            raise DataError(f"can't be read ({error})", where=str(path), fix="download it again") from error
+        for number, row in enumerate(rows, 1):
             name, labels, split = (row[key] for key in _COLUMNS)
             yield f"{path.name}:{number}", folders.get(name, root / name), labels, split_of(str(split))
 
