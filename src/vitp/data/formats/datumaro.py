@@ -136,10 +136,10 @@ def _shape(row: Mapping[str, Any], size: tuple[int, int]) -> LabelShape:
         values = dict(zip("xywh", four if isinstance(four, list) else (), strict=False))
         told = row.get("attributes")
         turn = told.get("rotation") if isinstance(told, dict) else None
-        box = box_of(values, *"xywh")
+        x, y, width, height = numbers_under(values, *"xywh")
         if turn and (degrees := numbers_under({"rotation": turn}, "rotation")[0]) % 360:
-            return LabelShape(quad=centred_corners(*(box.box or ()), degrees))
-        return box
+            return LabelShape(quad=centred_corners(x, y, x + width, y + height, degrees))
+        return box_of(values, *"xywh")
     if kind == "polygon":
         return ring_shape(finite_points(list(zip(points[::2], points[1::2], strict=False))))
     if kind == "ellipse":

@@ -40,7 +40,9 @@ def _places(root: Path) -> list[LabelPlace]:
             what = f"holds labels of several versions: {', '.join(folder.name for folder in outer)}"
             raise DataError(what, where=str(base), fix="move all but one of them away")
         images = child(base, ("images",))
-        for folder in outer if images else ():
+        for folder in outer:
+            if images is None:
+                continue
             inner = [path for path in sorted(folder.iterdir()) if _PUBLISHED.fullmatch(path.name)]
             found.append(LabelPlace(child(images, ("images",)) or images, (inner or [folder])[0], split))
     return found or label_places(root, _LABEL_FOLDERS)

@@ -43,7 +43,7 @@ def pannuke_folds(root: Path) -> list[_Fold]:
             }
             if len(beside["masks.npy"]) == 1:
                 number = re.search(r"fold\D*(\d+)", within(images, root), re.IGNORECASE)
-                types = (beside["types.npy"] or [None])[0]
+                types = next(iter(beside["types.npy"]), None)
                 found.append(_Fold(int(number[1]) if number else None, images, beside["masks.npy"][0], types))
                 break
     return found
