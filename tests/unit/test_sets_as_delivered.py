@@ -8,12 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from tests.benchmark_fixtures import write_dior, write_isaid
-from tests.layout_toys import SIDE, mask, photo
+from tests.layout_toys import SIDE, drawn, mask, noise, photo, text
 from vitp.core.errors import DataError
 from vitp.data.compile import compile_labels
 from vitp.data.formats import look, read_labels
@@ -21,26 +19,8 @@ from vitp.data.formats.detect import detect
 from vitp.records.labels import LabelledSet
 
 
-def text(path: Path, *lines: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return path
-
-
-def noise(path: Path, seed: int, mode: str = "RGB") -> Path:
-    """Write a picture full of values, as photographs are; of one channel for "L"."""
-    shape = (SIDE, SIDE, 3) if mode == "RGB" else (SIDE, SIDE)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, np.uint8)).save(path)
-    return path
-
-
 def scenes(found: LabelledSet) -> dict[str, int]:
     return dict(Counter(item.scene for item in found.items if item.scene))
-
-
-def drawn(found: LabelledSet) -> dict[str, int]:
-    return dict(Counter(label.category for item in found.items for label in item.objects or ()))
 
 
 # --- one folder around all

@@ -42,7 +42,7 @@ TestOverride: TypeAlias = Annotated[
 # Names whose tables (`LAYOUT_WRITERS`, `TASK_MODELS`, `LABEL_FORMATS`) are too slow to import for a help text.
 LAYOUT_WORDS = "masks, coco, panoptic, yolo, dota, voc, folders or pairs."
 TASK_WORDS = "classification, segmentation, panoptic, change, detection, instance or oriented."
-FORMAT_NAMES = "coco, panoptic, label-studio, cvat, labelme, via, createml, supervisely, darwin, voc, yolo, dota, kitti, visdrone, masks, anomalies, volumes, folders, pairs, geo, qupath, xview, xbd, boxes, rle, captions, classes, lists, parquet, images, scenes, vitp or auto"
+FORMAT_NAMES = "coco, panoptic, label-studio, cvat, labelme, via, createml, supervisely, darwin, scalabel, datumaro, crowdhuman, widerface, imagescope, asap, voc, yolo, dota, kitti, visdrone, nwpu, ucas, bigearthnet, oscd, masks, anomalies, volumes, folders, pairs, geo, qupath, xview, xbd, boxes, rle, captions, classes, lists, parquet, pannuke, images, scenes, vitp or auto"
 LabelFormat: TypeAlias = Annotated[
     str, typer.Option("--format", help=f"Format of the labels: {FORMAT_NAMES}.")
 ]

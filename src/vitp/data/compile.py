@@ -117,13 +117,13 @@ def compile_labels(
     cutting = {} if crop is None else {"crop": crop, "overlap": overlap, "min_visible": min_visible}
     settings = {**cutting, "empty": empty, **options, "synthesis": synthesis.stated()}
     job = _Job(src, fmt, out, base, seed, synthesis, max_tiles, settings, also, told, chosen=chosen)
-    if fmt == "parquet":
-        return _compile_table(job, source, options)
+    if fmt in ("parquet", "pannuke"):  # their images are inside of their files
+        return (_compile_table if fmt == "parquet" else _compile_unpacked)(job, source, options)
     return _compile_read(job, read_labels(fmt, str(src) if base is None else source, **options))
 
 
 def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileSummary:
-    """Compile a table that holds its images: they wait beside `out` until all is complete."""
+    """Compile a table that holds its images, with labels or with conversations about them."""
     asked = {name: value for name, value in options.items() if name.endswith("_column")}
     columns = parquet_columns(source, asked, str(options.get("patient") or ""))
     if columns.talk and "crop" in job.settings:
@@ -134,10 +134,15 @@ def _compile_table(job: _Job, source: Path, options: dict[str, Any]) -> CompileS
         return compile_conversations(
             source, columns, job.out, seed=job.seed, max_tiles=job.max_tiles, settings=settings
         )
+    return _compile_unpacked(job, source, options)
+
+
+def _compile_unpacked(job: _Job, source: Path, options: dict[str, Any]) -> CompileSummary:
+    """Compile a set whose images are inside of its files: they wait beside `out` until all is complete."""
     job.out.parent.mkdir(parents=True, exist_ok=True)
     with leftovers.temporary_folder(job.out.name, job.out.parent) as folder:
         try:
-            whole = read_labels("parquet", source, **options, images_to=folder)
+            whole = read_labels(job.fmt, source, **options, images_to=folder)
             return _compile_read(replace(job, inside=folder), whole)
         except DataError as error:  # the folder is gone when it is read
             where = (error.where or "").replace(str(folder), str(source))

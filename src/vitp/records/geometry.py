@@ -48,6 +48,17 @@ def point_inside(points_N2: np.ndarray) -> tuple[float, float]:
     return float(across[:2].mean()), y
 
 
+def encloses(ring_N2: np.ndarray, point: tuple[float, float]) -> bool:
+    """Return whether a point lies in a polygon."""
+    (x, y), after_N2 = point, np.roll(ring_N2, -1, axis=0)
+    crosses_N = (ring_N2[:, 1] > y) != (after_N2[:, 1] > y)
+    first_N2, last_N2 = ring_N2[crosses_N], after_N2[crosses_N]
+    at_N = first_N2[:, 0] + (y - first_N2[:, 1]) / (last_N2[:, 1] - first_N2[:, 1]) * (
+        last_N2[:, 0] - first_N2[:, 0]
+    )
+    return bool(np.count_nonzero(at_N > x) % 2)
+
+
 def bounds(points_N2: np.ndarray) -> Box:
     """Return the axis-aligned box around points."""
     (x1, y1), (x2, y2) = points_N2.min(0), points_N2.max(0)

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.data.formats.aerial_boxes import read_nwpu, read_ucas
 from vitp.data.formats.anomalies import read_anomalies
 from vitp.data.formats.band_options import CHANNEL_OPTIONS
 from vitp.data.formats.bare_images import read_images
@@ -44,6 +45,7 @@ from vitp.data.formats.class_tables import read_class_tables
 from vitp.data.formats.coco import read_coco
 from vitp.data.formats.cvat import read_cvat
 from vitp.data.formats.dates import join_dates
+from vitp.data.formats.datumaro import read_datumaro
 from vitp.data.formats.detect import detect, detect_format
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
@@ -58,11 +60,16 @@ from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
 from vitp.data.formats.option_types import typed_options
 from vitp.data.formats.pairs import read_pairs
+from vitp.data.formats.pannuke import read_pannuke
 from vitp.data.formats.panoptic import read_panoptic
 from vitp.data.formats.parquet import read_parquet
+from vitp.data.formats.people import read_crowdhuman, read_widerface
 from vitp.data.formats.privacy import with_privacy_findings
 from vitp.data.formats.qupath import read_qupath
 from vitp.data.formats.rle_tables import read_run_tables
+from vitp.data.formats.scalabel import read_scalabel
+from vitp.data.formats.sentinel_sets import read_bigearthnet, read_oscd
+from vitp.data.formats.slide_xml import read_asap, read_imagescope
 from vitp.data.formats.slides import SLIDE_OPTIONS, at_resolution
 from vitp.data.formats.studies import join_studies
 from vitp.data.formats.tool_shapes import read_createml, read_darwin, read_supervisely
@@ -87,11 +94,21 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "createml": read_createml,
     "supervisely": read_supervisely,
     "darwin": read_darwin,
+    "scalabel": read_scalabel,
+    "datumaro": read_datumaro,
+    "crowdhuman": read_crowdhuman,
+    "widerface": read_widerface,
+    "imagescope": read_imagescope,
+    "asap": read_asap,
     "voc": read_voc,
     "yolo": read_yolo,
     "dota": read_dota,
     "kitti": read_kitti,
     "visdrone": read_visdrone,
+    "nwpu": read_nwpu,
+    "ucas": read_ucas,
+    "bigearthnet": read_bigearthnet,
+    "oscd": read_oscd,
     "masks": read_masks,
     "anomalies": read_anomalies,
     "volumes": read_volumes,
@@ -107,6 +124,7 @@ LABEL_FORMATS: dict[str, Callable[..., LabelledSet]] = {
     "classes": read_class_tables,
     "lists": read_class_lists,
     "parquet": read_parquet,
+    "pannuke": read_pannuke,
     "images": read_images,
     "scenes": read_scenes,
     "vitp": read_compiled,

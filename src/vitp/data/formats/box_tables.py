@@ -35,7 +35,7 @@ from vitp.data.formats.tables import (
     refuse_several_tables,
     table_files,
 )
-from vitp.data.formats.walk import comma_list, images_below, split_folders, split_of, words_of
+from vitp.data.formats.walk import comma_list, images_below, split_folders, split_of, split_word
 from vitp.records.geometry import Box
 from vitp.records.labels import LabelledSet
 
@@ -137,14 +137,9 @@ def table_paths(
     found = tables(root) or [(path, root) for path in table_files(root)]
     if not found:
         raise DataError("no table found", where=str(root), fix="name it with the option table")
-    if len(found) > 1 and not all(_split_in(path.stem) or folder != root for path, folder in found):
+    if len(found) > 1 and not all(split_word(path.stem) or folder != root for path, folder in found):
         refuse_several_tables(root, [path for path, _ in found])
     return found
-
-
-def _split_in(stem: str) -> str | None:
-    """Return the split that a word of a table's name says ("train_labels")."""
-    return next((split for word in words_of(stem) if (split := split_of(word))), None)
 
 
 @dataclass
@@ -231,7 +226,7 @@ class TableReading:
             fits = size is not None and (not stated or builder.agree(where, stated, size, image))
             group = str(row.get(columns.group) or "").strip() if columns.group else ""
             split = split_of(str(row.get(columns.split) or "")) if columns.split else None
-            split = split or _split_in(path.stem) or self._folder_split(image)
+            split = split or split_word(path.stem) or self._folder_split(image)
             new = _Image(size, builder.place(path), split, group) if size is not None and fits else None
             self.images[image] = new
         return self.images[image]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import DataError
+from vitp.data.formats.look import entries_of
 from vitp.data.formats.tables import (
     IMAGE_KEYS,
     PATIENT_KEYS,
@@ -20,7 +21,7 @@ from vitp.data.formats.tables import (
     table_files,
     table_weight,
 )
-from vitp.data.formats.walk import name_index, split_folders, words_of
+from vitp.data.formats.walk import list_images, name_index, split_folders, split_of, words_of
 
 ID_KEYS = (*IMAGE_KEYS, "id", "name")
 CLASS_KEYS = (
@@ -86,7 +87,7 @@ def columns_of(
         find_key(rows[0], keys) or ""
         for keys in (SPLIT_KEYS, (patient, *GROUP_KEYS) if patient else GROUP_KEYS, FOLD_KEYS)
     )
-    label = find_key(rows[0], (class_column,) if class_column else CLASS_KEYS)
+    label = find_key(rows[0], (class_column,)) if class_column else _class_column(rows)
     if label is not None and label != image:
         return Columns(image, label, (), split, group, study is not None, fold)
     others = [
@@ -95,6 +96,17 @@ def columns_of(
     one_hot = _one_hot(rows, others)
     found = Columns(image, "", one_hot, split, group, study is not None, fold)
     return found if len(one_hot) > 1 and not class_column else None
+
+
+def _class_column(rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the column of the class; of numbers beside their names, as EuroSAT has them, that of the names."""
+    found = [key for name in CLASS_KEYS if (key := find_key(dict(rows[0]), (name,)))]
+    for key in found if found and all(str(row.get(found[0])).isdigit() for row in rows) else ():
+        pairs = {(str(row.get(found[0])), str(row.get(key))) for row in rows}
+        numbers, names = map(set, zip(*pairs, strict=True))
+        if len(pairs) == len(numbers) == len(names) and not any(map(str.isdigit, names)):
+            return key
+    return found[0] if found else None
 
 
 def _one_hot(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> tuple[str, ...]:
@@ -187,8 +199,22 @@ def class_tables(root: Path) -> list[Path]:
     if not found:  # a table in each folder of the splits, as Roboflow writes _classes.csv
         folders = [folder for split, folder in split_folders(root) if split is not None]
         found = [path for folder in folders for path in table_files(folder) if columns_of(path) is not None]
-    found = [path for path in found if table_weight(path.parent, path, ID_KEYS) != "none"] or found
+    found = found or _tables_apart(root)
+    found = [path for path in found if _weight(root, path) != "none"] or found
     return [path for path in found if not is_form(path)] or found
+
+
+def _tables_apart(root: Path) -> list[Path]:
+    """Return the tables of classes in folders beside those of the images they name, as ISIC has them."""
+    folders = [root / name for name, is_folder in entries_of(root) if is_folder and not split_of(name)]
+    paths = [path for folder in folders if not list_images(folder) for path in table_files(folder)]
+    paths = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
+    return [path for path in paths if columns_of(path) is not None and _weight(root, path) != "none"]
+
+
+def _weight(root: Path, path: Path) -> Literal["none", "some", "most"]:
+    """Return how many images a table is about: those of its folder where that is a split, else those of the set."""
+    return table_weight(path.parent if split_of(path.parent.name) else root, path, ID_KEYS)
 
 
 def is_form(path: Path) -> bool:
@@ -198,7 +224,7 @@ def is_form(path: Path) -> bool:
 
 def class_weight(root: Path) -> Literal["none", "some", "most"]:
     """Return whether tables give a class to "none", "some" or "most" of a folder's images."""
-    found = {table_weight(path.parent, path, ID_KEYS) for path in class_tables(root)}
+    found = {_weight(root, path) for path in class_tables(root)}
     return "most" if "most" in found else "some" if "some" in found else "none"
 
 

@@ -33,7 +33,7 @@ from vitp.data.formats.tables import (
     refuse_several_tables,
     table_files,
 )
-from vitp.data.formats.walk import comma_list, split_of
+from vitp.data.formats.walk import comma_list, split_of, split_word
 from vitp.records.labels import LabelledSet
 
 _SEVERAL_KEYS = ("labels", "classes", "tags")
@@ -77,13 +77,14 @@ def read_class_tables(
     base = root if root.is_dir() else root.parent
     reading = _Reading(SetBuilder(base, options), TableImages(base), comma_list(classes), separator)
     guessed = {} if image_column or class_column or root.is_file() else _guessed(root, table)
-    for path in _paths(root, table) if not guessed else list(guessed):
+    paths = _paths(root, table) if not guessed else list(guessed)
+    for path in paths:
         columns = guessed.get(path) or columns_of(path, image_column, class_column, options.patient)
         if columns is None:
             list(raw_rows(path))  # a row that can't be read is what is wrong then
             fix = "name them with the options image_column and class_column"
             raise DataError("has no columns of image and class", where=str(path), fix=fix)
-        reading.read(path, columns)
+        reading.read(path, columns, split_of(path.stem) or (split_word(path.stem) if paths[1:] else None))
     if table is None and root.is_dir():
         others = [path for path in table_files(root) if path.suffix.lower() in (".csv", ".tsv")]
         if left := [path.name for path in others if path not in reading.tables]:
@@ -160,15 +161,14 @@ class _Reading:
     several: bool = False
     tables: list[Path] = field(default_factory=list)
 
-    def read(self, path: Path, columns: Columns) -> None:
-        """Take all rows of a table."""
+    def read(self, path: Path, columns: Columns, split: str | None) -> None:
+        """Take all rows of a table, whose name says the split."""
         self.tables.append(path)
         rows = list(raw_rows(path))
         for number, row in rows:
             if isinstance(row, dict):
                 refuse_doubles(row, columns.read)
                 _refuse_shapes(row, columns.label, self.builder.place(path, number))
-        split = split_of(path.stem)
         if path.parent != self.builder.root and (told := split_of(path.parent.name)):
             split, self.images = told, TableImages(path.parent)
         mark = self._separator(path, columns, [row for _, row in rows])

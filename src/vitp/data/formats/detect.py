@@ -6,16 +6,18 @@ Files that are labels by their name and place, but can't be read, are refused, t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vitp.core.errors import DataError
+from vitp.data.formats.aerial_boxes import is_nwpu, is_ucas
 from vitp.data.formats.anomalies import anomaly_folders
 from vitp.data.formats.box_tables import box_tables
 from vitp.data.formats.captions import caption_tables, caption_weight, is_caption_table
 from vitp.data.formats.class_columns import (
     check_odd_bits,
+    class_tables,
     class_weight,
     columns_of,
     guessed_columns,
@@ -29,6 +31,7 @@ from vitp.data.formats.coco_files import (
     refuse_results,
 )
 from vitp.data.formats.cvat import cvat_files
+from vitp.data.formats.datumaro import datumaro_files
 from vitp.data.formats.disasters import is_xbd
 from vitp.data.formats.dota import is_dota
 from vitp.data.formats.folders import check_classes, find_class_folders
@@ -39,9 +42,14 @@ from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.look import entries_of, one_look
 from vitp.data.formats.mask_layouts import find_masks
 from vitp.data.formats.pairs import find_pair_places, two_dates
+from vitp.data.formats.pannuke import is_pannuke
 from vitp.data.formats.parquet import is_parquet
+from vitp.data.formats.people import crowdhuman_files, widerface_files
 from vitp.data.formats.qupath import is_qupath
 from vitp.data.formats.rle_tables import run_column, run_tables
+from vitp.data.formats.scalabel import scalabel_files
+from vitp.data.formats.sentinel_sets import bigearthnet_files, oscd_regions
+from vitp.data.formats.slide_xml import asap_files, imagescope_files
 from vitp.data.formats.tables import (
     TABLE_SUFFIXES,
     box_columns,
@@ -56,7 +64,7 @@ from vitp.data.formats.unlabelled import (
     refuse_unlabelled,
     refuse_unread,
 )
-from vitp.data.formats.unread import Unlabelled, unread_files, with_unread
+from vitp.data.formats.unread import Unlabelled, unread_files, way_of, with_unread
 from vitp.data.formats.via import is_via, via_files
 from vitp.data.formats.visdrone import is_visdrone
 from vitp.data.formats.voc import voc_folder, voc_places
@@ -100,9 +108,9 @@ def detect(root: Path, options: Collection[str] = ()) -> Detected:
 
     Args:
         root: The set's folder, or a file.
-        options: Names of the options that the user gives: folders of images and masks, or of two dates, say the format.
-            A folder that holds one folder alone, as unpacked archives do, stands for it where labels are in it, and
-            no option names a file or folder.
+        options: Names (or names and values) of the options that the user gives: folders of images and masks, or of two
+            dates, say the format. A folder that holds one folder alone, as unpacked archives do, stands for it where
+            labels are in it, and no option names a file or folder, or all that they name lies in it.
 
     Raises:
         DataError: None fits, or there are several readings; the message says what was looked for.
@@ -118,12 +126,15 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         return Detected(_of_file(root), root)
     if not root.is_dir():
         check_ordinary(root)
+    inner = only_folder(root)
+    if inner is not None and _is_named_in(inner, root, options):
+        return _inside(root, _detect(inner, options))
     for names, fmt in _TOLD.items():
         # Label Studio and tables of boxes have annotators, too, and volumes have folders of images and masks.
         shared_with = _has_annotators if names == _PEOPLE else is_volume_set
         if names <= set(options) and not (fmt == "masks" and shared_with(root)):
             return Detected(fmt, root)
-    inner = None if _INSIDE & set(options) else only_folder(root)
+    inner = None if _INSIDE & set(options) else inner
     # VisA's Data/ and the data/ of shards are parts of their sets, too.
     if inner is None or anomaly_folders(root) or is_parquet(root):
         return _detected(root, options)
@@ -132,6 +143,13 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         return _inside(root, _detect(inner, options))
     except Unlabelled:
         return _detected(root, options)
+
+
+def _is_named_in(inner: Path, root: Path, options: Collection[str]) -> bool:
+    """Return whether options name files or folders that lie in the only folder of a set, and not in the set's own."""
+    values = {name: options[name] for name in _INSIDE & set(options)} if isinstance(options, Mapping) else {}
+    paths = [part for value in values.values() for part in str(value).split(",")]
+    return bool(paths) and all((inner / path).exists() and not (root / path).exists() for path in paths)
 
 
 def _inside(root: Path, found: Detected) -> Detected:
@@ -181,6 +199,8 @@ def _detected(root: Path, options: Collection[str]) -> Detected:
     there = f": {files} are there, and of no kind that is read" if (files := unread_files(root)) else ""
     what = f"no label format recognised{there} (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
+    if way := way_of(root):
+        what, fix = f"no label format recognised{there}", way
     raise Unlabelled(what, where=str(root), fix=fix)
 
 
@@ -241,8 +261,9 @@ def _also(root: Path, found: str) -> list[str]:
             continue
         if (
             name == found
-            or found in ("vitp", "pairs", "xbd", "xview")
+            or found in ("vitp", "pairs", "oscd", "xbd", "xview")
             or (name, found) in (("geo", "qupath"), ("masks", "volumes"))
+            or (name == "voc" and found in ("imagescope", "asap"))
             or (name == "captions" and found in ("coco", "panoptic"))
             or (name in ("coco", "masks") and found == "panoptic")
             or (name in ("captions", "classes") and found in ("label-studio", "via"))
@@ -289,7 +310,7 @@ _INSIDE = frozenset(
 """Options that may name something below the folder that the user gave."""
 
 _PAPERS = (".md", ".pdf", ".zip", ".tar", ".tgz", ".rar", ".7z")
-_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|checksums?|md5)", re.IGNORECASE)
+_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|attribut|checksums?|md5)", re.IGNORECASE)
 """What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
 
 
@@ -312,7 +333,10 @@ def _weighs(root: Path, weight: str) -> bool:
 
 def _is_classes(root: Path) -> bool:
     if _weighs(root, class_weight(root)):
-        return True
+        # Beside class folders a table in a folder of its own is about something else.
+        apart = not any(path.parent == root or split_of(path.parent.name) for path in class_tables(root))
+        if not (apart and are_class_folders(root)):
+            return True
     guesses = guessed_columns(root)
     if not guesses or are_class_folders(root):
         return False
@@ -362,6 +386,18 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
     "vitp": (lambda root: (root / "labels" / "set.json").is_file(), "labels/set.json"),
     "label-studio": (label_studio_files, "JSON with tasks and annotations, or with annotation_id"),
     "cvat": (cvat_files, "XML with <annotations> in the folder or in annotations/"),
+    "scalabel": (scalabel_files, "JSON of BDD100K or Scalabel (name, labels with box2d or poly2d)"),
+    "datumaro": (datumaro_files, "JSON of Datumaro (categories, items with annotations)"),
+    "crowdhuman": (crowdhuman_files, "*.odgt, as CrowdHuman has them"),
+    "widerface": (widerface_files, "*_bbx_gt.txt, as WIDER FACE has them"),
+    "bigearthnet": (
+        bigearthnet_files,
+        "folders of bands with *_labels_metadata.json, as BigEarthNet has them",
+    ),
+    "oscd": (oscd_regions, "Images, Train Labels and Test Labels, as OSCD has them"),
+    "pannuke": (is_pannuke, "images.npy with masks.npy, as PanNuke has them"),
+    "imagescope": (imagescope_files, "XML of Aperio ImageScope (Annotations, Regions, Vertices)"),
+    "asap": (asap_files, "XML of ASAP (ASAP_Annotations)"),
     "voc": (lambda root: voc_places(voc_folder(root)), "*.xml in Annotations/ or beside images"),
     "panoptic": (panoptic_files, "JSON with segments_info, and a folder of PNGs beside it"),
     "coco": (
@@ -389,6 +425,8 @@ _SIGNS: dict[str, tuple[Callable[[Path], object], str]] = {
         'label_2/*.txt or labels/*.txt with rows "type truncated occluded alpha x1 y1 x2 y2 …"',
     ),
     "visdrone": (is_visdrone, "annotations/*.txt with rows of eight whole numbers, parted by commas"),
+    "nwpu": (is_nwpu, '"positive image set" and "ground truth", as NWPU VHR-10 has them'),
+    "ucas": (is_ucas, "CAR/ and PLANE/ with rows of 13 numbers, as UCAS-AOD has them"),
     "dota": (is_dota, 'labelTxt/*.txt with rows "x1 y1 … x4 y4 class"'),
     "yolo": (is_yolo, 'labels/*.txt or text beside images with rows "class cx cy w h"'),
     "masks": (find_masks, "images/ and masks/ with equal names, or a.png and a_mask.png"),

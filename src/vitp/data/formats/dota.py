@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 from vitp.core.errors import DataError
@@ -10,22 +11,46 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.label_files import (
     TEXTS_BESIDE_LABELS,
+    LabelPlace,
     add_labels,
     find_labels,
     first_rows,
     label_places,
     label_rows,
 )
-from vitp.data.formats.walk import comma_list
+from vitp.data.formats.walk import bases_of, child, comma_list
 from vitp.records.labels import LabelledSet
 
 _LABEL_FOLDERS = ("labelTxt", "annfiles", "labels")
+_PUBLISHED = re.compile(r"labelTxt|DOTA-v[\d.]+_[a-z]+", re.IGNORECASE)
+"""Folders of oriented boxes in `labelTxt-v1.5`; those of upright ones end in `_hbb`, or in `_reclabelTxt` below."""
 _HEADERS = ("imagesource", "gsd", "acquisition", "acquisition dates", "acquisitiondate")
+
+
+def _places(root: Path) -> list[LabelPlace]:
+    """Return where images and labels lie, in `labelTxt-v1.5/DOTA-v1.5_train`, as DOTA is published, too.
+
+    Raises:
+        DataError: There are labels of several versions.
+    """
+    found = []
+    for split, base in bases_of(root):
+        outer = [folder for folder in sorted(base.glob("labelTxt-v*")) if folder.is_dir()]
+        if len(outer) > 1:
+            what = f"holds labels of several versions: {', '.join(folder.name for folder in outer)}"
+            raise DataError(what, where=str(base), fix="move all but one of them away")
+        images = child(base, ("images",))
+        for folder in outer:
+            if images is None:
+                continue
+            inner = [path for path in sorted(folder.iterdir()) if _PUBLISHED.fullmatch(path.name)]
+            found.append(LabelPlace(child(images, ("images",)) or images, (inner or [folder])[0], split))
+    return found or label_places(root, _LABEL_FOLDERS)
 
 
 def is_dota(root: Path) -> bool:
     """Return whether a label file's first row is one of DOTA."""
-    rows = first_rows(label_places(root, _LABEL_FOLDERS), TEXTS_BESIDE_LABELS)
+    rows = first_rows(_places(root), TEXTS_BESIDE_LABELS)
     return any(len(row) >= 9 and are_numbers(row[:8]) and not are_numbers(row[8:9]) for row in rows)
 
 
@@ -47,8 +72,8 @@ def read_dota(
     """Read a folder of DOTA labels.
 
     Args:
-        root: Holds `{train,val,valid,test}/{images,labelTxt}`, `images` and `labelTxt` with or without sub-folders,
-            or images and text side by side.
+        root: Holds `{train,val,valid,test}/{images,labelTxt}`, with `labelTxt-v1.5/DOTA-v1.5_train` and the like for
+            `labelTxt`, too; `images` and `labelTxt` with or without sub-folders; or images and text side by side.
         options: Name, licence, splits.
         classes: The object classes in order; by default those that occur, sorted. The places of labels of other
             classes are ignored: they are neither objects nor background.
@@ -67,7 +92,7 @@ def read_dota(
         seen.update(label.category for label in found.objects)
         return rows
 
-    labels = find_labels(builder, label_places(root, _LABEL_FOLDERS), not_labels=TEXTS_BESIDE_LABELS)
+    labels = find_labels(builder, _places(root), not_labels=TEXTS_BESIDE_LABELS)
     add_labels(builder, labels, read_one, drop_empty=drop_empty)
     return builder.build(object_classes=known or sorted(seen))
 

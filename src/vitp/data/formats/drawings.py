@@ -34,6 +34,9 @@ from vitp.records.regions import outline
 
 Empty = Literal["", "nothing", "unlabelled"]
 
+IGNORED_PLACE = "ignored regions"
+"""Label of shapes that a file marks as ignored: their places are neither objects nor background, and no fault."""
+
 _LOOKED_AT = 8
 """Files of one suffix that tell whether they are of a tool."""
 
@@ -70,6 +73,7 @@ class Drawing:
         shapes: What is drawn; a function where it depends on the image's true width and height.
         source: What the labels are counted by; None: the folder of the file.
         silent: There are no shapes, and the tool doesn't say whether anybody looked.
+        split: The split that the labels tell; None: that of the image's folder.
     """
 
     where: str
@@ -80,6 +84,7 @@ class Drawing:
     shapes: Sequence[ToolShape] | Callable[[tuple[int, int]], Sequence[ToolShape]]
     source: str | None = None
     silent: bool = False
+    split: str | None = None
 
 
 def read_drawings(
@@ -134,7 +139,8 @@ def read_drawings(
         labels = builder.labels_of(size, source, folder=drawing.source is None)
         shapes = drawing.shapes(size) if callable(drawing.shapes) else drawing.shapes
         seen |= _take(labels, shapes, known)
-        builder.add_labelled(image, labels, split=split_in(image.relative_to(root))[0])
+        split = drawing.split or split_in(image.relative_to(root))[0]
+        builder.add_labelled(image, labels, split=split)
     if silent:
         _say_silent(builder, silent, len(used), empty)
     if rest := [image for image in images_below(root) if image not in used]:

@@ -29,6 +29,7 @@ from vitp.data.formats.walk import (
     shared,
     split_folders,
     split_of,
+    split_word,
     stem_of,
     within,
     words_of,
@@ -271,10 +272,16 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
     innermost = {_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}
-    if len(innermost) < 2 or all(map(split_of, innermost)):
+    if len(innermost) < 2 or _are_splits(innermost):
         only = " and ".join(sorted(within(folder.path, root) for folder in folders)[: len(innermost)])
         what = f"no labels found: all images lie in {only}{'' if len(innermost) < 2 else ', which are splits and no classes'}"
         raise Unlabelled(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
+
+
+def _are_splits(names: Collection[str]) -> bool:
+    """Return whether names are those of splits, with the same other words at most ("cars_train", "cars_test")."""
+    rest = {tuple(word for word in words_of(name) if not split_of(word)) for name in names}
+    return all(map(split_of, names)) or (all(map(split_word, names)) and len(rest) == 1)
 
 
 def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:
@@ -320,7 +327,7 @@ def _refuse_alike(
 ) -> None:
     # The reading with photographs as images comes first.
     pair = sorted((first, second), key=lambda folder: not _are_photographs(folder))
-    one, other = (within(f.path, root) for f in pair)
+    one, other = (within(path, root) for path in _forks(*(f.path for f in pair)))
     alike = [folder for folder in folders if folder in pair or _are_alike(first, folder)]
     drawn = [within(folder.path, root) for folder in alike if not _are_photographs(folder)]
     photographs = [within(folder.path, root) for folder in alike if _are_photographs(folder)]
@@ -337,8 +344,15 @@ def _refuse_alike(
         "classes",
         where=str(root),
         fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
-        f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}",
+        f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}; or name one of the folders",
     )
+
+
+def _forks(first: Path, second: Path) -> tuple[Path, Path]:
+    """Return the folders in which two paths part: color/apple and grey/apple are of color and grey."""
+    while first.name == second.name:
+        first, second = first.parent, second.parent
+    return first, second
 
 
 def _are_alike(first: Folder, second: Folder) -> bool:

@@ -128,12 +128,11 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | str
         if folder.role in ("mask", "instance"):
             masks[_key(folder)].append(folder)
     images = [folder for folder in folders if folder.role == "image"]
-    unnamed: list[Folder] = []
     if masks and not any(_key(folder) in masks for folder in images):
         images = _unnamed_images(root, folders, masks)
-        beside = {folder.path.parent for folder in images}
-        known = {folder.path for folder in (*images, *(one for own in masks.values() for one in own))}
-        unnamed = [f for f in folders if not f.role and f.path.parent in beside and f.path not in known]
+    beside = {folder.path.parent for folder in images}
+    known = {folder.path for folder in (*images, *(one for own in masks.values() for one in own))}
+    unnamed = [f for f in folders if not f.role and f.path.parent in beside and f.path not in known]
     without = [folder for folder in (*images, *unnamed) if _key(folder) not in masks]
     images = [folder for folder in images if _key(folder) in masks]
     masks = _of_one_annotator(root, {key: masks[key] for key in map(_key, images)}, annotator)
@@ -322,6 +321,7 @@ def _one_folder(root: Path, folders: Sequence[Folder], annotator: int | str | No
         keys = {file: file.stem if file.stem in masks else bare_name(file.stem) for file in named}
         found = {file: tuple(masks[key]) for file, key in keys.items() if key in masks and not named[file]}
         if not found:
+            layout.without.append(folder)
             continue
         for image, own in found.items():
             layout.entries.append(MaskEntry(image, own, folder.split))

@@ -33,7 +33,7 @@ from vitp.data.formats.drawings import (
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import parse_label_json, read_label_text
-from vitp.records.geometry import as_points, point_inside
+from vitp.records.geometry import as_points, encloses, point_inside
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import LARGEST_MASK, ellipse_ring
 
@@ -312,20 +312,10 @@ def _even_odd(rings: Sequence[Sequence[float]]) -> LabelShape:
     """Return what rings enclose by the even-odd rule, by which V7 fills: a ring within another is a hole."""
     points = [as_points(ring) for ring in rings]
     within = [
-        sum(_encloses(other, point_inside(own)) for other in points if other is not own) % 2 == 1
+        sum(encloses(other, point_inside(own)) for other in points if other is not own) % 2 == 1
         for own in points
     ]
     outer, holes = (
         [ring for ring, inner in zip(rings, within, strict=True) if inner is hole] for hole in (False, True)
     )
     return LabelShape(polygons=outer, holes=holes)
-
-
-def _encloses(ring_N2: np.ndarray, point: tuple[float, float]) -> bool:
-    (x, y), after_N2 = point, np.roll(ring_N2, -1, axis=0)
-    crosses_N = (ring_N2[:, 1] > y) != (after_N2[:, 1] > y)
-    first_N2, last_N2 = ring_N2[crosses_N], after_N2[crosses_N]
-    at_N = first_N2[:, 0] + (y - first_N2[:, 1]) / (last_N2[:, 1] - first_N2[:, 1]) * (
-        last_N2[:, 0] - first_N2[:, 0]
-    )
-    return bool(np.count_nonzero(at_N > x) % 2)

@@ -59,6 +59,14 @@ _PAPERS = (
     "attribution",
 )
 _SHOWN = 3
+_WAYS = {
+    ".mat": "MATLAB's files aren't read: write their classes as a table image,class, and masks as PNG (SciPy's loadmat)",
+    **dict.fromkeys(
+        (".npy", ".npz", ".h5", ".hdf5", ".pkl", ".pickle", ".tfrecord", ".record"),
+        "images in arrays aren't read: write each as a file (PNG) into a folder of its class, or with a table image,class",
+    ),
+}
+"""Kinds of files that nobody reads → what to do."""
 
 
 class Unlabelled(DataError):
@@ -69,9 +77,16 @@ def with_unread(error: Unlabelled, root: Path) -> Unlabelled:
     """Return the error with the files that may hold the labels, where there are any."""
     if not (there := unread_files(root)):
         return error
+    fix = "; ".join(filter(None, (way_of(root), error.fix)))
     return Unlabelled(
-        f"{error.what}; there, and of no kind that is read: {there}", where=error.where, fix=error.fix
+        f"{error.what}; there, and of no kind that is read: {there}", where=error.where, fix=fix
     )
+
+
+def way_of(root: Path) -> str:
+    """Return what to do about files below a folder whose kind nobody reads; "" where there are none."""
+    suffixes = {path.suffix.lower() for path in files_below(root)}
+    return next((way for suffix, way in _WAYS.items() if suffix in suffixes), "")
 
 
 def unread_files(root: Path, suffixes: Collection[str] = _LABEL_SUFFIXES) -> str:

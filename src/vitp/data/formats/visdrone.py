@@ -17,7 +17,7 @@ from vitp.data.formats.label_files import (
     label_places,
     label_rows,
 )
-from vitp.data.formats.walk import child, comma_list, split_of, words_of
+from vitp.data.formats.walk import child, comma_list, split_word
 from vitp.records.labels import LabelledSet
 
 _NAMES = (
@@ -36,7 +36,7 @@ def _places(root: Path) -> list[LabelPlace]:
     found = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         images, labels = (child(folder, (name,)) for name in ("images", "annotations"))
-        split = next((split for word in words_of(folder.name) if (split := split_of(word))), None)
+        split = split_word(folder.name)
         if images and labels and split:
             found.append(LabelPlace(images, labels, split))
     return found or label_places(root, ("annotations",), ("images",))

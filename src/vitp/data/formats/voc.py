@@ -25,6 +25,7 @@ from vitp.data.formats.walk import (
     child,
     comma_list,
     files_below,
+    image_folders,
     images_below,
     read_label_xml,
     split_in,
@@ -116,7 +117,18 @@ def read_voc(
             seen.update(label.category for label in found.objects)
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
+    _say_passed_over(builder, voc_places(root))
     return builder.build(object_classes=known or sorted(seen))
+
+
+def _say_passed_over(builder: SetBuilder, places: Sequence[LabelPlace]) -> None:
+    """Say which folders of images no XML file is about, such as those of masks."""
+    read, folders = (
+        [place.images for place in places],
+        [folder.path for folder in image_folders(builder.root)],
+    )
+    if others := [path for path in folders if not any(map(path.is_relative_to, read))]:
+        builder.understand(f"there, and not read: the images in {', '.join(map(builder.place, others[:4]))}")
 
 
 def _take(

@@ -269,6 +269,11 @@ def split_of(word: str) -> str | None:
     return _ALIASES.get(_YEAR.sub("", word.strip().lower()))
 
 
+def split_word(name: str) -> str | None:
+    """Return the split that a word of a name says ("train_labels"), or None."""
+    return next((split for word in words_of(name) if (split := split_of(word))), None)
+
+
 def split_folders(root: Path) -> list[tuple[str | None, Path]]:
     """Return the folders of the splits under `root`, or `root` itself with None when there are none."""
     found = [
