@@ -180,11 +180,9 @@ def paired_repeats(
     found = _with_t_tests(found, means, confidence)
     if found.verdict != "no evidence" or seeds < 3 or not margin:
         return found
-    bounds = [
-        np.nanquantile(means_B, [1 - confidence, confidence]),
-        *(_t_interval(one, confidence) for one in means),
-    ]
-    return replace(found, verdict="level" if np.abs(bounds).max() < margin else "no evidence")
+    return replace(
+        found, verdict="level" if _is_within(margin, means_B, means, confidence) else "no evidence"
+    )
 
 
 def _with_t_tests(
@@ -208,12 +206,17 @@ def _p_of_t_test(differences_N: np.ndarray) -> float | None:
     return 0.0 if known_N.any() else 1.0  # the same difference each time
 
 
-def _t_interval(differences_N: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the bounds that the mean lies beyond with a chance of 1 − `confidence` each; infinite for one value."""
-    known_N = differences_N[~np.isnan(differences_N)]
-    mean, std = mean_std(known_N)
-    half = t.ppf(confidence, len(known_N) - 1) * std / np.sqrt(len(known_N)) if len(known_N) > 1 else np.inf
-    return mean - half, mean + half
+def _is_within(margin: float, draws_B: np.ndarray, samples: Sequence[np.ndarray], confidence: float) -> bool:
+    """Return whether a bootstrap's and all samples' means are smaller than a margin by two one-sided tests each."""
+    farthest = float(np.abs(np.nanquantile(draws_B, [1 - confidence, confidence])).max())
+    for differences_N in samples:
+        known_N = differences_N[~np.isnan(differences_N)]
+        if len(known_N) < 2:  # one value spreads by nobody knows how much
+            return False
+        mean, std = mean_std(known_N)
+        half = float(t.ppf(confidence, len(known_N) - 1)) * std / len(known_N) ** 0.5
+        farthest = max(farthest, abs(mean) + half)
+    return farthest < margin
 
 
 def differences_of_repeats(ours: Repeats, theirs: Repeats) -> np.ndarray:

@@ -238,13 +238,13 @@ class ClaimReading:
         """Undecided measures that the answer waits for: finetuned tasks on clean images; all where there are none."""
         known = (*self.better, *self.worse, *self.level, *self.undecided)
         return (
-            tuple(one for one in self.undecided if is_finetuned(one))
-            if any(map(is_finetuned, known))
+            tuple(one for one in self.undecided if is_finetuned_task(one))
+            if any(map(is_finetuned_task, known))
             else self.undecided
         )
 
 
-def is_finetuned(measure: Measure) -> bool:
+def is_finetuned_task(measure: Measure) -> bool:
     """Return whether a measure is of a finetuned task on clean images, which the paper's claims are about."""
     return not measure[1].startswith("frozen") and not measure[1].endswith(CORRUPTED)
 
@@ -252,7 +252,7 @@ def is_finetuned(measure: Measure) -> bool:
 def read_claim(rows: Sequence[Row], claim: Claim, margin: float = 0.0) -> ClaimReading:
     """Return what the main measures say about a claim.
 
-    Any measure shows a difference. That there is none is said where nothing shows one and all finetuned tasks are level.
+    Any measure shows a difference. That there is none is said where none shows one and all finetuned tasks are level.
     """
     verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "level": [], "no evidence": []}
     for measure in measures_of(rows):

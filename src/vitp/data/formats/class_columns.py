@@ -199,17 +199,13 @@ def class_tables(root: Path) -> list[Path]:
     if not found:  # a table in each folder of the splits, as Roboflow writes _classes.csv
         folders = [folder for split, folder in split_folders(root) if split is not None]
         found = [path for folder in folders for path in table_files(folder) if columns_of(path) is not None]
-    found = found or _tables_apart(root)
+    if not found:  # in folders beside those of the images that they name, as ISIC has them
+        folders = [root / name for name, is_folder in entries_of(root) if is_folder and not split_of(name)]
+        paths = [path for folder in folders if not list_images(folder) for path in table_files(folder)]
+        paths = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
+        found = [path for path in paths if columns_of(path) is not None and _weight(root, path) != "none"]
     found = [path for path in found if _weight(root, path) != "none"] or found
     return [path for path in found if not is_form(path)] or found
-
-
-def _tables_apart(root: Path) -> list[Path]:
-    """Return the tables of classes in folders beside those of the images they name, as ISIC has them."""
-    folders = [root / name for name, is_folder in entries_of(root) if is_folder and not split_of(name)]
-    paths = [path for folder in folders if not list_images(folder) for path in table_files(folder)]
-    paths = [path for path in paths if path.suffix.lower() in (".csv", ".tsv")]
-    return [path for path in paths if columns_of(path) is not None and _weight(root, path) != "none"]
 
 
 def _weight(root: Path, path: Path) -> Literal["none", "some", "most"]:

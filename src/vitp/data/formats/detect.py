@@ -130,9 +130,11 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
     if inner is not None and _is_named_in(inner, root, options):
         return _inside(root, _detect(inner, options))
     for names, fmt in _TOLD.items():
+        if not names <= set(options):
+            continue
         # Label Studio and tables of boxes have annotators, too, and volumes have folders of images and masks.
-        shared_with = _has_annotators if names == _PEOPLE else is_volume_set
-        if names <= set(options) and not (fmt == "masks" and shared_with(root)):
+        people = names == _PEOPLE and (label_studio_files(root) or box_tables(root))
+        if fmt != "masks" or not (people or (names != _PEOPLE and is_volume_set(root))):
             return Detected(fmt, root)
     inner = None if _INSIDE & set(options) else inner
     # VisA's Data/ and the data/ of shards are parts of their sets, too.
@@ -289,10 +291,6 @@ _PUBLISHED_NAMES = {"loveda": "LoveDA", "dior": "DIOR", "isaid": "iSAID"}
 _PLAIN = {"loveda": "masks", "dior": "voc", "isaid": "masks"}
 
 _PEOPLE = frozenset({"annotator"})
-
-
-def _has_annotators(root: Path) -> bool:
-    return bool(label_studio_files(root) or box_tables(root))
 
 
 _TOLD = {

@@ -272,16 +272,13 @@ def check_classes(root: Path, folders: Sequence[Folder]) -> None:
             "the images (masks/, labels/, annotations/, a table); --format images reads images without labels",
         )
     innermost = {_without_contents(folder.path.relative_to(root).parts)[-1] for folder in folders}
-    if len(innermost) < 2 or _are_splits(innermost):
+    # Splits may have other words beside them, all the same ones ("cars_train", "cars_test").
+    rest = {tuple(word for word in words_of(name) if not split_of(word)) for name in innermost}
+    are_splits = all(map(split_of, innermost)) or (all(map(split_word, innermost)) and len(rest) == 1)
+    if len(innermost) < 2 or are_splits:
         only = " and ".join(sorted(within(folder.path, root) for folder in folders)[: len(innermost)])
         what = f"no labels found: all images lie in {only}{'' if len(innermost) < 2 else ', which are splits and no classes'}"
         raise Unlabelled(what, where=str(root), fix=f"put labels beside them, or name the format; {explicit}")
-
-
-def _are_splits(names: Collection[str]) -> bool:
-    """Return whether names are those of splits, with the same other words at most ("cars_train", "cars_test")."""
-    rest = {tuple(word for word in words_of(name) if not split_of(word)) for name in names}
-    return all(map(split_of, names)) or (all(map(split_word, names)) and len(rest) == 1)
 
 
 def _is_class(folder: Folder, folders: Sequence[Folder]) -> bool:

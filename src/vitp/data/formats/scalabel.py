@@ -82,7 +82,12 @@ def read_scalabel(
             place = builder.place(path)
             for frame in frames:
                 name, rows = str(frame["name"]), dicts_of(frame.get("labels"))
-                areas = [row for row in rows if not _is_line(row)]
+                drawn = [(row, dicts_of(row.get("poly2d"))) for row in rows]
+                areas = [
+                    row
+                    for row, parts in drawn
+                    if not parts or any(part.get("closed") is not False for part in parts)
+                ]
                 if len(areas) < len(rows):
                     builder.understand("BDD100K: open lines, such as lanes, have no area and aren't read")
                 shapes = [_shape(f"{place}: {name}, label {n}", row) for n, row in enumerate(areas, 1)]
@@ -92,11 +97,6 @@ def read_scalabel(
     return read_drawings(
         root, options, found, classes=classes, semantic=semantic, missing=missing, empty=empty
     )
-
-
-def _is_line(row: Mapping[str, Any]) -> bool:
-    parts = dicts_of(row.get("poly2d"))
-    return bool(parts) and all(part.get("closed") is False for part in parts)
 
 
 def _shape(where: str, row: Mapping[str, Any]) -> ToolShape:
