@@ -46,8 +46,8 @@ _UNPROVEN = (
     "**This is a first look and proves nothing**: one pretraining seed, settings that were not tuned, short runs. Take "
     "away `--quick` for an answer."
 )
-
-
+_ANSWER_LEAD = "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse."
+_LEVEL_LEAD = " It is *level* when none is either, and each finetuned task is shown to differ by less than a margin of {} (in percent)."
 _DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "
@@ -144,9 +144,7 @@ def _answer(report: Report) -> Section:
     return Section(
         "The answer",
         blocks or [Text("The tables below hold the numbers; the paper makes no claim that they test.")],
-        "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse. "
-        f"It is *level* when none is either and every finetuned task is level, shown to differ by less than "
-        f"{format_number(100 * margin, 1)} points.",
+        _ANSWER_LEAD + (_LEVEL_LEAD.format(f"{100 * margin:g}") if margin else ""),
     )
 
 
