@@ -13,7 +13,7 @@ import pytest
 import typer
 
 from vitp.cli import run as run_cli
-from vitp.cli.boundary import INTERNAL, INTERRUPTED, guarded
+from vitp.cli.boundary import INTERNAL, INTERRUPTED, TERMINATED, guarded
 from vitp.cli.options import FORMAT_NAMES
 from vitp.core.errors import DataError
 from vitp.core.files import atomic_dir, atomic_path, to_json, write_json
@@ -58,6 +58,7 @@ def _line(capsys: pytest.CaptureFixture[str]) -> str:
         (UnicodeEncodeError("utf-8", "im\udce4", 2, 3, "surrogates not allowed"), 2, "rename the file"),
         (ValueError("embedded null byte"), 2, "null byte"),
         (KeyboardInterrupt(), INTERRUPTED, "interrupted"),
+        (SystemExit(TERMINATED), TERMINATED, "interrupted; nothing half-written is left"),
         (typer.Abort(), INTERRUPTED, "interrupted"),
     ],
 )

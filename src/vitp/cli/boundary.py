@@ -26,7 +26,7 @@ WRONG_INPUT = 2
 INTERNAL = 70
 """A fault of the program (`EX_SOFTWARE` of sysexits.h)."""
 
-INTERRUPTED = 128 + signal.SIGINT
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 NOTHING_LEFT = "interrupted; nothing half-written is left"
 
 _WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -72,6 +72,10 @@ def guarded(command: Callable[[], Any]) -> int:
         return fail(NOTHING_LEFT, INTERRUPTED)
     except KeyboardInterrupt:
         return fail(NOTHING_LEFT, INTERRUPTED)
+    except SystemExit as error:
+        if error.code == TERMINATED:
+            return fail(NOTHING_LEFT, TERMINATED)
+        raise
     except Exception as error:
         # Of typer's exceptions only the base class is public; all of them have an exit code, as has `Interrupted`.
         code = getattr(error, "exit_code", None)
