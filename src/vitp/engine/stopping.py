@@ -22,7 +22,10 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int, checkpoint: Path, again: str = "") -> None:
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
         self.exit_code = 128 + signum
-        again = again or f"start the run in {checkpoint.parent.parent} again with resume to continue"
+        run = checkpoint.parent.parent
+        again = (
+            again or f"the same command continues it (vitp pretrain and finetune with --resume --out {run})"
+        )
         super().__init__(
             f"interrupted by {signal.Signals(signum).name} after step {step}, saved {checkpoint}; {again}"
         )
