@@ -38,7 +38,7 @@ class PairedDifference:
         low, high: Bootstrap interval of that mean.
         n: Number of pairs.
         verdict: `better` when the whole interval lies above zero, `worse` when below, and nothing else speaks against
-            it; `level` when it is neither and certain to be smaller than the margin that was asked for.
+            it; `level` when it is neither and shown to be smaller than the margin that was asked for.
         p: Of the paired t-test, two-sided, the larger where there are two; None where none was made.
     """
 
