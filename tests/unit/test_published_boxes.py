@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.layout_toys import SIDE, by_name, drawn, photo, text
+from tests.layout_toys import SIDE, by_name, drawn, noise, photo, text
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
 
@@ -133,6 +133,40 @@ def test_bdd_of_one_file_an_image(tmp_path: Path) -> None:
     assert drawn(found) == {"car": 1} and found.items[0].split == "train"
 
 
+def test_bdd_outlines_of_points_with_their_types(tmp_path: Path) -> None:
+    """As BDD100K's first files write them: one outline, of which lanes are open; and an image of which all is empty."""
+    area = {"category": "area/drivable", "poly2d": [[4, 4, "L"], [24, 4, "L"], [24, 24, "L"], [4, 24, "L"]]}
+    lane = {"category": "lane/crosswalk", "poly2d": [[1, 1, "L"], [9, 9, "L"]]}
+    for name, objects in (("a", [area, lane]), ("b", [])):
+        photo(tmp_path / f"images/train/{name}.jpg")
+        write(tmp_path / f"labels/train/{name}.json", {"name": name, "frames": [{"objects": objects}]})
+    found = read_labels("auto", tmp_path, empty="nothing")
+    items = by_name(found)
+    assert [label.box for label in items["images/train/a"].objects or ()] == [(4, 4, 24, 24)]
+    assert drawn(found) == {"area/drivable": 1} and items["images/train/b"].objects == ()
+    assert any("open lines" in line for line in found.understood)
+
+
+def test_files_of_many_images_tell_their_split(tmp_path: Path) -> None:
+    for i in range(4):
+        noise(tmp_path / f"images/{i}.jpg", i)
+    rows = {
+        half: [{"name": f"{i}.jpg", "labels": [CAR]} for i in own]
+        for half, own in (("train", (0, 1)), ("val", (2, 3)))
+    }
+    for half, frames in rows.items():
+        write(tmp_path / f"det_20/det_{half}.json", frames)
+    assert [item.split for item in read_labels("auto", tmp_path).items] == ["train", "train", "val", "val"]
+
+
+def test_odgt_of_others_is_not_crowdhuman(tmp_path: Path) -> None:
+    for i in range(3):
+        noise(tmp_path / f"cat/cat{i}.jpg", i)
+        noise(tmp_path / f"dog/dog{i}.jpg", i + 5)
+    text(tmp_path / "training.odgt", json.dumps({"fpath_img": "cat/cat0.jpg", "fpath_segm": "cat/cat0.png"}))
+    assert read_labels("auto", tmp_path).scene_classes == ("cat", "dog")
+
+
 def datumaro(root: Path, *rows: dict[str, Any]) -> Path:
     photo(root / "images/train/a.png")
     labels = {"labels": [{"name": "cat", "parent": ""}, {"name": "dog", "parent": ""}], "attributes": []}
@@ -140,6 +174,28 @@ def datumaro(root: Path, *rows: dict[str, Any]) -> Path:
     return write(
         root / "annotations/train.json", {"info": {}, "categories": {"label": labels}, "items": items}
     )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"points": 5}, {"points": {}}, {"points": [1, 2, 3, 4, 5, 6, 7]}, {"label_id": []}, {"group": [1]}],
+)
+def test_datumaro_of_odd_types_is_said(tmp_path: Path, more: dict[str, Any]) -> None:
+    good = {"type": "polygon", "label_id": 1, "group": 7, "points": [4.0, 4, 12, 4, 12, 12, 4, 12]}
+    other = good | {"group": 8, "points": [20.0, 20, 30, 20, 30, 30, 20, 30]}
+    datumaro(tmp_path, good, other | more)
+    photo(tmp_path / "images/train/b.png")
+    path = tmp_path / "annotations/train.json"
+    content = json.loads(path.read_text())
+    content["items"].append(
+        {"id": "b", "annotations": [good], "image": {"path": "b.png", "size": [SIDE, SIDE]}}
+    )
+    write(path, content)
+    found = read_labels("auto", tmp_path)
+    if "group" in more:
+        assert drawn(found) == {"dog": 3} and not found.findings
+    else:
+        assert any("a, annotation 2" in line for line in found.findings)
 
 
 def test_datumaro_shapes(tmp_path: Path) -> None:

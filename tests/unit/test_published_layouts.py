@@ -122,6 +122,35 @@ def test_asap_reads_what_camelyon_cuts_out(tmp_path: Path) -> None:
     assert "images: 1 have no XML file (training/normal/normal_001.tif); left out" in found.findings
 
 
+@pytest.mark.parametrize("tumor", ["_0", "_1"])
+def test_what_camelyon_cuts_out_is_never_tumor(tmp_path: Path, tumor: str) -> None:
+    photo(tmp_path / "a.png")
+    asap(tmp_path / "a.xml", (tumor, "Polygon", BIG), ("_2", "Polygon", SMALL))
+    (item,) = read_labels("auto", tmp_path).items
+    assert [(label.category, len(label.holes)) for label in item.objects or ()] == [("tumor", 1)]
+    (item,) = read_labels("auto", tmp_path, holes=[]).items
+    assert sorted(label.category for label in item.objects or ()) == ["_2", "tumor"]
+
+
+def test_an_island_in_a_hole_stays_whole(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    island = [(9.5, 9.5), (10.5, 9.5), (10.5, 10.5), (9.5, 10.5)]
+    asap(tmp_path / "a.xml", ("_0", "Polygon", BIG), ("_2", "Polygon", SMALL), ("_0", "Polygon", island))
+    (item,) = read_labels("auto", tmp_path).items
+    assert sorted((label.box, len(label.holes)) for label in item.objects or ()) == [
+        ((4, 4, 24, 24), 1),
+        ((9.5, 9.5, 10.5, 10.5), 0),
+    ]
+
+
+def test_imagescope_cuts_out_of_the_same_layer(tmp_path: Path) -> None:
+    photo(tmp_path / "a.png")
+    hole = region(SQUARE) + region(INNER, negative=1)
+    imagescope(tmp_path / "a.xml", layer(1, hole, "tumor"), layer(2, region(SQUARE), "tissue"))
+    (item,) = read_labels("auto", tmp_path).items
+    assert {label.category: len(label.holes) for label in item.objects or ()} == {"tumor": 1, "tissue": 0}
+
+
 def test_asap_groups_are_classes_and_others_can_be_cut_out(tmp_path: Path) -> None:
     photo(tmp_path / "a.png")
     asap(
@@ -274,8 +303,16 @@ def test_dota_in_the_folders_of_its_versions(tmp_path: Path) -> None:
         ("train", [(2, 2, 9, 9)]),
         ("val", [(2, 2, 9, 9)]),
     ]
+    # Beside them, labels of a split in the usual folder.
+    photo(tmp_path / "test/images/Ptest.png")
+    text(tmp_path / "test/labelTxt/Ptest.txt", "2 2 9 2 9 9 2 9 plane 0")
+    assert Counter(item.split for item in read_labels("auto", tmp_path).items) == {
+        "train": 1,
+        "val": 1,
+        "test": 1,
+    }
     text(tmp_path / "train/labelTxt-v1.0/labelTxt/Ptrain.txt", "2 2 9 2 9 9 2 9 plane 0")
-    with pytest.raises(DataError, match=r"several versions: labelTxt-v1.0, labelTxt-v1.5"):
+    with pytest.raises(DataError, match=r"several versions or splits: labelTxt-v1.0, labelTxt-v1.5"):
         read_labels("auto", tmp_path)
 
 
@@ -287,6 +324,23 @@ def test_the_names_of_numbered_classes_are_taken(tmp_path: Path) -> None:
     text(tmp_path / "train.csv", *rows)
     assert read_labels("auto", tmp_path).scene_classes == ("Forest", "Pasture", "River")
     assert read_labels("auto", tmp_path, class_column="Label").scene_classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("other", ["category", "tags"])
+def test_a_second_column_of_classes_is_no_name_of_the_first(tmp_path: Path, other: str) -> None:
+    for n in range(4):
+        noise(tmp_path / f"{n}.png", n)
+    text(tmp_path / "train.csv", f"image,label,{other}", *(f"{n}.png,{n % 2},animal" for n in range(4)))
+    assert read_labels("auto", tmp_path).scene_classes == ("0", "1")
+
+
+def test_tables_in_several_folders_without_a_split_are_refused(tmp_path: Path) -> None:
+    for n in range(4):
+        noise(tmp_path / f"images/{n}.png", n)
+    for name, classes in (("labels", "ab"), ("quality", "gp")):
+        text(tmp_path / f"meta/{name}.csv", "image,label", *(f"{n}.png,{classes[n % 2]}" for n in range(4)))
+    with pytest.raises(DataError, match=r"labels.csv.*quality.csv"):
+        read_labels("classes", tmp_path)
 
 
 def test_tables_lie_in_folders_of_their_own(tmp_path: Path) -> None:

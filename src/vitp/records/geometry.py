@@ -59,6 +59,12 @@ def encloses(ring_N2: np.ndarray, point: tuple[float, float]) -> bool:
     return bool(np.count_nonzero(at_N > x) % 2)
 
 
+def contains(ring_N2: np.ndarray, inner_M2: np.ndarray) -> bool:
+    """Return whether one of two polygons, whose edges don't cross, lies within the other."""
+    # An island in a hole has a point of the hole in it, too, but is the smaller one.
+    return area(ring_N2) > area(inner_M2) and encloses(ring_N2, point_inside(inner_M2))
+
+
 def bounds(points_N2: np.ndarray) -> Box:
     """Return the axis-aligned box around points."""
     (x1, y1), (x2, y2) = points_N2.min(0), points_N2.max(0)

@@ -47,7 +47,7 @@ _UNPROVEN = (
     "away `--quick` for an answer."
 )
 _ANSWER_LEAD = "What the paper says, and what these runs say. A claim *agrees* when at least one measure is better and none worse."
-_LEVEL_LEAD = " It is *level* when none is either, and each finetuned task is shown to differ by less than a margin of {} (in percent)."
+_LEVEL_LEAD = " It is *level* when no measure is better or worse, and each finetuned task is shown to differ by less than {} in percent."
 _DIFFERENCES_NOTE = (
     "Paired over pretraining seeds and draws of labels; the bootstrap resamples both. p: paired t-test, two-sided, of the "
     "seeds' means, and of the draws' means where there are several draws, the larger of the two. *better* and *worse* ask "

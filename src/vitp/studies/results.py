@@ -252,7 +252,7 @@ def is_finetuned_task(measure: Measure) -> bool:
 def read_claim(rows: Sequence[Row], claim: Claim, margin: float = 0.0) -> ClaimReading:
     """Return what the main measures say about a claim.
 
-    Any measure shows a difference. That there is none is said where none shows one and all finetuned tasks are level.
+    Any measure may show a difference. The claim is level where none shows one and all finetuned tasks are level.
     """
     verdicts: dict[str, list[Measure]] = {"better": [], "worse": [], "level": [], "no evidence": []}
     for measure in measures_of(rows):

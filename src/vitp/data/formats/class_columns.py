@@ -101,10 +101,11 @@ def columns_of(
 def _class_column(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """Return the column of the class; of numbers beside their names, as EuroSAT has them, that of the names."""
     found = [key for name in CLASS_KEYS if (key := find_key(dict(rows[0]), (name,)))]
-    for key in found if found and all(str(row.get(found[0])).isdigit() for row in rows) else ():
-        pairs = {(str(row.get(found[0])), str(row.get(key))) for row in rows}
+    named = [key for key in found if "name" in key.lower()]
+    for key in named if found and all(str(row.get(found[0])).isdigit() for row in rows) else ():
+        pairs = {(str(row.get(found[0])), str(row.get(key) or "")) for row in rows}
         numbers, names = map(set, zip(*pairs, strict=True))
-        if len(pairs) == len(numbers) == len(names) and not any(map(str.isdigit, names)):
+        if len(pairs) == len(numbers) == len(names) and not any(n.isdigit() or not n.strip() for n in names):
             return key
     return found[0] if found else None
 

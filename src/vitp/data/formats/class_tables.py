@@ -108,7 +108,14 @@ def _paths(root: Path, table: str | None) -> list[Path]:
     if table is not None:
         return [root / table]
     paths = class_tables(root)
-    if len(paths) > 1 and not all(split_of(path.stem) or path.parent != root for path in paths):
+    # Of several each tells its split: by its name, or by a word of it or of its own folder's.
+    words = (
+        (split_word(path.parent.name) or split_word(path.stem)) if path.parent != root else ""
+        for path in paths
+    )
+    if len(paths) > 1 and not all(
+        split_of(path.stem) or word for path, word in zip(paths, words, strict=True)
+    ):
         refuse_several_tables(root, paths)
     if not paths:
         what = "no table of image and class found"

@@ -27,6 +27,7 @@ from vitp.data.formats.drawings import (
     ring_shape,
 )
 from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.walk import split_word
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import centred_corners, ellipse_ring
 
@@ -91,9 +92,9 @@ def read_datumaro(
                 name = f"{path.stem}/{image.get('path') or key}"
                 size = list(reversed(image["size"])) if isinstance(image.get("size"), list) else (0, 0)
                 shapes = partial(_shapes, f"{place}: {key}", drawn_rows, names)
-                yield Drawing(
-                    f"{place}: {key}", path, name, Path(key).name, size[:2], shapes, place, not drawn_rows
-                )
+                where, bare = f"{place}: {key}", not drawn_rows
+                split = split_word(path.stem)
+                yield Drawing(where, path, name, Path(key).name, size[:2], shapes, place, bare, split)
 
     missing = "are in no file of Datumaro"
     return read_drawings(
@@ -108,7 +109,7 @@ def _shapes(
     objects: dict[object, list[int]] = defaultdict(list)
     for n, row in enumerate(rows):
         is_part = row.get("group") and row.get("type") in ("polygon", "mask")
-        objects[(row["group"], row.get("label_id"), row["type"]) if is_part else n].append(n)
+        objects[str((row["group"], row.get("label_id"), row["type"])) if is_part else n].append(n)
     found = []
     for numbers in objects.values():
         row = rows[numbers[0]]
@@ -130,7 +131,9 @@ def _joined(rows: Sequence[Mapping[str, Any]], size: tuple[int, int]) -> LabelSh
 
 
 def _shape(row: Mapping[str, Any], size: tuple[int, int]) -> LabelShape:
-    kind, points = str(row.get("type") or "annotation without a type"), row.get("points") or ()
+    kind, points = str(row.get("type") or "annotation without a type"), row.get("points") or []
+    if not isinstance(points, list) or len(points) % 2:
+        raise ValueError("its points are no list of x and y in turn")
     if kind == "bbox":
         four = row.get("bbox")
         values = dict(zip("xywh", four if isinstance(four, list) else (), strict=False))

@@ -74,6 +74,7 @@ from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
     check_ordinary,
+    images_below,
     name_index,
     split_of,
     within,
@@ -201,8 +202,10 @@ def _detected(root: Path, options: Collection[str]) -> Detected:
     there = f": {files} are there, and of no kind that is read" if (files := unread_files(root)) else ""
     what = f"no label format recognised{there} (looked for {looked_for})"
     fix = "name the format, or arrange the files in one of these ways; --format images reads images without labels"
-    if way := way_of(root):
+    if (way := way_of(root)) and not images_below(root):
         what, fix = f"no label format recognised{there}", way
+    elif way:
+        fix = f"{fix}; {way}"
     raise Unlabelled(what, where=str(root), fix=fix)
 
 

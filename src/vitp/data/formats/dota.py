@@ -33,19 +33,24 @@ def _places(root: Path) -> list[LabelPlace]:
     Raises:
         DataError: There are labels of several versions.
     """
-    found = []
+    found: list[LabelPlace] = []
     for split, base in bases_of(root):
         outer = [folder for folder in sorted(base.glob("labelTxt-v*")) if folder.is_dir()]
-        if len(outer) > 1:
-            what = f"holds labels of several versions: {', '.join(folder.name for folder in outer)}"
-            raise DataError(what, where=str(base), fix="move all but one of them away")
         images = child(base, ("images",))
-        for folder in outer:
-            if images is None:
-                continue
-            inner = [path for path in sorted(folder.iterdir()) if _PUBLISHED.fullmatch(path.name)]
-            found.append(LabelPlace(child(images, ("images",)) or images, (inner or [folder])[0], split))
-    return found or label_places(root, _LABEL_FOLDERS)
+        if not outer or images is None:
+            continue
+        inner = [
+            path for folder in outer for path in sorted(folder.iterdir()) if _PUBLISHED.fullmatch(path.name)
+        ]
+        if len(outer) > 1 or len(inner) > 1:
+            several = ", ".join(folder.name for folder in (outer if len(outer) > 1 else inner))
+            what = f"holds labels of several versions or splits: {several}"
+            raise DataError(what, where=str(base), fix="move all but one of them away")
+        found.append(LabelPlace(child(images, ("images",)) or images, (inner or outer)[0], split))
+    usual = label_places(root, _LABEL_FOLDERS)
+    # Beside such folders only those count that are called as labels, and not texts beside images.
+    here = {place.split for place in found}
+    return found + [place for place in usual if not found or place.split not in here]
 
 
 def is_dota(root: Path) -> bool:

@@ -24,7 +24,7 @@ _CHANNELS = ("neoplastic", "inflammatory", "connective", "dead", "epithelial")
 
 @dataclass(frozen=True)
 class _Fold:
-    """The arrays of a fold; `number` is the last one in its folder's name."""
+    """The arrays of a fold; `number` is the one behind "fold" in the path."""
 
     number: int | None
     images: Path

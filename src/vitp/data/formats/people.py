@@ -15,6 +15,7 @@ from vitp.data.formats.drawings import (
     box_of,
     dicts_of,
     drawn,
+    files_of_tool,
     read_drawings,
 )
 from vitp.data.formats.image_labels import LabelShape
@@ -28,8 +29,8 @@ _INVALID = 7
 
 
 def crowdhuman_files(root: Path) -> list[Path]:
-    """Return CrowdHuman's files below a folder."""
-    return files_below(root, ".odgt")
+    """Return CrowdHuman's files below a folder; other sets are odgt, too, and don't speak of `gtboxes`."""
+    return files_of_tool(root, ".odgt", ('"ID"', '"gtboxes"'), lambda path: True)
 
 
 def read_crowdhuman(

@@ -24,6 +24,7 @@ from vitp.data.formats.drawings import (
     ring_shape,
 )
 from vitp.data.formats.image_labels import LabelShape
+from vitp.data.formats.walk import split_word
 from vitp.records.labels import LabelledSet
 
 _STEPS = 8
@@ -37,7 +38,9 @@ def scalabel_files(root: Path) -> list[Path]:
 
 def _scalabel_sets(root: Path) -> dict[Path, list[dict[str, Any]]]:
     paths = files_of_tool(root, ".json", ('"name"', '"category"', '2d"'), lambda path: bool(_frames(path)))
-    return {path: frames for path in paths if (frames := _frames(path))}
+    found = {path: frames for path in paths if (frames := _frames(path))}
+    rows = (row for frames in found.values() for frame in frames for row in dicts_of(frame.get("labels")))
+    return found if any("box2d" in row or "poly2d" in row for row in rows) else {}
 
 
 def _frames(path: Path) -> list[dict[str, Any]]:
@@ -50,8 +53,27 @@ def _frames(path: Path) -> list[dict[str, Any]]:
         # BDD100K's first files are one an image, with its objects in a frame of their own and a name without suffix.
         frames = [{**frames[0], "name": content["name"], "labels": frames[0].get("objects") or []}]
     rows = [row for frame in frames for row in dicts_of(frame.get("labels"))]
-    is_one = all("category" in row for row in rows) and any("box2d" in row or "poly2d" in row for row in rows)
+    is_one = all("category" in row for row in rows) and (rows or any("labels" in frame for frame in frames))
     return frames if is_one and all(isinstance(frame.get("name"), str) for frame in frames) else []
+
+
+def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the parts of an outline; BDD100K's first files have one, as points [x, y, type], and lanes are open."""
+    told = row.get("poly2d")
+    if (
+        not isinstance(told, list)
+        or not told
+        or not all(isinstance(one, list) and len(one) == 3 for one in told)
+    ):
+        return dicts_of(told)
+    is_open = str(row.get("category")).startswith("lane")
+    return [
+        {
+            "vertices": [one[:2] for one in told],
+            "types": "".join(str(one[2]) for one in told),
+            "closed": not is_open,
+        }
+    ]
 
 
 def read_scalabel(
@@ -82,7 +104,7 @@ def read_scalabel(
             place = builder.place(path)
             for frame in frames:
                 name, rows = str(frame["name"]), dicts_of(frame.get("labels"))
-                drawn = [(row, dicts_of(row.get("poly2d"))) for row in rows]
+                drawn = [(row, _parts(row)) for row in rows]
                 areas = [
                     row
                     for row, parts in drawn
@@ -91,7 +113,9 @@ def read_scalabel(
                 if len(areas) < len(rows):
                     builder.understand("BDD100K: open lines, such as lanes, have no area and aren't read")
                 shapes = [_shape(f"{place}: {name}, label {n}", row) for n, row in enumerate(areas, 1)]
-                yield Drawing(f"{place}: {name}", path, name, name, (0, 0), shapes, place, not rows)
+                # A file of many images is one of a split; that of one is called as its image.
+                split = split_word(path.stem) if len(frames) > 1 else None
+                yield Drawing(f"{place}: {name}", path, name, name, (0, 0), shapes, place, not rows, split)
 
     missing = "are in no file of BDD100K"
     return read_drawings(
@@ -107,8 +131,7 @@ def _shape(where: str, row: Mapping[str, Any]) -> ToolShape:
 
 
 def _place(row: Mapping[str, Any]) -> LabelShape:
-    parts = dicts_of(row.get("poly2d"))
-    rings = [ring_shape(_curved(part)).polygons[0] for part in parts if part.get("closed") is not False]
+    rings = [ring_shape(_curved(part)).polygons[0] for part in _parts(row) if part.get("closed") is not False]
     box = row.get("box2d")
     values = numbers_under(box, "x1", "y1", "x2", "y2") if isinstance(box, dict) else None
     if not rings and values is None:

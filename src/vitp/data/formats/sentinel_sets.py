@@ -29,8 +29,10 @@ _IMAGES, _LABELS = "images", ("train labels", "test labels")
 def bigearthnet_files(root: Path) -> list[Path]:
     """Return BigEarthNet's files of classes: one in each folder of a patch, or `metadata.parquet` of version 2."""
     table = root / "metadata.parquet"
+    # Tables of this name are common, and reading one needs a package: only beside bands it is looked into.
+    has_bands = table.is_file() and any(path.stem.endswith("_B02") for path in files_below(root, ".tif"))
     try:
-        if table.is_file() and set(_COLUMNS) <= set(_parquet().read_schema(table).names):
+        if has_bands and set(_COLUMNS) <= set(_parquet().read_schema(table).names):
             return [table]
     except (OSError, ValueError):  # a damaged one is none of BigEarthNet's
         pass

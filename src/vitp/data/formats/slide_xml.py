@@ -22,7 +22,7 @@ from vitp.data.formats.drawings import (
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import comma_list, read_label_xml
-from vitp.records.geometry import as_points, encloses, point_inside
+from vitp.records.geometry import as_points, contains
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import ellipse_ring
 
@@ -31,19 +31,23 @@ _KINDS = {"0": "polygon", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "
 """ImageScope's types of regions."""
 _CLOSED = ("polygon", "spline", "rectangle", "ellipse")
 _TUMOR = ("_0", "_1")
-_CUT = {"_2": "_0", "normal": "metastases", "Exclusion": "Tumor"}
-"""Groups that CAMELYON's publishers cut out of others → a group that stands beside them."""
+_CUT = {"_2": _TUMOR, "normal": ("metastases",), "Exclusion": ("Tumor",)}
+"""Groups that CAMELYON's publishers cut out of others → the groups of which one stands beside them."""
 
 
 @dataclass(frozen=True)
 class _Region:
-    """A region of a file: its layer (or group), what it is called there, its points, and whether it is cut out."""
+    """A region of a file: its layer (or group), what it is called there, its points, and whether it is cut out.
+
+    `only_own`: it is cut out of the regions of its own layer alone.
+    """
 
     layer: str
     name: str
     kind: str
     points: Sequence[tuple[object, object]]
     is_cut: bool = False
+    only_own: bool = False
 
 
 _Files = dict[Path, list[_Region]]
@@ -109,7 +113,8 @@ def read_asap(
     files = _parsed(root, asap_files(root), "ASAP_Annotations", _asap_regions)
     groups = {region.layer for regions in files.values() for region in regions}
     told = comma_list(holes)
-    cut = {name for name, other in _CUT.items() if other in groups} if told is None else set(told)
+    published = {name for name, others in _CUT.items() if groups.intersection(others)}
+    cut = published if told is None else set(told)
     if wrong := sorted(cut - groups) if told else []:
         what = f'no annotation is of the group "{wrong[0]}"'
         raise DataError(what, where=str(root), fix=f"there are {', '.join(sorted(groups))}")
@@ -121,7 +126,11 @@ def read_asap(
         lines.append("the groups _0 and _1 are tumor, as CAMELYON publishes them")
     files = {
         path: [
-            replace(one, name="tumor" if is_camelyon else one.name, is_cut=one.layer in cut)
+            replace(
+                one,
+                name="tumor" if is_camelyon and one.layer in _TUMOR else one.name,
+                is_cut=one.layer in cut,
+            )
             for one in regions
         ]
         for path, regions in files.items()
@@ -151,7 +160,8 @@ def _imagescope_regions(tree: Element) -> list[_Region]:
         for region in layer.iter("Region"):
             points = [(vertex.get("X"), vertex.get("Y")) for vertex in region.iter("Vertex")]
             kind = _KINDS.get(region.get("Type", "0"), "shape of another kind")
-            found.append(_Region(layer.get("Id", ""), name, kind, points, region.get("NegativeROA") == "1"))
+            is_cut = region.get("NegativeROA") == "1"
+            found.append(_Region(layer.get("Id", ""), name, kind, points, is_cut, only_own=True))
     return found
 
 
@@ -213,7 +223,9 @@ def _shapes(
         for n, one in enumerate(regions, 1)
     ]
     cuts = [
-        made.shape.polygons[0] for one, made in drawings if one.is_cut and not isinstance(made.shape, str)
+        (cut, as_points(made.shape.polygons[0]))
+        for cut, made in drawings
+        if cut.is_cut and not isinstance(made.shape, str)
     ]
     found = []
     for one, made in drawings:
@@ -221,7 +233,11 @@ def _shapes(
             found.append(made)
         elif not one.is_cut:
             ring_N2 = as_points(made.shape.polygons[0])
-            holes = [cut for cut in cuts if encloses(ring_N2, point_inside(as_points(cut)))]
+            holes = [
+                cut_N2.ravel().tolist()
+                for cut, cut_N2 in cuts
+                if contains(ring_N2, cut_N2) and (not cut.only_own or cut.layer == one.layer)
+            ]
             found.append(replace(made, shape=LabelShape(polygons=made.shape.polygons, holes=holes)))
     return found
 

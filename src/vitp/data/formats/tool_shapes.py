@@ -33,7 +33,7 @@ from vitp.data.formats.drawings import (
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import parse_label_json, read_label_text
-from vitp.records.geometry import as_points, encloses, point_inside
+from vitp.records.geometry import as_points, contains
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import LARGEST_MASK, ellipse_ring
 
@@ -311,10 +311,7 @@ def _darwin_shape(row: Mapping[str, Any]) -> LabelShape:
 def _even_odd(rings: Sequence[Sequence[float]]) -> LabelShape:
     """Return what rings enclose by the even-odd rule, by which V7 fills: a ring within another is a hole."""
     points = [as_points(ring) for ring in rings]
-    within = [
-        sum(encloses(other, point_inside(own)) for other in points if other is not own) % 2 == 1
-        for own in points
-    ]
+    within = [sum(contains(other, own) for other in points if other is not own) % 2 == 1 for own in points]
     outer, holes = (
         [ring for ring, inner in zip(rings, within, strict=True) if inner is hole] for hole in (False, True)
     )
