@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from tests.lost_label_toys import GOOD, by_name, coco, image, text
 from vitp.core.errors import DataError
 from vitp.data.formats import read_labels
+from vitp.data.formats.detect import detect
 
 
 def voc(root: Path, *objects: str, size: str = "<width>64</width><height>48</height>") -> Path:
@@ -177,6 +179,41 @@ def test_a_label_file_that_cannot_be_read_is_named(tmp_path: Path, place: str, c
         path.write_text(content)
     with pytest.raises(DataError, match=path.name):
         read_labels("auto", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "Annotations/0.xml",
+        "a/0.json",
+        "a/0.odgt",
+        "a/images.npy",
+        "a_bbx_gt.txt",
+        "0.csv",
+        "metadata.parquet",
+        *("0.txt", "a/0.tif", "a/0.geojson", "a/0.dcm", "labels/0.txt", "labelTxt/0.txt", "a/0.nii"),
+    ],
+)
+def test_finding_the_format_waits_for_no_pipe(tmp_path: Path, place: str) -> None:
+    for k in range(6):
+        path = tmp_path / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * k, 9, 9)).save(path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / place)
+    found: list[str] = []
+
+    def look() -> None:
+        try:
+            found.append(detect(tmp_path).format)
+        except DataError as error:
+            found.append(str(error))
+
+    # Opening a pipe that nobody writes to waits for ever, so the look is in a thread that ends with the tests.
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert found and (found[0] in ("folders", "widerface", "voc", "geo") or Path(place).name in found[0])
 
 
 def test_a_pipe_in_the_place_of_a_label_file_is_told(tmp_path: Path) -> None:

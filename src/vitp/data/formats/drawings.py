@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import open_file
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawn_masks import with_drawn_masks
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
@@ -242,9 +243,9 @@ def files_of_tool(
 
 
 def mentions(path: Path, words: Sequence[str]) -> bool:
-    """Return whether all words stand in a file."""
+    """Return whether all words stand in an ordinary file."""
     try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        with open_file(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             return all(content.find(word.encode()) >= 0 for word in words)
     except (OSError, ValueError):  # an empty file can't be mapped
         return False

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from vitp.core.errors import DataError
-from vitp.core.reading import lines_of
+from vitp.core.reading import head_of, lines_of
 from vitp.data.formats.builder import SetBuilder
 from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.walk import (
@@ -28,6 +28,7 @@ TEXTS_BESIDE_LABELS = frozenset(
 
 
 _FILES_LOOKED_AT = 20
+_BYTES_LOOKED_AT = 1 << 20
 """Label files of a place that tell its format."""
 
 
@@ -80,7 +81,7 @@ def first_rows(places: Sequence[LabelPlace], not_labels: Collection[str]) -> lis
     """
 
     def rows(path: Path) -> Iterator[list[str]]:
-        lines = lines_of(path.read_text(encoding="utf-8-sig", errors="replace"))
+        lines = lines_of(head_of(path, _BYTES_LOOKED_AT).decode("utf-8-sig", errors="replace"))
         return islice((line.split() for line in lines if line.strip() and ":" not in line), 1)
 
     found: list[list[str]] = []

@@ -34,7 +34,8 @@ class _Fold:
 
 def pannuke_folds(root: Path) -> list[_Fold]:
     """Return the folds: each `images.npy` with the only `masks.npy` below its folder, or below one or two above it."""
-    arrays, found = files_below(root, ".npy"), []
+    # A pipe of such a name would be waited for.
+    arrays, found = [path for path in files_below(root, ".npy") if path.is_file()], []
     for images in (path for path in arrays if path.name == "images.npy"):
         for base in (base for base in images.parents[:3] if base.is_relative_to(root)):
             beside = {

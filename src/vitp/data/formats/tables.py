@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vitp.core.errors import DataError
+from vitp.core.reading import head_of
 from vitp.data.formats.walk import (
     image_folders,
     name_index,
@@ -147,9 +148,8 @@ def headed_texts(root: Path, keys: Sequence[Sequence[str]]) -> list[Path]:
     found = []
     for path in suffixed(root, ".txt"):
         try:
-            with path.open(encoding="utf-8-sig") as file:
-                head = file.readline(2000).strip()
-        except (OSError, UnicodeDecodeError):
+            head = head_of(path, 8000).split(b"\n", 1)[0].decode("utf-8-sig")[:2000].strip()
+        except UnicodeDecodeError:
             continue
         cells = {cell.strip().strip('"'): "" for cell in head.split(_delimiter(head, path))}
         if len(cells) > 1 and all(find_key(cells, known) is not None for known in keys):

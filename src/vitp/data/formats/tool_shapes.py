@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from vitp.core.reading import head_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.drawings import (
     Drawing,
@@ -57,8 +58,7 @@ def _createml_sets(root: Path) -> dict[Path, list[dict[str, Any]]]:
 
 
 def _createml_rows(path: Path) -> list[dict[str, Any]]:
-    with path.open("rb") as file:
-        content = label_json(path) if file.read(64).lstrip()[:1] == b"[" else None
+    content = label_json(path) if head_of(path, 64).lstrip()[:1] == b"[" else None
     rows = content if isinstance(content, list) else []
     is_one = bool(rows) and all(
         isinstance(row, dict) and _first(row, "image", "imagefilename") and isinstance(_boxes(row), list)

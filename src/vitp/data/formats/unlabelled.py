@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from vitp.core.errors import DataError
-from vitp.core.reading import lines_of, parse_json, parse_xml, read_text
+from vitp.core.reading import lines_of, open_file, parse_json, parse_xml, read_text
 from vitp.data.formats.captions import TEXT_KEYS, caption_tables
 from vitp.data.formats.class_columns import (
     CLASS_KEYS,
@@ -152,7 +152,8 @@ def refuse_unlabelled(root: Path) -> None:
 def _has_head(path: Path, *kinds: Sequence[str]) -> bool:
     """Return whether the head of a table has a column of each kind of keys, whatever its encoding."""
     try:
-        head = path.read_bytes()[:4096].replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
+        with open_file(path) as file:
+            head = file.read(4096).replace(b"\0", b"").decode("latin-1").lstrip("\xfe\xff\xef\xbb\xbf")
     except OSError:
         return True
     row = {cell.strip(' "'): "" for cell in re.split(r"[,;\t|]", (lines_of(head) or [""])[0])}

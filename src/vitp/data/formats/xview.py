@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vitp.core.errors import DataError
+from vitp.core.reading import head_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.walk import (
@@ -32,12 +33,7 @@ _HEAD = 8192
 
 def xview_files(root: Path) -> list[Path]:
     """Return the GeoJSON files under a folder whose first feature has a box in pixels."""
-    found = []
-    for path in files_below(root, ".geojson"):
-        with path.open("rb") as file:
-            if _BOUNDS in file.read(_HEAD):
-                found.append(path)
-    return found
+    return [path for path in files_below(root, ".geojson") if _BOUNDS in head_of(path, _HEAD)]
 
 
 def read_xview(
