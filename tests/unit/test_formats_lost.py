@@ -181,6 +181,18 @@ def test_a_label_file_that_cannot_be_read_is_named(tmp_path: Path, place: str, c
         read_labels("auto", tmp_path)
 
 
+def test_a_link_that_leads_in_a_circle_is_an_image_that_cannot_be_read(tmp_path: Path) -> None:
+    for k in range(6):
+        path = tmp_path / "ab"[k % 2] / f"{k}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * k, 9, 9)).save(path)
+    (tmp_path / "a" / "0.png").unlink()
+    (tmp_path / "a" / "0.png").symlink_to("0.png")
+    found = read_labels("folders", tmp_path)
+    assert len(found.items) == 5 and any("0.png" in line for line in found.findings)
+    assert len(read_labels("images", tmp_path).items) == 5
+
+
 @pytest.mark.parametrize(
     "place",
     [

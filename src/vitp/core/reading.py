@@ -74,6 +74,11 @@ def check_file(path: str | Path) -> os.stat_result:
     raise OSError(number, f"it is {kind}, not a file", str(path))
 
 
+def real_path(path: str | Path) -> Path:
+    """Return a path with all links followed; one whose links lead in a circle stays as it is (`resolve` raises)."""
+    return Path(os.path.realpath(path))
+
+
 def no_such(path: str | Path) -> str:
     """Return that a file or folder isn't there, "" where it is."""
     return "" if Path(path).exists() else "there is no such file or folder"

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import DataError
-from vitp.core.reading import parse_xml
+from vitp.core.reading import parse_xml, real_path
 from vitp.core.remote import check_allowed
 
 _DEEPEST = 8
@@ -96,9 +96,7 @@ def vrt_sources(path: Path) -> tuple[list[Path], bool]:
     for element in root.iter():
         text = (element.text or "").strip()
         if element.tag in ("SourceFilename", "SourceDataset") and text and not text.startswith("/vsi"):
-            found.append(
-                (path.parent / text if element.get("relativeToVRT") == "1" else Path(text)).resolve()
-            )
+            found.append(real_path(path.parent / text if element.get("relativeToVRT") == "1" else Path(text)))
     bands = root.findall("VRTRasterBand")
     mosaic = any(sum(source.tag.endswith("Source") for source in band) > 1 for band in bands)
     return list(dict.fromkeys(found)), mosaic

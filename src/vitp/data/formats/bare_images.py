@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import real_path
 from vitp.core.tensors import first_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.slices import is_medical
@@ -97,7 +98,7 @@ def _also_there(root: Path, files: list[Path], masks: Counter[str], broken: list
             yield f"{names} hold files of equal names, and all are read: move masks and copies away"
     if broken:
         yield f"left out, as they can't be read: {first_of(broken)}"
-    known = {path.resolve() for path in files}
+    known = {real_path(path) for path in files}
     hidden, others = [], []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
@@ -106,7 +107,7 @@ def _also_there(root: Path, files: list[Path], masks: Counter[str], broken: list
                 hidden.append("/".join(parts))
         elif (
             path.is_file()
-            and not any(up.resolve() in known for up in (path, *path.parents))
+            and not any(real_path(up) in known for up in (path, *path.parents))
             and not any(role_of(part) in ("mask", "instance") for part in parts[:-1])
         ):
             others.append("/".join(parts))

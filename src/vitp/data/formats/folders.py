@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vitp.core.errors import DataError
+from vitp.core.reading import real_path
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_names import first_synonyms
 from vitp.data.formats.counted_files import are_counted_apart
@@ -105,7 +106,7 @@ def read_folders(
                 text = "unknown class; 0 images left out" if unknown else "class folder without images"
                 builder.note(builder.place(top), text)
             for folder in folders:
-                if sources.issuperset(path.resolve() for path in folder.files):
+                if sources.issuperset(map(real_path, folder.files)):
                     builder.note(builder.place(folder.path), "holds the files that VRTs show; no class")
                     continue
                 parts = _without_contents(folder.path.relative_to(base).parts)
@@ -232,7 +233,7 @@ def find_class_folders(root: Path) -> list[Folder]:
     return [
         folder
         for folder in found
-        if folder.path not in unsorted and not sources.issuperset(path.resolve() for path in folder.files)
+        if folder.path not in unsorted and not sources.issuperset(map(real_path, folder.files))
     ]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError, did_you_mean
+from vitp.core.reading import real_path
 from vitp.data.formats.mask_names import without_affix
 from vitp.data.formats.walk import MASK_WORDS, comma_list, files_below, images_below, within, words_of
 from vitp.io.raster_sources import vrt_sources
@@ -71,11 +72,11 @@ def without_sources(root: Path, images: Sequence[Path]) -> tuple[list[Path], str
     for vrt in (path for path in images if path.suffix.lower() == ".vrt"):
         sources, mosaic = vrt_sources(vrt)
         shown |= dict.fromkeys(sources, (vrt, mosaic))
-    double = [path for path in images if path.resolve() in shown]
+    double = [path for path in images if real_path(path) in shown]
     if not double:
         return list(images), ""
-    first = next((path for path in double if shown[path.resolve()][1]), double[0])
-    vrt, mosaic = shown[first.resolve()]
+    first = next((path for path in double if shown[real_path(path)][1]), double[0])
+    vrt, mosaic = shown[real_path(first)]
     if mosaic:
         raise DataError(
             f"{within(vrt, root)} is put together of {within(first, root)} and others, and both are among the images: what "
