@@ -282,3 +282,15 @@ def test_wider_face_lists(tmp_path: Path) -> None:
     assert [label.box for label in item.objects or ()] == [(4, 5, 14, 17)]
     assert [label.box for label in item.ignored] == [(20, 20, 29, 29)]
     assert by_name(found)["WIDER_val/images/0--Parade/1"].objects == ()
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [("3", "ends before its 3 rows"), ("99999999999", "is no number of faces"), ("x", "is no number")],
+)
+def test_a_list_of_faces_that_ends_early_is_refused(tmp_path: Path, told: str, said: str) -> None:
+    photo(tmp_path / "WIDER_train/images/0--Parade/a.jpg")
+    rows = ("0--Parade/a.jpg", told, "4 4 8 8 0 0 0 0 0 0")
+    text(tmp_path / "wider_face_split/wider_face_train_bbx_gt.txt", *rows)
+    with pytest.raises(DataError, match=rf"bbx_gt.txt:2: .*{said}"):
+        read_labels("auto", tmp_path)

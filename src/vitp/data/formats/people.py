@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -128,13 +129,18 @@ def read_widerface(
             for row, name in lines:
                 if not name.strip():
                     continue
-                count = next(lines, (0, ""))[1].strip()
-                if not count.isdecimal():
-                    what = f'"{count[:20]}" is no number of faces'
-                    raise DataError(what, where=f"{path}:{row + 1}", fix="mend or remove the entry")
+                told = next(lines, (0, ""))[1].strip()
+                count = int(told) if told.isdecimal() and len(told) < 10 else -1
                 # An image without faces has one row of zeros.
-                rows = [next(lines, (0, "")) for _ in range(max(int(count), 1))]
-                shapes = [_face(builder, path, *entry) for entry in (rows if int(count) else ())]
+                rows = list(islice(lines, max(count, 1)))
+                if count < 0 or len(rows) < count:
+                    what = (
+                        f'"{told[:20]}" is no number of faces'
+                        if count < 0
+                        else f"ends before its {count} rows"
+                    )
+                    raise DataError(what, where=f"{path}:{row + 1}", fix="mend or remove the entry")
+                shapes = [_face(builder, path, *entry) for entry in (rows if count else ())]
                 where, split = builder.place(path, row), split_word(path.stem)
                 image = f"WIDER_{split}/images/{name.strip()}"
                 yield Drawing(where, path, image, "", (0, 0), shapes, builder.place(path), split=split)

@@ -100,12 +100,11 @@ def read_voc(
         builder.understand(f"the set is the folder {within(root, outer)}")
     known = comma_list(classes)
     seen: set[str] = set()
-    for place in voc_places(root):
+    places = voc_places(root)
+    for place in places:
         for path, tree, image in _entries(builder, place):
             size = builder.size_of(image)
-            if size is None:
-                continue
-            if not _size_agrees(builder, path, tree, size, image):
+            if size is None or not _size_agrees(builder, path, tree, size, image):
                 continue
             found = builder.labels_of(size, builder.place(place.labels), folder=True)
             for title, node in ((f"object {n}", node) for n, node in enumerate(tree.iter("object"), 1)):
@@ -117,18 +116,11 @@ def read_voc(
             seen.update(label.category for label in found.objects)
             split = place.split or split_in(path.relative_to(place.labels))[0]
             builder.add_labelled(image, found, split=split)
-    _say_passed_over(builder, voc_places(root))
-    return builder.build(object_classes=known or sorted(seen))
-
-
-def _say_passed_over(builder: SetBuilder, places: Sequence[LabelPlace]) -> None:
-    """Say which folders of images no XML file is about, such as those of masks."""
-    read, folders = (
-        [place.images for place in places],
-        [folder.path for folder in image_folders(builder.root)],
-    )
-    if others := [path for path in folders if not any(map(path.is_relative_to, read))]:
+    # Folders of images that no XML file is about, such as those of masks.
+    folders = [folder.path for folder in image_folders(root)]
+    if others := [path for path in folders if not any(path.is_relative_to(one.images) for one in places)]:
         builder.understand(f"there, and not read: the images in {', '.join(map(builder.place, others[:4]))}")
+    return builder.build(object_classes=known or sorted(seen))
 
 
 def _take(
