@@ -57,3 +57,19 @@ def test_numbered_folders_that_may_show_the_same_are_refused(tmp_path: Path, kin
             Image.fromarray(pixels_HW).save(tmp_path / name / f"{k}.png")
     with pytest.raises(DataError, match="files of equal names: images and masks, two dates, or classes"):
         read_labels("auto", tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 60])
+def test_damaged_files_dont_hide_that_folders_are_classes(tmp_path: Path, kept: int) -> None:
+    for folder, name in enumerate(("ash", "elm", "oak")):
+        (tmp_path / name).mkdir()
+        for k in range(14):
+            path = tmp_path / name / f"{k}.png"
+            Image.fromarray(digit(folder, k)).save(path)
+            if k == 3 * folder:
+                path.write_bytes(path.read_bytes()[:kept])
+    found = read_labels("auto", tmp_path)
+    assert found.scene_classes == ("ash", "elm", "oak")
+    # Heads of 60 bytes still tell the size, which is all that is read of an image here.
+    lost = [place for place in ("ash/0", "elm/3", "oak/6") if any(place in line for line in found.findings)]
+    assert (len(found.items), len(lost)) == ((3 * 13, 3) if kept == 0 else (3 * 14, 0))

@@ -159,7 +159,8 @@ def test_points_of_via_cost_an_image_its_labels(tmp_path: Path) -> None:
 # --- Create ML
 
 
-def test_create_ml_counts_from_the_centre(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_create_ml_counts_from_the_centre(tmp_path: Path, encoding: str) -> None:
     for split in ("train", "valid"):
         names = pictures(tmp_path / split, 3)
         coordinates = {"x": 20, "y": 16, "width": 10, "height": 6}
@@ -167,7 +168,7 @@ def test_create_ml_counts_from_the_centre(tmp_path: Path) -> None:
             {"image": name, "annotations": [{"label": "ship", "coordinates": coordinates}]} for name in names
         ]
         rows[2]["annotations"] = []
-        (tmp_path / split / "_annotations.createml.json").write_text(json.dumps(rows))
+        (tmp_path / split / "_annotations.createml.json").write_text(json.dumps(rows), encoding=encoding)
     assert detect_format(tmp_path) == "createml"
     found = read_labels("auto", tmp_path)
     assert boxes(found) == [("ship", (15, 13, 25, 19))]

@@ -38,8 +38,10 @@ def lesions(root: Path) -> Path:
 @pytest.mark.parametrize("around", ["", "download", "download/v1.0"])
 def test_the_only_folder_is_the_set(tmp_path: Path, around: str) -> None:
     root = lesions(tmp_path / around / "Chest-small")
-    text(tmp_path / "README.md", "what this is")
-    (tmp_path / "Chest-small.zip").write_bytes(b"PK")
+    for paper in ("README.md", "md5sums.txt", "requirements.txt", "NOTICE", "download.py", "CHANGELOG.txt"):
+        text(tmp_path / paper, "what this is")
+    for archive in ("Chest-small.zip", "Chest-small.tar.gz"):
+        (tmp_path / archive).write_bytes(b"PK")
     found = detect(tmp_path)
     assert (found.format, found.root) == ("classes", root)
     assert found.understood[:1] == (f"the set is the folder {root.relative_to(tmp_path)}",)

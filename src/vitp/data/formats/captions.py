@@ -29,10 +29,8 @@ from vitp.data.formats.tables import (
 from vitp.data.formats.volume_names import volume_suffix
 from vitp.data.formats.walk import (
     image_folders,
-    list_images,
     read_label_lines,
     read_label_text,
-    split_folders,
     split_of,
     stem_of,
     suffixed,
@@ -86,6 +84,10 @@ _MISSING = frozenset({"nan", "n/a", "#n/a", "na", "<na>", "none", "null", "-", "
 """How tables write that there is no text."""
 
 
+_LOOKED_AT = 20
+"""Images of each folder that are looked at for texts beside them."""
+
+
 @dataclass(frozen=True)
 class _Row:
     place: str
@@ -113,7 +115,7 @@ def read_captions(
 
     Args:
         root: The table, or the folder that holds it, or images with `.txt` files of the same stem beside
-            them (one caption a line), also under folders of the splits.
+            them (one caption a line), in any folder below.
         options: Name, licence, splits.
         table: Name of the table in the folder, where there are several.
         image_column: Key of the image, where it isn't one of the usual.
@@ -194,15 +196,17 @@ def caption_tables(root: Path) -> list[Path]:
 def caption_weight(root: Path) -> Literal["none", "some", "most"]:
     """Return whether captions are there for "none", "some" or "most" of a folder's images.
 
-    Tables count that are about the images of the folder, and text files beside the first images.
+    Tables count that are about the images of the folder, and text files beside the first images of each folder.
     """
     found = {table_weight(root, path, IMAGE_KEYS) for path in caption_tables(root)}
     found.add(_report_weight(root))
-    bases = [folder / name for _, folder in split_folders(root) for name in ("", "images")]
-    for base in (base for base in bases if base.is_dir()):
-        images, own = list_images(base)[:20], {path.stem for path in suffixed(base, ".txt")}
-        texts = sum(image.stem in own for image in images)
-        found.add("none" if not texts else "most" if 2 * texts >= len(images) else "some")
+    texts = images = 0
+    for folder in image_folders(root):
+        own = {path.stem for path in suffixed(folder.path, ".txt")}
+        first = folder.files[:_LOOKED_AT]
+        texts += sum(stem_of(image) in own for image in first)
+        images += len(first)
+    found.add("none" if not texts else "most" if 2 * texts >= images else "some")
     return "most" if "most" in found else "some" if "some" in found else "none"
 
 
@@ -264,11 +268,10 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
     if reports := study_reports(root):
         return _read_reports(builder, reports)
     seen = _Texts(builder)
-    for split, folder in split_folders(root):
-        bases = [base for base in (folder, folder / "images") if base.is_dir()]
-        texts = {path.with_suffix(""): path for base in bases for path in suffixed(base, ".txt")}
-        for image in (path for base in bases for path in list_images(base)):
-            path = texts.get(image.with_name(stem_of(image)))
+    for folder in image_folders(root):
+        texts = {path.stem: path for path in suffixed(folder.path, ".txt")}
+        for image in folder.files:
+            path = texts.get(stem_of(image))
             if path is None or not path.is_file():
                 builder.note(builder.place(image), "no text file; image left out")
                 continue
@@ -276,7 +279,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
             if not captions:
                 builder.note(builder.place(path), "empty; image left out")
             else:
-                builder.add_file(image, split=split, captions=captions)
+                builder.add_file(image, split=folder.split, captions=captions)
     seen.tell()
     return builder.build()
 

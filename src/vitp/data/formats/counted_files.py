@@ -40,20 +40,23 @@ def are_counted_apart(folders: Sequence[Folder]) -> bool:
         return False
     names = sorted(set.intersection(*(set(folder.stems) for folder in folders)))
     names = names[:: max(1, len(names) // _LOOKED_AT)][:_LOOKED_AT]
-    if len(names) < 2:
+    paths = [{stem_of(path): path for path in folder.files} for folder in folders]
+    whole: list[str] = []
+    rows: list[list[np.ndarray]] = []
+    for name in names:
+        thumbnails = [_thumbnail(own[name], _changed(own[name])) for own in paths]
+        # Damaged files tell nothing, and the others tell without them.
+        if len(told := [one_D for one_D in thumbnails if one_D is not None]) == len(folders):
+            whole.append(name)
+            rows.append(told)
+    if len(whole) < 2:
         return False
-    try:
-        prints = []
-        for folder in folders:
-            paths = {stem_of(path): path for path in folder.files}
-            prints.append(np.stack([_thumbnail(paths[name], _changed(paths[name])) for name in names]))
-        masks = [_may_be_masks(folder) for folder in folders]
-    except DataError:
-        return False
+    prints = [np.stack(own) for own in zip(*rows, strict=True)]
+    masks = [_may_be_masks([own[name] for name in whole]) for own in paths]
     pairs = [_alike_by_name(first_ND, other_ND) for first_ND, other_ND in combinations(prints, 2)]
-    if len(set(masks)) > 1 or len(names) * len(pairs) < _FEWEST or any(map(_are_all_alike, prints)):
+    if len(set(masks)) > 1 or len(whole) * len(pairs) < _FEWEST or any(map(_are_all_alike, prints)):
         return False
-    most = max(pairs) if len(names) >= _FEWEST else 0.0
+    most = max(pairs) if len(whole) >= _FEWEST else 0.0
     return float(np.mean(pairs)) <= _BY_CHANCE and most <= _BY_CHANCE_OF_TWO
 
 
@@ -71,8 +74,12 @@ def _changed(path: Path) -> int:
 
 # Detection asks several times.
 @lru_cache(maxsize=4096)
-def _thumbnail(path: Path, changed: int) -> np.ndarray:
-    return image_print(load_image(path, enough=lambda width, height: (64, 64)), b"-").thumbnail
+def _thumbnail(path: Path, changed: int) -> np.ndarray | None:
+    """Return a small picture of an image; None where it can't be read."""
+    try:
+        return image_print(load_image(path, enough=lambda width, height: (64, 64)), b"-").thumbnail
+    except DataError:
+        return None
 
 
 @lru_cache(maxsize=4096)
@@ -96,7 +103,7 @@ def _alike_by_name(first_ND: np.ndarray, other_ND: np.ndarray) -> float:
     return float(wins_2NN[:, others].mean() / 2 + 0.5) if others.any() else 1.0
 
 
-def _may_be_masks(folder: Folder) -> bool:
-    """Return whether files of a folder have so few values as masks have."""
-    paths = folder.files[:: max(1, len(folder.files) // 4)][:4]
+def _may_be_masks(files: Sequence[Path]) -> bool:
+    """Return whether files have so few values as masks have."""
+    paths = files[:: max(1, len(files) // 4)][:4]
     return all(_has_few_values(path, _changed(path)) for path in paths)

@@ -262,7 +262,7 @@ def _also(root: Path, found: str) -> list[str]:
         "classes",
         "folders",
     ):
-        if name == "folders" and found not in ("captions", "classes"):
+        if name == "folders" and found not in ("voc", "captions", "classes"):
             continue
         if (
             name == found
@@ -310,8 +310,15 @@ _INSIDE = frozenset(
 )
 """Options that may name something below the folder that the user gave."""
 
-_PAPERS = (".md", ".pdf", ".zip", ".tar", ".tgz", ".rar", ".7z")
-_READ_ME = re.compile(r"(read[_-]?me|licen[cs]e|copying|citation|attribut|checksums?|md5)", re.IGNORECASE)
+_PAPERS = (
+    *(".md", ".rst", ".pdf", ".html", ".bib", ".cff"),
+    *(".py", ".ipynb", ".sh", ".zip", ".tar", ".tgz", ".rar", ".7z"),
+)
+_READ_ME = re.compile(
+    r"(read[_-]?me|licen[cs]e|copying|notice|citation|attribut|authors|change[_-]?log|requirements|check_?sums?"
+    r"|md5|sha(1|256|512))|.*\.tar\.\w+$",
+    re.IGNORECASE,
+)
 """What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
 
 

@@ -58,7 +58,7 @@ def _createml_sets(root: Path) -> dict[Path, list[dict[str, Any]]]:
 
 
 def _createml_rows(path: Path) -> list[dict[str, Any]]:
-    content = label_json(path) if head_of(path, 64).lstrip()[:1] == b"[" else None
+    content = label_json(path) if head_of(path, 64).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" else None
     rows = content if isinstance(content, list) else []
     is_one = bool(rows) and all(
         isinstance(row, dict) and _first(row, "image", "imagefilename") and isinstance(_boxes(row), list)

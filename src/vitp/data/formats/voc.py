@@ -17,6 +17,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from vitp.core.errors import ConfigError, DataError
+from vitp.core.reading import head_of
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.label_files import LabelPlace
@@ -33,7 +34,6 @@ from vitp.data.formats.walk import (
     within,
 )
 from vitp.io.ground import LONGITUDE_LATITUDE, geometry_of, reproject
-from vitp.io.images import IMAGE_SUFFIXES
 from vitp.records.geometry import as_flat, as_points
 from vitp.records.labels import LabelledSet
 
@@ -55,6 +55,9 @@ _HRSC = "HRSC_Image"
 
 _PARTS = re.compile(r"part[-_ ]?\d+$", re.IGNORECASE)
 """Folders that FAIR1M's splits are cut into."""
+
+_ANNOTATION, _HEAD = re.compile(rb"<annotation[\s>]"), 4096
+"""What a file of labels begins with, and in how many bytes."""
 
 _NUMBERED = re.compile(r"([xy])(\d{1,4})$")
 
@@ -201,16 +204,15 @@ def voc_places(root: Path) -> list[LabelPlace]:
                 places.append(LabelPlace(images, labels, split))
     if places:
         return places
-    # Other XML files may lie beside images, too.
-    suffixes = (*IMAGE_SUFFIXES, *(suffix.upper() for suffix in IMAGE_SUFFIXES))
-    folders = [root, *(base for split, base in bases_of(root) if split is not None)]
-    beside = [
-        path
-        for folder in folders
-        for path in suffixed(folder, ".xml")
-        if any(path.with_suffix(suffix).is_file() for suffix in suffixes)
-    ]
-    return [LabelPlace(root, root)] if any(read_label_xml(p).tag == "annotation" for p in beside) else []
+    # Other XML files may lie beside images, too; a few in what may be class folders don't say what all images are.
+    folders = image_folders(root)
+    beside = [path for own in folders for path in suffixed(own.path, ".xml") if path.stem in own.stems]
+    if 2 * len(beside) < sum(len(own.files) for own in folders):
+        bases = {base for _, base in bases_of(root)}
+        beside = [path for path in beside if path.parent in bases]
+    # XML files of slides are large, so that none is parsed whose first lines say that it is another kind's.
+    maybe = (path for path in beside if _ANNOTATION.search(head_of(path, _HEAD).replace(b"\0", b"")))
+    return [LabelPlace(root, root)] if any(read_label_xml(p).tag == "annotation" for p in maybe) else []
 
 
 def _entries(builder: SetBuilder, place: LabelPlace) -> list[tuple[Path, ElementTree.Element, Path]]:
