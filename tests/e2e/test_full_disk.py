@@ -22,6 +22,7 @@ from vitp.core.errors import VitpError
 from vitp.inference.map_files import write_class_cog, written_by_gdal
 from vitp.inference.prediction_files import predict_files
 from vitp.inference.raster_files import MapOptions
+from vitp.inference.unfinished import unfinished, unfinished_folder
 from vitp.scenes.volume_files import write_nifti
 from vitp.scenes.volumes import make_volume
 from vitp.tasks.base import TestSettings
@@ -122,6 +123,47 @@ def test_an_export_to_a_real_disk_that_is_full(
     assert "the disk is full" in refused("data", "compile", scenes, "--out", disk / "compiled")
     assert list(disk.iterdir()) == []
     assert vitp("export", finished, "--out", disk / "backbone", "--force").code == 2
+
+
+def test_crops_on_a_real_disk_that_fills_up_wait_for_the_same_command(
+    scenes: Path, small_disk: Callable[[int], Path]
+) -> None:
+    disk = small_disk(2000)
+    filler, words = disk / "filler", ("data", "compile", scenes, "--out", disk / "c", "--crop", 32)
+    filler.write_bytes(bytes(1_900_000))
+    line = refused(*words)
+    (waiting,) = disk.glob(".c.crops-*")
+    assert "the disk is full; free some space" in line and f"wait in {waiting} for the same command" in line
+    assert not (disk / "c").exists()
+    filler.unlink()
+    done(*words)
+    assert litter(disk) == [] and (disk / "c" / "summary.json").is_file()
+
+
+def test_a_prediction_that_can_not_begin_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with (
+            pytest.raises(VitpError, match="the disk is full"),
+            unfinished(tmp_path / "out", {}, resume=True),
+        ):
+            pytest.fail("it has begun")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt), unfinished(tmp_path / "out", {}, resume=True) as folder:
+        (folder / "parts" / "a").mkdir()
+        (folder / "parts" / "a" / "0.npy").touch()
+        raise KeyboardInterrupt
+    with monkeypatch.context() as patch:
+        patch.setattr("vitp.inference.unfinished.is_abandoned", lambda folder: True)  # its process has ended
+        patch.setattr(os, "fsync", full)
+        with (
+            pytest.raises(VitpError, match="the disk is full"),
+            unfinished(tmp_path / "out", {}, resume=True),
+        ):
+            pytest.fail("it has begun")
+    assert (unfinished_folder(tmp_path / "out") / "parts" / "a" / "0.npy").is_file()
 
 
 @pytest.mark.parametrize("vector", ["gpkg", "geojson"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -15,7 +16,8 @@ from vitp.core.tensors import present
 from vitp.deployment.card import contract_section
 from vitp.deployment.export import contract_for
 from vitp.models.vision import VisionSettings, VisionTower
-from vitp.tasks.base import TaskModel, TestSettings
+from vitp.runtime.pixels import scaled_values
+from vitp.tasks.base import InputSize, TaskModel, TestSettings
 from vitp.tasks.build import NeckSettings, build_model
 from vitp.tasks.graphs import TaskGraph
 from vitp.tasks.predict import predict_images
@@ -123,3 +125,48 @@ def test_queries_become_objects_as_the_card_says() -> None:
     assert [row[0] for row in found] == pytest.approx(present(prediction.scores_N).tolist(), abs=1e-5)
     assert [row[1] for row in found] == present(prediction.labels_N).tolist()
     assert [row[2] for row in found] == present(prediction.masks_NHW).sum((1, 2)).tolist()
+
+
+def test_windows_become_a_map_as_the_card_says() -> None:
+    model = made("segmentation", {"kind": "fpn", "width": 32})
+    settings = TestSettings(resize=InputSize(mode="none"), window=40, overlap=0.3)
+    image_CHW = np.random.default_rng(3).integers(0, 256, (3, 61, 90), dtype=np.uint8)
+    section = contract_section(contract_for(model, settings, (40, 40), None))
+    step = int(re.search(r"begin each (\d+) px from 0", told(section, "Larger than the graph"))[1])  # type: ignore[index]
+    merged = told(section, "Windows are merged")
+    floor = float(re.search(r"max\(sin²\(π\(i \+ ½\) / n\), ([\d.]+)\)", merged)[1])  # type: ignore[index]
+    graph, total_KHW = TaskGraph(model, (40, 40)), np.zeros((3, 61, 90))
+    for y in [*range(0, 61 - 40, step), 61 - 40]:
+        for x in [*range(0, 90 - 40, step), 90 - 40]:
+            weights = []
+            for start, length in ((y, 61), (x, 90)):
+                weight = np.maximum(np.sin(np.pi * (np.arange(40) + 0.5) / 40) ** 2, floor)
+                weight[: 20 if start == 0 else 0] = 1
+                weight[20 if start + 40 == length else 40 :] = 1
+                weights.append(weight)
+            window = torch.from_numpy(image_CHW[None, :, y : y + 40, x : x + 40]).float() / 255
+            with torch.no_grad():
+                shares_Khw = graph(window)[0][0].numpy()
+            total_KHW[:, y : y + 40, x : x + 40] += shares_Khw * np.outer(*weights)
+    (prediction,) = predict_images(model, [torch.from_numpy(image_CHW)], settings)
+    assert np.array_equal(total_KHW.argmax(0), present(prediction.semantic_HW).numpy())
+    assert len(set(total_KHW.argmax(0).ravel())) > 1
+
+
+def test_values_become_bytes_as_the_card_says() -> None:
+    channel = {"band": "HV", "low": -123456.75, "high": 2345678.5, "transform": "linear", "number": None}
+    tower = VisionTower(
+        VisionSettings(arguments={"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8})
+    )
+    head = {"kind": "fpn", "width": 32}
+    model = build_model("segmentation", tower, ["a", "b"], NeckSettings(options={"channels": 32}), head)
+    contract = contract_for(model, TestSettings(), SIZE, None)
+    section = contract_section(replace(contract, channels=(channel,)))
+    assert "255 · (value − low) / (high − low), cut to 0…255 and rounded" in section
+    low, high = map(float, re.search(r"\| HV \|  ?\| (\S+) \| (\S+) \|", section).groups())  # type: ignore[union-attr]
+    values_1HW = np.linspace(-3e5, 3e6, 4000).reshape(1, 40, 100)
+    values_1HW[0, 0, :3] = np.nan, np.inf, -np.inf
+    with np.errstate(invalid="ignore"):
+        bytes_1HW = np.rint(np.clip(255 * (values_1HW - low) / (high - low), 0, 255))
+    bytes_1HW[~np.isfinite(values_1HW)] = 0
+    assert np.array_equal(bytes_1HW, scaled_values(values_1HW, (channel,)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import unicodedata
 from collections.abc import Iterable
@@ -215,6 +216,29 @@ def test_one_ending_of_all_masks(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="labels-ah and labels-vk may both hold the masks"):
         read_labels("auto", tmp_path)
     assert _sums(read_labels("auto", tmp_path, images="stare", masks="labels-vk")) == [240] * 11
+
+
+@pytest.mark.parametrize("places", [("my foo", "b'a\"r"), ("{0}", "{x} $y"), ("-a", "b;c")])
+def test_options_in_a_message_are_words_of_a_shell(tmp_path: Path, places: tuple[str, str]) -> None:
+    for k in range(5):
+        for name in places:
+            photo(tmp_path / name / f"im{k}.png")
+    with pytest.raises(DataError, match="files of equal names") as caught:
+        read_labels("auto", tmp_path)
+    words = shlex.split((caught.value.fix or "").partition(" (or the other")[0])
+    assert {word.partition("=")[2] for word in words if "=" in word} == set(places)
+
+
+@pytest.mark.parametrize("person", ["{0}", "{x}", "a b"])
+def test_several_people_in_folders_of_odd_names(tmp_path: Path, person: str) -> None:
+    for k in range(1, 12):
+        photo(tmp_path / f"my {{photos}}/im{k:04}.ppm")
+        for name in (person, "z"):
+            mask(tmp_path / f"labels {name}/im{k:04}.{name}.ppm")
+    with pytest.raises(DataError, match="may both hold the masks") as caught:
+        read_labels("auto", tmp_path)
+    words = shlex.split((caught.value.fix or "").partition("never mixed: ")[2].partition(" reads one")[0])
+    assert words == ["-o", "images=my {photos}", "-o", f"masks=labels {min(person, 'z')}"]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from textwrap import shorten
 from typing import Any
 
 from vitp.core import leftovers
-from vitp.core.errors import ConfigError, DataError
+from vitp.core.errors import ConfigError, DataError, VitpError
 from vitp.core.files import atomic_dir, sha256, write_json
 from vitp.core.reading import read_json
 from vitp.data.compile_conversations import compile_conversations
@@ -229,6 +229,11 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
     except (DataError, ConfigError):
         leftovers.remove(folder)
         raise
+    except VitpError as error:  # a full disk, say
+        waiting = (
+            f"crops that are done wait in {folder} for the same command: remove it if that isn't to come"
+        )
+        raise VitpError(error.what, where=error.where, fix=f"{error.fix}; {waiting}") from error
 
 
 def _write(

@@ -140,14 +140,14 @@ def contract_section(contract: GraphContract) -> str:
             (
                 str(one["band"]),
                 "10 · log10 (dB)" if one["transform"] == "db" else "",
-                f"{one['low']:g}",
-                f"{one['high']:g}",
+                f"{one['low']:.12g}",
+                f"{one['high']:.12g}",
             )
             for one in contract.channels
         ]
         bands = (
-            "\n\nA band's value becomes 8 bits by (value − low) / (high − low), clipped. The runtime reads the values of an "
-            "image from a `.npy` file of (bands, height, width). It must hold the quantity of each band, such as HU "
+            "\n\nA band's value becomes 8 bits by 255 · (value − low) / (high − low), cut to 0…255 and rounded to the nearest "
+            "whole number (half to even); what isn't finite becomes 0. The runtime reads the values of an image from a `.npy` file of (bands, height, width). It must hold the quantity of each band, such as HU "
             "for CT or reflectance, not the values as they are stored: apply slope and intercept first. `vitp predict` "
             "reads volumes, DICOM and rasters, and applies these itself.\n\n"
             + markdown_table(("Band", "First", "Low", "High"), of_bands)

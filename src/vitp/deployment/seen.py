@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from vitp.runtime.contract import GraphContract
+from vitp.runtime.objects import SAME_BOX, SAME_PART, SAME_QUAD
+from vitp.runtime.views import WEIGHT_FLOOR
 
 
 def seen_rows(contract: GraphContract) -> list[tuple[str, str]]:
@@ -23,11 +25,37 @@ def seen_rows(contract: GraphContract) -> list[tuple[str, str]]:
     larger = {
         "classification": "made as small as the graph, whatever their shape",
         "panoptic": "refused: segments aren't merged over windows",
-    }.get(contract.task, f"windows that overlap by {contract.overlap:.0%}, merged by the runtime")
+    }.get(contract.task)
+    windows = [("Larger than the graph", larger)] if larger else _window_rows(contract)
     return [
         *rows,
-        ("Larger than the graph", larger),
+        *windows,
         ("Smaller than the graph", "black at the bottom and the right"),
+    ]
+
+
+def _window_rows(contract: GraphContract) -> list[tuple[str, str]]:
+    """Return where windows lie and how they are merged, as `vitp.runtime.views` and `vitp.runtime.objects` do it."""
+    down, across = (side - int(contract.overlap * side) for side in contract.size)
+    begin = f"{down} px" if down == across else f"{down} px down and {across} px across"
+    merged = (
+        f"an object within 1 px of its window's edge, where the image goes on, is left out if {SAME_PART:.0%} of its box "
+        "lie in the box of one of its class that no edge cuts; then of two of one class that overlap by more than "
+        f"{SAME_QUAD if contract.task == 'oriented' else SAME_BOX:g} the surer one stays"
+    )
+    if contract.task in ("segmentation", "change"):
+        merged = (
+            "outputs get the window's size in the image (bilinear) and are added up, each times its weight: for pixel i "
+            f"of n from 0, max(sin²(π(i + ½) / n), {WEIGHT_FLOOR:g}) across times the same down, but 1 in the half that "
+            "ends at a border of the image. The class is that of the largest sum"
+        )
+    return [
+        (
+            "Larger than the graph",
+            f"windows that overlap by {contract.overlap:.0%}, merged by the runtime: they begin each {begin} from 0, the "
+            "last one ends with the image",
+        ),
+        ("Windows are merged", merged),
     ]
 
 

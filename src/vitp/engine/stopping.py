@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 from pathlib import Path
@@ -22,7 +23,7 @@ class Interrupted(Exception):
     def __init__(self, signum: int, step: int, checkpoint: Path, again: str = "") -> None:
         self.signum, self.step, self.checkpoint = signum, step, checkpoint
         self.exit_code = 128 + signum
-        run = checkpoint.parent.parent
+        run = shlex.quote(str(checkpoint.parent.parent))
         again = (
             again or f"the same command continues it (vitp pretrain and finetune with --resume --out {run})"
         )

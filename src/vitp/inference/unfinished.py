@@ -90,7 +90,7 @@ def unfinished(
             put_in_place(folder / "out", out)
             shutil.rmtree(folder, ignore_errors=True)
     except BaseException as stopped:
-        if not any(chain((folder / "parts").glob("*/*"), (folder / "pictures").glob("*.safetensors"))):
+        if not _holds_parts(folder):
             if distributed.rank() == 0:
                 shutil.rmtree(folder, ignore_errors=True)
         else:
@@ -116,12 +116,22 @@ def _prepare(out: Path, folder: Path, plan: dict[str, Any], *, resume: bool) -> 
             _check_plan(out, folder, plan)
         else:
             shutil.rmtree(folder)
-    for name in ("out", "parts"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for note in folder.glob(".owner.*"):
-        note.unlink()
-    claim(folder)
-    write_json(folder / _PLAN, plan)
+    try:
+        for name in ("out", "parts"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        for note in folder.glob(".owner.*"):
+            note.unlink()
+        claim(folder)
+        write_json(folder / _PLAN, plan)
+    except (OSError, VitpError):
+        if not _holds_parts(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _holds_parts(folder: Path) -> bool:
+    """Return whether something of a prediction is done."""
+    return any(chain((folder / "parts").glob("*/*"), (folder / "pictures").glob("*.safetensors")))
 
 
 def _check_plan(out: Path, folder: Path, plan: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal, cast
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, ID_KEYS, SPLIT_KEYS, naming_column
 from vitp.data.formats.tables import box_columns, find_key, first_table_rows, table_weight
-from vitp.data.formats.walk import name_index, words_of
+from vitp.data.formats.walk import as_option, name_index, words_of
 
 SEVERAL_BOXES = ("boxesstring", "boxes_string")
 """Columns whose cells hold the boxes of an image, parted by semicolons."""
@@ -154,7 +154,7 @@ def rows_of_annotator(
             f'the column "{key}" says that several people ({listed}) boxed the same images ({shared:,}), so an object may '
             "have several boxes",
             where=where,
-            fix=f"-o annotator={names[0]} reads the boxes of one, -o annotator=all takes each box for an object",
+            fix=f"{as_option('annotator', names[0])} reads the boxes of one, -o annotator=all takes each box for an object",
         )
     return list(rows), f'the boxes of all in the column "{key}" ({listed}) count, each as an object'
 

@@ -73,6 +73,7 @@ from vitp.data.formats.walk import (
     IMAGE_WORDS,
     INSTANCE_WORDS,
     MASK_WORDS,
+    as_option,
     check_ordinary,
     images_below,
     name_index,
@@ -363,8 +364,8 @@ def _is_classes(root: Path) -> bool:
         raise DataError(
             f'the column "{image}" of {path.name} names the images, but which column is their class isn\'t known',
             where=str(root),
-            fix=f"--format classes -o table={path.name} -o image_column={image} -o class_column=COLUMN; for texts "
-            f"--format captions -o table={path.name} -o image_column={image} -o caption_column=COLUMN",
+            fix=f"--format classes {as_option('table', path.name)} {as_option('image_column', image)} -o class_column=COLUMN; for texts "
+            f"--format captions {as_option('table', path.name)} {as_option('image_column', image)} -o caption_column=COLUMN",
         )
     return True
 

@@ -21,6 +21,7 @@ from vitp.data.formats.walk import (
     INSTANCE_WORDS,
     MASK_WORDS,
     Folder,
+    as_option,
     comma_list,
     image_folders,
     list_images,
@@ -335,14 +336,14 @@ def _refuse_alike(
             f"{', '.join(drawn[:4])} have files of the same names as {one}: masks that several people drew, who are never "
             "mixed, or of several classes; or each folder is a class",
             where=str(root),
-            fix=f"--format masks -o images={one} -o masks={other} reads those of one; {explicit}",
+            fix=f"--format masks {as_option('images', one)} {as_option('masks', other)} reads those of one; {explicit}",
         )
     raise DataError(
         f"{one} and {other} have {len(first.stems & second.stems)} files of equal names: images and masks, two dates, or "
         "classes",
         where=str(root),
-        fix=f"--format masks -o images={one} -o masks={other} (or the other way round) reads masks, --format pairs "
-        f"-o before={one} -o after={other} -o masks=FOLDER dates; {explicit}; or name one of the folders",
+        fix=f"--format masks {as_option('images', one)} {as_option('masks', other)} (or the other way round) reads masks, --format pairs "
+        f"{as_option('before', one)} {as_option('after', other)} -o masks=FOLDER dates; {explicit}; or name one of the folders",
     )
 
 

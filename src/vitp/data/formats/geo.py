@@ -23,7 +23,7 @@ from vitp.data.formats.geo_shapes import LabelledArea, PlacedShapes, Widths, obj
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.places import GroundPlace
-from vitp.data.formats.walk import comma_list, images_below, split_in, within
+from vitp.data.formats.walk import as_option, comma_list, images_below, split_in, within
 from vitp.io.ground import geometry_of, ground_matrix
 from vitp.io.vectors import read_features, vector_layers
 from vitp.records.labels import BACKGROUND, IGNORE, NOT_LABELLED, LabelledSet
@@ -129,7 +129,7 @@ def _refuse_dates(root: Path) -> None:
         raise DataError(
             f"{before} and {after} are two dates, and the outlines may be of what changed or of what one of them shows",
             where=str(root),
-            fix=f"-o images={after} labels that date alone; what changed is read from masks in label/ (--format pairs)",
+            fix=f"{as_option('images', after)} labels that date alone; what changed is read from masks in label/ (--format pairs)",
         )
 
 

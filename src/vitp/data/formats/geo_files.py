@@ -14,7 +14,15 @@ import numpy as np
 from vitp.core.errors import ConfigError, DataError, did_you_mean
 from vitp.core.reading import real_path
 from vitp.data.formats.mask_names import without_affix
-from vitp.data.formats.walk import MASK_WORDS, comma_list, files_below, images_below, within, words_of
+from vitp.data.formats.walk import (
+    MASK_WORDS,
+    as_option,
+    comma_list,
+    files_below,
+    images_below,
+    within,
+    words_of,
+)
 from vitp.io.raster_sources import vrt_sources
 from vitp.io.vectors import VectorLayer, is_vector, read_features, vector_layers
 
@@ -181,8 +189,8 @@ def _layers(path: Path, named: tuple[str, ...] | None, *, several: bool) -> list
             raise DataError(
                 f"has the layers {', '.join(known)}",
                 where=str(path),
-                fix=f"name one with -o layer={known[0]}, or several, whose names are the classes then "
-                f"(-o layer={known[0]},{known[1]})",
+                fix=f"name one with {as_option('layer', known[0])}, or several, whose names are the classes then "
+                f"({as_option('layer', ','.join(known[:2]))})",
             )
         return known
     for name in named:
@@ -238,13 +246,13 @@ def match_names(root: Path, rasters: Sequence[Path], vectors: Sequence[Path]) ->
             raise DataError(
                 f"may belong to {within(hits[0], root)} or to {within(hits[1], root)}",
                 where=within(path, root),
-                fix=f"name the folder of the images with -o images={within(hits[0].parent, root)}",
+                fix=f"name the folder of the images with {as_option('images', within(hits[0].parent, root))}",
             )
         if not hits:
             continue
         if (other := taken.setdefault(hits[0], path)) != path:
             what = f"has the labels {within(other, root)} and {within(path, root)}"
-            fix = f"name the folder of the labels with -o labels={within(other.parent, root)}"
+            fix = f"name the folder of the labels with {as_option('labels', within(other.parent, root))}"
             raise DataError(what, where=within(hits[0], root), fix=fix)
         owners[path] = hits[0]
     return owners
@@ -307,7 +315,7 @@ def class_column(
         named = [name for name in columns if _repeat(columns[name])]
     if len(named) > 1:
         shown = " and ".join(f'"{name}" ({_some(columns[name])})' for name in named[:4])
-        fix = f"choose one with -o class={named[0]}"
+        fix = f"choose one with {as_option('class', named[0])}"
         raise DataError(f"the class may stand in the columns {shown}", where=str(root), fix=fix)
     if named:
         return ClassColumn(named[0], f'column "{named[0]}"')
@@ -337,7 +345,7 @@ def _refuse_maybe(columns: dict[str, list[np.ndarray]], title: str, root: Path) 
         raise DataError(
             f"no column is named like a class, but {shown} may hold it",
             where=str(root),
-            fix=f"choose one with -o class={maybe[0]}; if all objects are of one class, name it: -o classes={title}",
+            fix=f"choose one with {as_option('class', maybe[0])}; if all objects are of one class, name it: {as_option('classes', title)}",
         )
 
 

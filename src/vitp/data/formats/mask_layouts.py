@@ -31,7 +31,16 @@ from vitp.data.formats.mask_names import (
     refuse_readers,
     without_annotator,
 )
-from vitp.data.formats.walk import MASK_WORDS, Folder, described, image_folders, role_of, within, words_of
+from vitp.data.formats.walk import (
+    MASK_WORDS,
+    Folder,
+    as_option,
+    described,
+    image_folders,
+    role_of,
+    within,
+    words_of,
+)
 
 _ENOUGH_SHARED = 0.5
 """Share of equal names from which two folders are about the same images."""
@@ -148,15 +157,18 @@ def _sibling_folders(root: Path, folders: Sequence[Folder], annotator: int | str
             several = [within(other.path, root) for other in same if other.role == role]
             if len(several) > 1:
                 dates = role == "image" and len(several) == 2
-                more = "; two dates: --format pairs -o before={} -o after={} -o masks=FOLDER" if dates else ""
+                first, second = (as_option(*pair) for pair in zip(("before", "after"), several, strict=False))
+                more = f"; two dates: --format pairs {first} {second} -o masks=FOLDER" if dates else ""
                 if role == "mask":
-                    one = within(folder.path, root)
-                    more = f"; those of several people are never mixed: -o images={one} -o masks={several[0]} reads one's"
+                    one, first = (
+                        as_option("images", within(folder.path, root)),
+                        as_option("masks", several[0]),
+                    )
+                    more = f"; those of several people are never mixed: {one} {first} reads one's"
                 raise DataError(
                     f"{' and '.join(several)} may both hold the {option}",
                     where=str(root),
-                    fix="name both folders with the options images=FOLDER and masks=FOLDER"
-                    + more.format(*several),
+                    fix=f"name both folders with the options images=FOLDER and masks=FOLDER{more}",
                 )
     _refuse_bands_apart(root, images, without)
     layout = _matched(root, images, masks)
@@ -192,7 +204,7 @@ def _refuse_bands_apart(root: Path, images: Sequence[Folder], without: Sequence[
                 f"{others[0].files[0].name}): bands of the same images, perhaps, of which only the first would be read",
                 where=str(root),
                 fix="put the bands of an image into one file, or into a folder of the image's name in images/; "
-                f"-o images={within(folder.path, root)} -o masks=FOLDER reads this folder alone",
+                f"{as_option('images', within(folder.path, root))} -o masks=FOLDER reads this folder alone",
             )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vitp.core.errors import DataError
 from vitp.data.formats.pixel_masks import mask_values
-from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, split_of, within
+from vitp.data.formats.walk import IMAGE_WORDS, MASK_WORDS, as_option, split_of, within
 from vitp.io.images import load_label_pixels
 
 _AFFIXES = (
@@ -272,7 +272,7 @@ def refuse_readers(root: Path, images: Sequence[Path], masks: Sequence[Path]) ->
         f"{len(several)} images have several masks each, {example} for example: of several people ({', '.join(who[:4])}), "
         "who are never mixed, or of one class each",
         where=str(root),
-        fix=f"-o annotator={who[0]} reads those whose names {ends} so; classes of one image have to be in one mask",
+        fix=f"{as_option('annotator', who[0])} reads those whose names {ends} so; classes of one image have to be in one mask",
     )
 
 
@@ -302,7 +302,8 @@ def of_annotator(root: Path, paths: Sequence[Path], annotator: int | str | None)
             f"{len(numbers)} people have drawn the masks ({' and '.join(within(p, root) for p in numbers.values())}): "
             "they differ, and are never mixed",
             where=str(root),
-            fix=" or ".join(f"-o annotator={number}" for number in sorted(numbers)) + " reads one's masks",
+            fix=" or ".join(as_option("annotator", number) for number in sorted(numbers))
+            + " reads one's masks",
         )
     if annotator is not None and numbers and annotator not in numbers:
         known = ", ".join(map(str, sorted(numbers)))

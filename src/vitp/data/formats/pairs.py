@@ -13,7 +13,7 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.change_masks import ChangeMasks, ChangeMeaning, understood_changes
 from vitp.data.formats.mask_names import pair_files
 from vitp.data.formats.pixel_masks import ChangeFile
-from vitp.data.formats.walk import Folder, image_folders, role_of, shared, split_of, within
+from vitp.data.formats.walk import Folder, as_option, image_folders, role_of, shared, split_of, within
 from vitp.io.warped import Grid, grid_of_image
 from vitp.records.labels import LabelledSet
 
@@ -117,7 +117,7 @@ def _refuse_further_dates(root: Path, place: PairPlace) -> None:
                 f"{within(before, root)}, {within(after, root)} and {within(folder.path, root)} are three dates, and "
                 "masks say what changed between two",
                 where=str(root),
-                fix=f"name the two with --format pairs -o before={before.name} -o after={after.name}, or move the "
+                fix=f"name the two with --format pairs {as_option('before', before.name)} {as_option('after', after.name)}, or move the "
                 "others away",
             )
 

@@ -17,7 +17,7 @@ from vitp.core.reading import parse_json
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.captions import TEXT_KEYS
 from vitp.data.formats.class_columns import CLASS_KEYS, GROUP_KEYS, SPLIT_KEYS
-from vitp.data.formats.walk import split_of, within
+from vitp.data.formats.walk import as_option, split_of, within
 from vitp.records.instructions import IMAGE_MARK, text_problem
 from vitp.records.labels import LabelledSet
 
@@ -224,7 +224,12 @@ def parquet_columns(root: Path, asked: dict[str, str | None], patient: str = "")
         if not chosen:
             other, option = (caption, "caption_column") if caption else (label, "class_column")
             what = f"has conversations ({talk}) and labels ({other})"
-            _refuse(path, schema, what, f"choose -o conversation_column={talk} or -o {option}={other}")
+            _refuse(
+                path,
+                schema,
+                what,
+                f"choose {as_option('conversation_column', talk)} or {as_option(option, other)}",
+            )
         talk = ""
     if talk:
         caption = label = ""

@@ -37,6 +37,7 @@ from vitp.data.formats.unread import Unlabelled
 from vitp.data.formats.voc import XML_FOLDERS
 from vitp.data.formats.volume_names import is_series
 from vitp.data.formats.walk import (
+    as_option,
     child,
     files_below,
     image_folders,
@@ -199,7 +200,7 @@ def _refuse_strange_tables(root: Path) -> None:
             raise DataError(
                 f"{path.name} names images, but most of them aren't there (the first: {first})",
                 where=str(root),
-                fix=f"add them, or read it with --format captions or classes and -o table={path.name}; move it away if "
+                fix=f"add them, or read it with --format captions or classes and {as_option('table', path.name)}; move it away if "
                 "it is about other things",
             )
 

@@ -27,7 +27,7 @@ from vitp.data.formats.drawings import (
 )
 from vitp.data.formats.image_labels import LabelShape
 from vitp.data.formats.tables import find_key, first_table_rows, raw_rows
-from vitp.data.formats.walk import comma_list
+from vitp.data.formats.walk import as_option, comma_list
 from vitp.records.labels import LabelledSet
 from vitp.records.tool_shapes import ellipse_ring
 
@@ -184,7 +184,7 @@ def _class_attribute(
     if len(found) == 1 or len(known) == 1:
         return (known or found)[0]
     if found:
-        named = " or ".join(f"-o attribute={key}" for key in (known or found)[:4])
+        named = " or ".join(as_option("attribute", key) for key in (known or found)[:4])
         raise DataError(
             f"regions have the attributes {', '.join(found[:8])}; which is the class isn't known",
             where=where,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import unicodedata
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -135,6 +136,11 @@ def within(path: str | Path, root: Path) -> str:
     """Return a path relative to `root` with "/" between its parts; as it is where it lies elsewhere."""
     path = Path(path)
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def as_option(name: str, value: object) -> str:
+    """Return `-o NAME=VALUE` as a shell takes it: names with spaces, quotes, brackets and the like stand in quotes."""
+    return f"-o {shlex.quote(f'{name}={value}')}"
 
 
 def comma_list(value: str | Sequence[str] | None) -> tuple[str, ...] | None:
