@@ -42,6 +42,7 @@ from vitp.data.formats.mask_objects import (
     objects_of_classes,
     single_object,
 )
+from vitp.data.formats.mask_published import published_classes
 from vitp.data.formats.nnunet_flat import apply_dataset_file
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
@@ -314,7 +315,10 @@ def _read_classes(
     colour = colour and not grey
     to_name = facts_to_name(facts, nodata, builder.root)
     ids = all(CITYSCAPES.search(found.entry.masks[0].stem) for found in entries)
-    plain = name_classes(
+    told = classes or name_file(builder.root) is not None or find_colour_table(builder.root) is not None
+    paths, values = [found.entry.masks[0] for found in entries], {v for one in to_name for v in one.values}
+    published = published_classes(paths, values) if colour and not told else None
+    plain = published or name_classes(
         *(builder.root, facts, to_name, classes, strays), colour=colour, palette=modes == {"P"}, label_ids=ids
     )
     named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
