@@ -7,7 +7,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vitp.data.formats.mask_classes import MaskClasses
+from vitp.data.formats.mask_classes import MaskClasses, find_colour_table
+from vitp.data.formats.mask_naming import name_file
 from vitp.records.labels import IGNORE
 
 
@@ -55,18 +56,21 @@ _SETS = (
 )
 
 
-def published_classes(masks: Sequence[Path], colours: Collection[int]) -> MaskClasses | None:
+def published_classes(root: Path, masks: Sequence[Path], colours: Collection[int]) -> MaskClasses | None:
     """Return the classes of colours by what is published, or None where the set isn't known.
 
     Colours alone say nothing: all masks have to be called as the publisher calls them, and all colours to be his.
 
     Args:
+        root: The set's folder; a file in it that names the values goes first.
         masks: Paths of the masks.
         colours: The colours 0xRRGGBB that occur in them.
     """
+    if not masks or name_file(root) is not None or find_colour_table(root) is not None:
+        return None
     for one in _SETS:
         known = {*colours} <= one.colours.keys() and len({*colours}) >= one.least
-        if known and masks and all(one.stem.match(path.stem) for path in masks):
+        if known and all(one.stem.match(path.stem) for path in masks):
             names = tuple(name for name in one.colours.values() if name)
             pairs = tuple((c, names.index(name) if name else IGNORE) for c, name in one.colours.items())
             said = (

@@ -315,9 +315,8 @@ def _read_classes(
     colour = colour and not grey
     to_name = facts_to_name(facts, nodata, builder.root)
     ids = all(CITYSCAPES.search(found.entry.masks[0].stem) for found in entries)
-    told = classes or name_file(builder.root) is not None or find_colour_table(builder.root) is not None
-    paths, values = [found.entry.masks[0] for found in entries], {v for one in to_name for v in one.values}
-    published = published_classes(paths, values) if colour and not told else None
+    masks = [found.entry.masks[0] for found in entries] if colour and not classes else []
+    published = published_classes(builder.root, masks, {v for one in to_name for v in one.values})
     plain = published or name_classes(
         *(builder.root, facts, to_name, classes, strays), colour=colour, palette=modes == {"P"}, label_ids=ids
     )
