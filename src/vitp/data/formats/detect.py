@@ -40,7 +40,7 @@ from vitp.data.formats.label_studio_files import label_studio_files, refuse_unan
 from vitp.data.formats.labelme import labelme_files
 from vitp.data.formats.look import one_look
 from vitp.data.formats.mask_layouts import find_masks
-from vitp.data.formats.only_folder import INSIDE, SET_IS, is_named_in, only_folder
+from vitp.data.formats.only_folder import INNER_OPTIONS, SET_IS, is_named_in, only_folder
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.pannuke import is_pannuke
 from vitp.data.formats.parquet import is_parquet
@@ -133,7 +133,7 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         people = names == _PEOPLE and (label_studio_files(root) or box_tables(root))
         if fmt != "masks" or not (people or (names != _PEOPLE and is_volume_set(root))):
             return Detected(fmt, root)
-    inner = None if INSIDE & set(options) else inner
+    inner = None if INNER_OPTIONS & set(options) else inner
     # VisA's Data/ and the data/ of shards are parts of their sets, too.
     if inner is None or anomaly_folders(root) or is_parquet(root):
         return _detected(root, options)
@@ -150,7 +150,7 @@ def only_place(fmt: str, root: Path, options: Mapping[str, object]) -> Path:
     The given one stays where the format's sign is in it, or isn't in the other one, or options name files in it.
     """
     inner = only_folder(root) if fmt in _SIGNS and root.is_dir() else None
-    if inner is None or (INSIDE & set(options) and not is_named_in(inner, root, options)):
+    if inner is None or (INNER_OPTIONS & set(options) and not is_named_in(inner, root, options)):
         return root
     place = only_place(fmt, inner, options)
     try:

@@ -11,7 +11,7 @@ from vitp.data.formats.walk import IMAGE_WORDS, INSTANCE_WORDS, MASK_WORDS, spli
 
 SET_IS = "the set is the folder "
 
-INSIDE = frozenset(
+INNER_OPTIONS = frozenset(
     {"level", "table", "split_file", "images", "masks", "before", "after", "labels", "area", "layer"}
 )
 """Options that may name something below the folder that the user gave."""
@@ -40,6 +40,8 @@ def only_folder(root: Path) -> Path | None:
 
 def is_named_in(inner: Path, root: Path, options: Collection[str]) -> bool:
     """Return whether options name files or folders that lie in the only folder of a set, and not in the set's own."""
-    values = {name: options[name] for name in INSIDE & set(options)} if isinstance(options, Mapping) else {}
+    values = (
+        {name: options[name] for name in INNER_OPTIONS & set(options)} if isinstance(options, Mapping) else {}
+    )
     paths = [part for value in values.values() for part in str(value).split(",")]
     return bool(paths) and all((inner / path).exists() and not (root / path).exists() for path in paths)
