@@ -108,8 +108,7 @@ def read_coco(
             CVAT.
         scores: "labels": annotations with scores are labels that somebody has checked; by default they are refused as
             predictions, unless all scores are 0 or 1.
-        about: What annotations that name a class and no place are about, where others have a place: "images" reads the
-            class of all as that of the image; "objects" leaves the images out whose objects have no place.
+        about: "images" reads each class as that of the image; "objects" no image with an object without a place.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -127,16 +126,13 @@ def read_coco(
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     refuse_scores(files, scores)
-    if about not in ("", "images", "objects"):
-        raise ConfigError(f'is "{about}"', where="about", fix="choose images or objects")
     if labels_scenes(files, about):
         return SceneReading(builder, files, comma_list(classes)).build()
     reading = CocoReading(builder, files, comma_list(classes), crowds=crowds, unplaced=about == "objects")
     reading.add_images()
     _tell(builder, reading)
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
-    if semantic is None:
-        semantic = any(says_segmentation(file) for file in files)
+    semantic = any(map(says_segmentation, files)) if semantic is None else semantic
     return with_drawn_masks(builder.build(object_classes=_classes_of(reading, files)), semantic)
 
 

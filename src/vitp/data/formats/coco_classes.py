@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.coco_files import CocoFile, Ids
 
 
@@ -117,8 +117,11 @@ def labels_scenes(files: Sequence[CocoFile], about: str) -> bool:
         about: "images": they are, whatever places some have; "objects": those without a place say nothing of objects.
 
     Raises:
+        ConfigError: `about` is something else.
         DataError: Most name a category alone and some a place, too, as camera traps have them, and `about` is "".
     """
+    if about not in ("", "images", "objects"):
+        raise ConfigError(f'is "{about}"', where="about", fix="choose images or objects")
     rows = [row for file in files for row in file.content["annotations"]]
     if not rows or not all(isinstance(row, dict) and row.get("category_id") is not None for row in rows):
         return about == "images"
