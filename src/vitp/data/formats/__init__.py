@@ -46,7 +46,7 @@ from vitp.data.formats.coco import read_coco
 from vitp.data.formats.cvat import read_cvat
 from vitp.data.formats.dates import join_dates
 from vitp.data.formats.datumaro import read_datumaro
-from vitp.data.formats.detect import detect, detect_format
+from vitp.data.formats.detect import detect, detect_format, only_place
 from vitp.data.formats.disasters import read_xbd
 from vitp.data.formats.dota import read_dota
 from vitp.data.formats.findings import declare_findings
@@ -58,6 +58,7 @@ from vitp.data.formats.label_studio import read_label_studio
 from vitp.data.formats.labelme import read_labelme
 from vitp.data.formats.masks import read_masks
 from vitp.data.formats.metadata import with_metadata
+from vitp.data.formats.only_folder import SET_IS
 from vitp.data.formats.option_types import typed_options
 from vitp.data.formats.pairs import read_pairs
 from vitp.data.formats.pannuke import read_pannuke
@@ -78,6 +79,7 @@ from vitp.data.formats.visdrone import read_visdrone
 from vitp.data.formats.vitp_labels import read_compiled
 from vitp.data.formats.voc import read_voc
 from vitp.data.formats.volumes import read_volumes
+from vitp.data.formats.walk import within
 from vitp.data.formats.xview import read_xview
 from vitp.data.formats.yolo import read_yolo
 from vitp.records.labels import LabelledSet
@@ -172,6 +174,9 @@ def read_labels(fmt: str, root: str | Path, **options: Any) -> LabelledSet:
         if name not in known:
             fix = did_you_mean(name, known) or f"known are {', '.join(known)}"
             raise ConfigError(f'no option "{name}"', where=f"format {fmt}", fix=fix)
+    if (inner := only_place(fmt, Path(root), options)) != Path(root):
+        labelled = read_labels(fmt, inner, **options)
+        return replace(labelled, understood=(SET_IS + within(inner, Path(root)), *labelled.understood))
     if "class" in options:
         options["class_"] = options.pop("class")
     options = typed_options(options, {**get_type_hints(ReadOptions), **_declared(reader)})

@@ -54,6 +54,9 @@ _CLASS_KEYS = (
     "object",
     "type",
 )
+_CROWD_KEYS = ("isgroupof", "is_group_of", "iscrowd", "is_crowd", "difficult")
+"""Columns of 1 where a box holds several objects as one, as OpenImages and COCO have them, or a difficult one."""
+
 _SIZE_KEYS = (("width", "height"), ("image_width", "image_height"), ("img_width", "img_height"))
 
 
@@ -68,6 +71,7 @@ class TableColumns:
     split: str
     group: str
     size: tuple[str, ...]
+    crowd: str = ""
 
     @classmethod
     def of(
@@ -105,7 +109,8 @@ class TableColumns:
         split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
         sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
         size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
-        return cls(image_key, label_key, found[0], cast(BoxForm, found[1]), split, group, size)
+        crowd = find_key(head, _CROWD_KEYS) or ""
+        return cls(image_key, label_key, found[0], cast(BoxForm, found[1]), split, group, size, crowd)
 
 
 def spread(rows: Iterable[tuple[int, Any]]) -> list[tuple[int, Mapping[str, Any]]]:

@@ -23,8 +23,10 @@ from vitp.data.formats.box_rows import (
 from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.class_columns import (
     MISSING_WORDS,
+    bit_of,
     is_form,
 )
+from vitp.data.formats.code_names import code_names
 from vitp.data.formats.image_labels import ImageLabels, LabelShape
 from vitp.data.formats.tables import (
     TableImages,
@@ -106,7 +108,8 @@ def read_box_tables(
         raise ConfigError(f'is "{box}"', where="box", fix=f"choose {', '.join(_SAID)}")
     base = root if root.is_dir() else root.parent
     reading = TableReading(SetBuilder(base, options), comma_list(classes), box)
-    for path, folder in table_paths(root, table, box_tables):
+    paths = table_paths(root, table, box_tables)
+    for path, folder in paths:
         rows = spread(raw_rows(path))
         named = image_column or unnamed_column(folder, path)
         columns = TableColumns.of(path, rows, named, class_column, comma_list(box_columns), reading.known)
@@ -114,6 +117,11 @@ def read_box_tables(
         if whose:
             reading.builder.understand(f"{reading.builder.place(path)}: {whose}")
         reading.take(path, folder, rows, columns)
+    read = {*(path for path, _ in paths), *(reading.codes or ())[:1]}
+    others = [path for path in table_files(base) if path.suffix.lower() in (".csv", ".tsv")]
+    if left := [path.name for path in others if path not in read and not is_form(path)]:
+        line = f"there, and not read: {', '.join(left[:6])}; -o table=NAME reads another table"
+        reading.builder.understand(line)
     return reading.build()
 
 
@@ -154,6 +162,7 @@ class TableObject:
     numbers: Sequence[float] | None
     wrong: str = ""
     shape: LabelShape | None = None
+    crowd: bool = False
 
 
 @dataclass
@@ -196,6 +205,7 @@ class TableReading:
             image = self._image(found[0], path, where, row, columns)
             if image is not None:
                 image.objects.append(label := self.object_of(where, row, columns))
+                label.crowd = bool(columns.crowd) and bit_of(row.get(columns.crowd)) == 1
                 own.append((label, image.size))
         for name, count in missing.items():
             text = f"{name} is missing; {count} {'row' if count == 1 else 'rows'} left out"
@@ -291,6 +301,10 @@ class TableReading:
         seen: dict[str, None] = {}
         for line in self.nothings.understood():
             builder.understand(line)
+        if self.codes is not None:
+            builder.understand(
+                f"{builder.place(self.codes[0])}: the names of the classes, which are codes in the labels"
+            )
         for path, image in self.images.items():
             if image is None:
                 continue
@@ -304,6 +318,11 @@ class TableReading:
         if strangers:
             builder.note(
                 "images", f"{len(strangers):,} are in no row ({builder.place(strangers[0])}); left out"
+            )
+        crowds = sum(label.crowd for image in self.images.values() if image for label in image.objects)
+        if crowds:
+            builder.understand(
+                f"crowds: {crowds:,} boxes of several objects or difficult ones are neither learned nor counted"
             )
         return builder.build(object_classes=self.known or sorted(seen))
 
@@ -325,7 +344,9 @@ class TableReading:
                 found.ignore(label.where, why, name, shape)
                 return None
             name = self.known[int(name) - first]
-        added = found.add(label.where, name, shape, known=self.known)
+        if self.codes is not None:
+            name = self.codes[1].get(name, name)
+        added = found.add(label.where, name, shape, known=self.known, difficult=label.crowd)
         return name if added is not None else None
 
     @cached_property
@@ -334,6 +355,13 @@ class TableReading:
         labels = [x for image in self.images.values() if image for x in image.objects if not x.wrong]
         numbered = not any(name.isdigit() for name in self.known or ())
         return Nothings(((x.category, x.numbers is not None) for x in labels), numbered=numbered)
+
+    @cached_property
+    def codes(self) -> tuple[Path, dict[str, str]] | None:
+        """The file that names the classes where the tables call them by codes, and the names."""
+        found = {label.category for image in self.images.values() if image for label in image.objects}
+        found -= {"", *self.nothings.counts}
+        return None if found & {*(self.known or ())} else code_names(self.builder.root, found)
 
     @cached_property
     def _first_number(self) -> int | None:

@@ -39,6 +39,7 @@ NO_CLASSES = (*GROUP_KEYS, *FOLD_KEYS, "age", "sex", "gender", "index", "unnamed
 """Columns that may hold 0 and 1, and are no classes."""
 
 NOT_KNOWN = -1
+_CONFIDENCES = ("confidence", "present", "is_present")
 BIT_WORDS = (("true", "false"), ("yes", "no"), ("y", "n"))
 """Words for 1 and for 0, as tables have them."""
 _WORDS = {word: bit for pair in BIT_WORDS for word, bit in zip(pair, (1, 0), strict=True)}
@@ -212,6 +213,22 @@ def class_tables(root: Path) -> list[Path]:
 def _weight(root: Path, path: Path) -> Literal["none", "some", "most"]:
     """Return how many images a table is about: those of its folder where that is a split, else those of the set."""
     return table_weight(path.parent if split_of(path.parent.name) else root, path, ID_KEYS)
+
+
+def refuse_denials(path: Path, rows: Sequence[tuple[int, Any]]) -> None:
+    """Refuse a table whose rows say of a class that it is there, or that it isn't, as OpenImages' labels of images.
+
+    Raises:
+        DataError: A column of confidences holds 0 and 1 alone; rows of 0 would be read as classes that are there.
+    """
+    key = find_key(rows[0][1], _CONFIDENCES) if rows and isinstance(rows[0][1], dict) else None
+    bits = [(number, bit_of(row.get(key))) for number, row in rows if key and isinstance(row, dict)]
+    if {bit for _, bit in bits} >= {0, 1} and None not in {bit for _, bit in bits}:
+        raise DataError(
+            f'"{key}" is 0, which says that the class of the row is not there, and 1 in other rows',
+            where=f"{path}:{next(number for number, bit in bits if bit == 0)}",
+            fix="write a column of 1, 0 or nothing for each class; what is empty isn't known",
+        )
 
 
 def is_form(path: Path) -> bool:

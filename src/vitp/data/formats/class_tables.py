@@ -23,6 +23,7 @@ from vitp.data.formats.class_columns import (
     class_tables,
     columns_of,
     guessed_columns,
+    refuse_denials,
 )
 from vitp.data.formats.tables import (
     PATIENT_KEYS,
@@ -180,7 +181,9 @@ class _Reading:
             split, self.images = told, TableImages(path.parent)
         mark = self._separator(path, columns, [row for _, row in rows])
         listed = ", ".join(columns.one_hot)
-        if not columns.label:
+        if columns.label:
+            refuse_denials(path, rows)
+        else:
             self._check_others(path, columns, rows)
         if columns.label:
             said = f'"{columns.label}" its class' + (f'es, parted by "{mark}"' if mark else "")

@@ -10,7 +10,17 @@ from typing import Any, Literal
 
 from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.builder import ReadOptions, SetBuilder
-from vitp.data.formats.coco_classes import grouping, labels_scenes, read_categories, refuse_shifted
+from vitp.data.formats.coco_classes import (
+    EMPTY,
+    group_key,
+    grouping,
+    labels_scenes,
+    read_categories,
+    refuse_panoptic,
+    refuse_shifted,
+    says_place,
+    stated_pixels,
+)
 from vitp.data.formats.coco_files import (
     CocoFile,
     Ids,
@@ -33,9 +43,6 @@ from vitp.data.formats.image_labels import ImageLabels
 from vitp.data.formats.tool_labels import tell_strange
 from vitp.data.formats.walk import comma_list
 from vitp.records.labels import LabelledSet
-
-_EMPTY = ("empty", "blank", "nothing", "none", "no object", "no objects", "no animal")
-"""Categories of annotations without a place that say that nothing is in the image, as camera traps have them."""
 
 
 @dataclass
@@ -77,6 +84,7 @@ def read_coco(
     semantic: bool | str | None = None,
     crowds: Literal["", "objects", "difficult"] = "",
     scores: Literal["", "labels"] = "",
+    about: Literal["", "images", "objects"] = "",
 ) -> LabelledSet:
     """Read COCO annotations.
 
@@ -100,6 +108,7 @@ def read_coco(
             CVAT.
         scores: "labels": annotations with scores are labels that somebody has checked; by default they are refused as
             predictions, unless all scores are 0 or 1.
+        about: "images" reads each class as that of the image; "objects" no image with an object without a place.
 
     Raises:
         DataError: A file isn't COCO JSON, a row lacks what it must have, or too many labels can't be used.
@@ -113,18 +122,17 @@ def read_coco(
     if folder is not None and not folder.is_dir():
         raise DataError("is no folder", where=str(folder), fix="name one with -o images=FOLDER")
     files = [replace(load_coco_file(path, base), images=folder) for path in without_doubles(builder, paths)]
-    _refuse_panoptic(files)
+    refuse_panoptic(files)
     if crowds not in ("", "objects", "difficult"):
         raise ConfigError(f'is "{crowds}"', where="crowds", fix="choose objects or difficult")
     refuse_scores(files, scores)
-    if labels_scenes(files):
+    if labels_scenes(files, about):
         return SceneReading(builder, files, comma_list(classes)).build()
-    reading = CocoReading(builder, files, comma_list(classes), crowds=crowds)
+    reading = CocoReading(builder, files, comma_list(classes), crowds=crowds, unplaced=about == "objects")
     reading.add_images()
     _tell(builder, reading)
     tell_strange(builder, reading.drawn(), () if reading.known else told_classes(files))
-    if semantic is None:
-        semantic = any(says_segmentation(file) for file in files)
+    semantic = any(map(says_segmentation, files)) if semantic is None else semantic
     return with_drawn_masks(builder.build(object_classes=_classes_of(reading, files)), semantic)
 
 
@@ -154,12 +162,6 @@ def _tell(builder: SetBuilder, reading: CocoReading) -> None:
             builder.understand(
                 f'categories: "{name}" without a place in {count:,} {noun}: nothing is there, no class'
             )
-
-
-def _refuse_panoptic(files: Sequence[CocoFile]) -> None:
-    if panoptic := next((file for file in files if file.is_panoptic), None):
-        fix = "read it with --format panoptic, or move it away"
-        raise DataError("labels segments, whose masks lie in PNGs", where=str(panoptic.path), fix=fix)
 
 
 def read_coco_files(
@@ -197,6 +199,7 @@ class CocoReading:
         on_missing: Is told of every image that isn't there; None: it becomes a finding, and so does an image of
             which nothing is known.
         crowds: As of `read_coco`.
+        unplaced: Annotations without a place are no lost labels; objects of their images aren't known.
     """
 
     def __init__(
@@ -206,9 +209,13 @@ class CocoReading:
         known: tuple[str, ...] | None = None,
         on_missing: Callable[[Path], None] | None = None,
         crowds: str = "",
+        unplaced: bool = False,
     ) -> None:
         self.builder, self.known, self.on_missing = builder, known, on_missing
-        self.crowds_are, self.masks = crowds, 0
+        self.crowds_are, self.masks, self.unplaced = crowds, 0, unplaced
+        self.group = group_key(files)
+        if self.group:
+            builder.understand(f'images of one "{self.group}" are a group')
         self.categories, self.names = read_categories(files)
         refuse_shifted(files)
         self.groups = grouping(files)
@@ -326,10 +333,14 @@ class CocoReading:
             size = builder.size_of(path, where)
             if size is None:
                 return None
-            if not builder.agree(where, [_pixels(row.get(key)) for key in ("width", "height")], size, path):
+            if not builder.agree(
+                where, [stated_pixels(row.get(key)) for key in ("width", "height")], size, path
+            ):
                 return None
             found = builder.labels_of(size, builder.place(file.path))
             known = self.images[path] = CocoImage(path, split, found, where)
+            if self.group and row.get(self.group) not in (None, ""):
+                known.others["group"] = str(row[self.group])
         elif split and known.split and split != known.split:
             what = f"{path.name} is in {known.split} ({known.where}) and in {split} ({where})"
             raise DataError(what, where=str(file.path), fix="keep it in one of them")
@@ -355,8 +366,11 @@ class CocoReading:
         category = self.categories.find(key, "category", where)
         name = category if category is not None else f"class {str(key)[:40]}"
         shape, said = coco_shape(row, found.size)
-        if shape is None and category is not None and not row.get("bbox") and category.lower() in _EMPTY:
+        if shape is None and category is not None and not row.get("bbox") and category.lower() in EMPTY:
             self.empties[category] += 1
+            return
+        if shape is None and self.unplaced and not says_place(row):
+            found.lost += 1  # the image isn't known to hold no other object
             return
         if shape is None:
             found.lose(where, f"{said} ({name})", category or "")
@@ -382,6 +396,7 @@ class SceneReading(CocoReading):
 
     def __init__(self, builder: SetBuilder, files: Sequence[CocoFile], known: tuple[str, ...] | None) -> None:
         self.scenes: dict[Path, dict[str, None]] = {}
+        self.rows = [row for file in files for row in file.content["annotations"] if isinstance(row, dict)]
         super().__init__(builder, files, known)
 
     def read_annotation(self, row: dict[str, Any], where: str, image: CocoImage) -> None:
@@ -402,8 +417,10 @@ class SceneReading(CocoReading):
                 self.builder.note(image.where, "no class is known of the image; left out")
                 continue
             told: dict[str, Any] = {"tags": names} if several else {"scene": names[0]}
-            self.builder.add_file(image.path, split=image.split, category=names[0], **told)
-        self.builder.understand("annotations name a class and no place: they are classes of whole images")
+            self.builder.add_file(image.path, split=image.split, category=names[0], **image.others, **told)
+        placed = sum(says_place(row) for row in self.rows)
+        also = f"; {placed:,} boxes and outlines aren't read" if placed else " and no place"
+        self.builder.understand(f"annotations name a class{also}: they are classes of whole images")
         if several:
             self.builder.understand("images may have several classes")
         used = {name for names in self.scenes.values() for name in names}
@@ -424,13 +441,3 @@ def _check_same(builder: SetBuilder, entry: _Entry) -> None:
         fix = "keep one of the entries, with the annotations of both"
         raise DataError(f"{before}, with other annotations", where=entry.where, fix=fix)
     builder.note(entry.where, f"{before}, with the same annotations; counted once")
-
-
-def _pixels(value: Any) -> Any:
-    """Return a width or height as a number; 0 where a file doesn't say it."""
-    if value in (None, ""):
-        return 0
-    try:
-        return int(float(value))
-    except (TypeError, ValueError, OverflowError):
-        return str(value)[:40]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from vitp.core.errors import DataError
+from vitp.core.errors import ConfigError, DataError
 from vitp.data.formats.coco_files import CocoFile, Ids
 
 
@@ -100,12 +100,79 @@ _PLACES = ("bbox", "segmentation", "keypoints", "caption", "segments_info", "pol
 """Keys of an annotation that say where something is, or something else than a class."""
 
 
-def labels_scenes(files: Sequence[CocoFile]) -> bool:
-    """Return whether all annotations of files name a category and none says where it is."""
+def says_place(row: dict[str, Any]) -> bool:
+    """Return whether an annotation says where something is, or something else than a class."""
+    return any(row.get(key) not in (None, "", [], 0) for key in _PLACES)
+
+
+EMPTY = ("empty", "blank", "nothing", "none", "no object", "no objects", "no animal")
+"""Categories of annotations without a place that say that nothing is in the image, as camera traps have them."""
+
+
+def labels_scenes(files: Sequence[CocoFile], about: str) -> bool:
+    """Return whether annotations are classes of whole images: all name a category, and none says where it is.
+
+    Args:
+        files: The files.
+        about: "images": they are, whatever places some have; "objects": those without a place say nothing of objects.
+
+    Raises:
+        ConfigError: `about` is something else.
+        DataError: Most name a category alone and some a place, too, as camera traps have them, and `about` is "".
+    """
+    if about not in ("", "images", "objects"):
+        raise ConfigError(f'is "{about}"', where="about", fix="choose images or objects")
     rows = [row for file in files for row in file.content["annotations"]]
-    return bool(rows) and all(
-        isinstance(row, dict)
-        and row.get("category_id") is not None
-        and not any(row.get(key) not in (None, "", [], 0) for key in _PLACES)
-        for row in rows
-    )
+    if not rows or not all(isinstance(row, dict) and row.get("category_id") is not None for row in rows):
+        return about == "images"
+    placed = sum(map(says_place, rows))
+    names = {
+        str(row.get("id")): str(row.get("name")).strip().lower()
+        for file in files
+        for row in file.content.get("categories") or ()
+        if isinstance(row, dict)
+    }
+    bare = [row for row in rows if not says_place(row) and names.get(str(row["category_id"])) not in EMPTY]
+    if placed and len(bare) > placed and not about:
+        raise DataError(
+            f"{len(bare):,} annotations name a class and no place, {placed:,} have a box or outline: they may be classes "
+            "of whole images, or objects of which most have no box yet",
+            where=str(files[0].path),
+            fix="-o about=images reads the classes of the images and no place, -o about=objects the images all of whose "
+            "annotations have one",
+        )
+    return about == "images" or (not placed and about != "objects")
+
+
+_GROUPS = ("location", "seq_id", "video_id")
+"""What the rows of images are called after that one camera, burst or video took, the widest first."""
+
+
+def group_key(files: Sequence[CocoFile]) -> str:
+    """Return the key of the rows of images that says which of them belong together, "" without one.
+
+    It has three values at least, and fewer than there are images.
+    """
+    rows = [row for file in files for row in file.content["images"] if isinstance(row, dict)]
+    for key in _GROUPS:
+        values = {str(row[key]) for row in rows if row.get(key) not in (None, "")}
+        if 3 <= len(values) < len(rows):
+            return key
+    return ""
+
+
+def refuse_panoptic(files: Sequence[CocoFile]) -> None:
+    """Raise a DataError where a file is one of segments."""
+    if panoptic := next((file for file in files if file.is_panoptic), None):
+        fix = "read it with --format panoptic, or move it away"
+        raise DataError("labels segments, whose masks lie in PNGs", where=str(panoptic.path), fix=fix)
+
+
+def stated_pixels(value: Any) -> Any:
+    """Return a width or height as a number; 0 where a file doesn't say it."""
+    if value in (None, ""):
+        return 0
+    try:
+        return int(float(value))
+    except (TypeError, ValueError, OverflowError):
+        return str(value)[:40]

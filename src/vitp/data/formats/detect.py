@@ -5,7 +5,6 @@ Files that are labels by their name and place, but can't be read, are refused, t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,8 +38,9 @@ from vitp.data.formats.geo_files import is_geo
 from vitp.data.formats.kitti import is_kitti
 from vitp.data.formats.label_studio_files import label_studio_files, refuse_unannotated
 from vitp.data.formats.labelme import labelme_files
-from vitp.data.formats.look import entries_of, one_look
+from vitp.data.formats.look import one_look
 from vitp.data.formats.mask_layouts import find_masks
+from vitp.data.formats.only_folder import INNER_OPTIONS, SET_IS, is_named_in, only_folder
 from vitp.data.formats.pairs import find_pair_places, two_dates
 from vitp.data.formats.pannuke import is_pannuke
 from vitp.data.formats.parquet import is_parquet
@@ -70,16 +70,12 @@ from vitp.data.formats.visdrone import is_visdrone
 from vitp.data.formats.voc import voc_folder, voc_places
 from vitp.data.formats.volumes import is_volume_set
 from vitp.data.formats.walk import (
-    IMAGE_WORDS,
-    INSTANCE_WORDS,
-    MASK_WORDS,
     as_option,
     check_ordinary,
     images_below,
     name_index,
     split_of,
     within,
-    words_of,
 )
 from vitp.data.formats.xview import xview_files
 from vitp.data.formats.yolo import is_yolo
@@ -129,16 +125,16 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
     if not root.is_dir():
         check_ordinary(root)
     inner = only_folder(root)
-    if inner is not None and _is_named_in(inner, root, options):
+    if inner is not None and is_named_in(inner, root, options):
         return _inside(root, _detect(inner, options))
     for names, fmt in _TOLD.items():
-        if not names <= set(options):
+        if not names <= set(options) or (names == _PEOPLE and inner is not None):
             continue
         # Label Studio and tables of boxes have annotators, too, and volumes have folders of images and masks.
         people = names == _PEOPLE and (label_studio_files(root) or box_tables(root))
         if fmt != "masks" or not (people or (names != _PEOPLE and is_volume_set(root))):
             return Detected(fmt, root)
-    inner = None if _INSIDE & set(options) else inner
+    inner = None if INNER_OPTIONS & set(options) else inner
     # VisA's Data/ and the data/ of shards are parts of their sets, too.
     if inner is None or anomaly_folders(root) or is_parquet(root):
         return _detected(root, options)
@@ -149,34 +145,27 @@ def _detect(root: Path, options: Collection[str]) -> Detected:
         return _detected(root, options)
 
 
-def _is_named_in(inner: Path, root: Path, options: Collection[str]) -> bool:
-    """Return whether options name files or folders that lie in the only folder of a set, and not in the set's own."""
-    values = {name: options[name] for name in _INSIDE & set(options)} if isinstance(options, Mapping) else {}
-    paths = [part for value in values.values() for part in str(value).split(",")]
-    return bool(paths) and all((inner / path).exists() and not (root / path).exists() for path in paths)
+def only_place(fmt: str, root: Path, options: Mapping[str, object]) -> Path:
+    """Return the folder in which a set of a known format lies: the given one, or the only one in it, as `detect` does.
+
+    The given one stays where the format's sign is in it, or isn't in the other one, or options name files in it.
+    """
+    inner = only_folder(root) if fmt in _SIGNS and root.is_dir() else None
+    if inner is None or (INNER_OPTIONS & set(options) and not is_named_in(inner, root, options)):
+        return root
+    place = only_place(fmt, inner, options)
+    try:
+        with one_look():
+            here, there = (bool(_SIGNS[fmt][0](path)) for path in (root, place))
+    except DataError:  # the reader will say it
+        return root
+    return place if there and not here else root
 
 
 def _inside(root: Path, found: Detected) -> Detected:
     """Return what was found in the only folder of another one, and say which; the outermost says all of the way."""
-    rest = [line for line in found.understood if not line.startswith(_SET_IS)]
-    return replace(found, understood=(_SET_IS + within(found.root, root), *rest))
-
-
-def only_folder(root: Path) -> Path | None:
-    """Return the one folder in a folder that holds nothing else but papers and archives, or None.
-
-    A folder whose name says what it holds, or which split, is a part of the set.
-    """
-    inside = [entry for entry in entries_of(root) if not entry[0].startswith("__MACOSX")]
-    folders = [name for name, is_folder in inside if is_folder]
-    rest = [Path(name) for name, is_folder in inside if not is_folder]
-    if len(folders) != 1 or any(
-        path.suffix.lower() not in _PAPERS and not _READ_ME.match(path.name) for path in rest
-    ):
-        return None
-    words = set(words_of(folders[0]))
-    part = words <= IMAGE_WORDS | MASK_WORDS | INSTANCE_WORDS or split_of(folders[0])
-    return None if part else root / folders[0]
+    rest = [line for line in found.understood if not line.startswith(SET_IS)]
+    return replace(found, understood=(SET_IS + within(found.root, root), *rest))
 
 
 def _detected(root: Path, options: Collection[str]) -> Detected:
@@ -303,25 +292,6 @@ _TOLD = {
     frozenset({"before", "after"}): "pairs",
 }
 """Options that say the format: they name what only it has."""
-
-_SET_IS = "the set is the folder "
-
-_INSIDE = frozenset(
-    {"level", "table", "split_file", "images", "masks", "before", "after", "labels", "area", "layer"}
-)
-"""Options that may name something below the folder that the user gave."""
-
-_PAPERS = (
-    *(".md", ".rst", ".pdf", ".html", ".bib", ".cff"),
-    *(".py", ".ipynb", ".sh", ".zip", ".tar", ".tgz", ".rar", ".7z"),
-)
-_READ_ME = re.compile(
-    r"(read[_-]?me|licen[cs]e|copying|notice|citation|attribut|authors|change[_-]?log|requirements|check_?sums?"
-    r"|md5|sha(1|256|512))|.*\.tar\.\w+$",
-    re.IGNORECASE,
-)
-"""What may lie beside the only folder of a set: what says something of it, and what it was unpacked from."""
-
 
 # --- the signs
 

@@ -42,6 +42,7 @@ from vitp.data.formats.mask_objects import (
     objects_of_classes,
     single_object,
 )
+from vitp.data.formats.mask_published import published_classes
 from vitp.data.formats.nnunet_flat import apply_dataset_file
 from vitp.data.formats.pixel_masks import MaskFile, mask_values
 from vitp.io.images import load_label_pixels
@@ -314,7 +315,10 @@ def _read_classes(
     colour = colour and not grey
     to_name = facts_to_name(facts, nodata, builder.root)
     ids = all(CITYSCAPES.search(found.entry.masks[0].stem) for found in entries)
-    plain = name_classes(
+    paths = [found.entry.masks[0] for found in entries] if colour and not classes else []
+    plain = published_classes(
+        builder.root, paths, {v for one in to_name for v in one.values}
+    ) or name_classes(
         *(builder.root, facts, to_name, classes, strays), colour=colour, palette=modes == {"P"}, label_ids=ids
     )
     named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
@@ -353,8 +357,8 @@ def _read_classes(
     if numbered:
         builder.understand(f"objects: from the instance masks of {numbered} images")
     note_touching(builder, regions)
-    used = numbered or min_area is not None
-    return builder.build(semantic_classes=named.names, object_classes=things.values() if used else ())
+    things = things if numbered or min_area is not None else {}
+    return builder.build(semantic_classes=named.names, object_classes=things.values())
 
 
 def _hold_colours(modes: set[str], root: Path) -> bool:

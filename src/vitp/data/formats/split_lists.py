@@ -31,6 +31,14 @@ _LIST_FOLDERS = (
 """Where lists may lie, below the set's folder and in any case; the first place that has some counts, and after these
 the folders of the images."""
 
+_LIST_WORDS = frozenset(
+    (
+        *("list", "lists", "split", "set", "file", "files", "filename", "filenames", "name", "names"),
+        *("id", "ids", "image", "images", "img", "imgs"),
+    )
+)
+"""What a list of a split may be called besides it, so that its name says nothing else."""
+
 _LIST_SUFFIXES = (".txt", ".lst")
 
 _NUMBER = re.compile(r"-?\d{1,9}$")
@@ -142,6 +150,22 @@ def other_lists(root: Path) -> list[Path]:
     folders = dict.fromkeys(folder for name in _LIST_FOLDERS if (folder := _below(root, name)) is not None)
     texts = [path for folder in folders for suffix in _LIST_SUFFIXES for path in suffixed(folder, suffix)]
     return [path for path in texts if not split_of(path.stem) and any(map(split_of, words_of(path.stem)))]
+
+
+def worded_lists(root: Path) -> list[tuple[Path, str]]:
+    """Return lists whose names say splits in other words (`train_val_list.txt`, `test_list.txt`), each with its split.
+
+    Nothing where they aren't one list a split, of two splits at least, or say more (`train_cats.txt`).
+    """
+    found: dict[str, Path] = {}
+    for path in other_lists(root):
+        words = [split_of(word) or word for word in words_of(path.stem)]
+        said = {word for word in words if word in SPLITS}
+        split = "train" if said == {"train", "val"} else next(iter(said)) if len(said) == 1 else None
+        if split is None or split in found or not {*words} - said <= _LIST_WORDS:
+            return []
+        found[split] = path
+    return [(found[split], split) for split in SPLITS if split in found] if len(found) > 1 else []
 
 
 def _json_names(path: Path) -> list[str] | None:

@@ -18,6 +18,7 @@ from vitp.data.formats.split_lists import (
     other_lists,
     read_split_list,
     without_suffix,
+    worded_lists,
 )
 from vitp.data.formats.walk import Note, images_below, within
 
@@ -207,6 +208,10 @@ def splits_from_lists(
         DataError: A name means no image or two, an image is in two lists, or a list contradicts a folder.
     """
     lists = [(path, entries) for path, entries in find_split_lists(root, places) if entries]
+    if not lists and not any(layout):
+        told = worded_lists(root)
+        if told and {within(path, root) for path, _ in told} == {*unused_lists(root, places)}:
+            lists = [(path, read_split_list(path, split, root)) for path, split in told]
     named = [entry for path, entries in lists if path.stem.lower() != "trainval" for entry in entries]
     both = [entry for path, entries in lists if path.stem.lower() == "trainval" for entry in entries]
     listed, missing = match_entries(named, places)
