@@ -107,6 +107,7 @@ def test_codes_get_their_names_and_groups_are_crowds(tmp_path: Path) -> None:
     assert found.object_classes == ("Bicycle", "Person") and drawn(found) == {"Bicycle": 4, "Person": 4}
     assert [item.id[-1] for item in found.items for label in item.objects or () if label.difficult] == ["3"]
     assert any(line.startswith("class-descriptions-boxable.csv: the names") for line in found.understood)
+    assert any("a class without a box in an image counts as not there" in line for line in found.understood)
     text(tmp_path / "class-descriptions.csv", "/m/01g317,Human", "/m/0199g,Bicycle")
     with pytest.raises(DataError, match=r'calls /m/01g317 "Human", and .*"Person"|"Person", and .*"Human"'):
         read_labels("auto", tmp_path)
@@ -117,8 +118,8 @@ def test_rows_that_deny_a_class_never_say_that_it_is_there(tmp_path: Path) -> No
         photo(tmp_path / f"images/{k}.png")
     rows = [f"{k}.png,verification,/m/0{name},{(k + name) % 2}" for k in range(4) for name in (1, 2)]
     text(tmp_path / "labels.csv", "ImageID,Source,LabelName,Confidence", *rows)
-    with pytest.raises(DataError, match=r'labels.csv:2: "Confidence" is 0.*not there'):
-        read_labels("classes", tmp_path, class_column="LabelName", separator="rows")
+    with pytest.raises(DataError, match=r'labels.csv:3: "Confidence" is 0.*not there'):
+        read_labels("classes", tmp_path, table="labels.csv", class_column="LabelName", separator="rows")
 
 
 POTSDAM = [(255, 255, 255), (0, 0, 255), (0, 255, 255), (0, 255, 0), (255, 255, 0), (255, 0, 0)]

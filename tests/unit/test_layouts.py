@@ -83,7 +83,7 @@ def test_folders_are_named_by_options(tmp_path: Path) -> None:
         photo(tmp_path / "pictures of 2021" / "train" / f"{k}.png")
         mask(tmp_path / "roads" / "train" / f"{k}.png")
         mask(tmp_path / "houses" / "train" / f"{k}.png", 3)
-    said = r"files of the same names.*-o 'images=pictures of 2021' -o masks=.*--format folders"
+    said = r"files of the same names.*-o 'images=pictures of 2021/train' -o masks=.*--format folders"
     with pytest.raises(DataError, match=said):
         detect_format(tmp_path)
     found = read_labels("masks", tmp_path, images="pictures of 2021", masks="houses")

@@ -305,6 +305,10 @@ class TableReading:
             builder.understand(
                 f"{builder.place(self.codes[0])}: the names of the classes, which are codes in the labels"
             )
+            builder.understand(
+                "a class without a box in an image counts as not there; where only some classes of each image were looked "
+                "for (OpenImages), choose those that were: -o classes=…"
+            )
         for path, image in self.images.items():
             if image is None:
                 continue

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vitp.data.formats.mask_classes import MaskClasses, find_colour_table
+from vitp.data.formats.mask_kinds import MaskFacts
 from vitp.data.formats.mask_naming import name_file
 from vitp.records.labels import IGNORE
 
@@ -56,7 +57,7 @@ _SETS = (
 )
 
 
-def published_classes(root: Path, masks: Sequence[Path], colours: Collection[int]) -> MaskClasses | None:
+def published_classes(root: Path, masks: Sequence[Path], facts: Sequence[MaskFacts]) -> MaskClasses | None:
     """Return the classes of colours by what is published, or None where the set isn't known.
 
     Colours alone say nothing: all masks have to be called as the publisher calls them, and all colours to be his.
@@ -64,12 +65,13 @@ def published_classes(root: Path, masks: Sequence[Path], colours: Collection[int
     Args:
         root: The set's folder; a file in it that names the values goes first.
         masks: Paths of the masks.
-        colours: The colours 0xRRGGBB that occur in them.
+        facts: What is known of them; their values are colours 0xRRGGBB.
     """
+    colours = {value for one in facts for value in one.values}
     if not masks or name_file(root) is not None or find_colour_table(root) is not None:
         return None
     for one in _SETS:
-        known = {*colours} <= one.colours.keys() and len({*colours}) >= one.least
+        known = colours <= one.colours.keys() and len(colours) >= one.least
         if known and all(one.stem.match(path.stem) for path in masks):
             names = tuple(name for name in one.colours.values() if name)
             pairs = tuple((c, names.index(name) if name else IGNORE) for c, name in one.colours.items())

@@ -316,9 +316,7 @@ def _read_classes(
     to_name = facts_to_name(facts, nodata, builder.root)
     ids = all(CITYSCAPES.search(found.entry.masks[0].stem) for found in entries)
     paths = [found.entry.masks[0] for found in entries] if colour and not classes else []
-    plain = published_classes(
-        builder.root, paths, {v for one in to_name for v in one.values}
-    ) or name_classes(
+    plain = published_classes(builder.root, paths, to_name) or name_classes(
         *(builder.root, facts, to_name, classes, strays), colour=colour, palette=modes == {"P"}, label_ids=ids
     )
     named = with_nodata(facts, plain, nodata, builder.root, colour=colour)
