@@ -115,7 +115,8 @@ def test_set_whose_labels_are_all_lost_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_whose_labels_are_all_lost_is_refused(tmp_path: Path) -> None:
-    rows = [GOOD[0], *({**row, "bbox": None} for row in GOOD[1:])]
+    # Where most have no place, they may be classes of whole images, which is another refusal.
+    rows = [GOOD[0], {**GOOD[0], "bbox": [1, 2, 3, 4]}, *({**row, "bbox": None} for row in GOOD[1:])]
     with pytest.raises(DataError, match='none of the 2 labels of the class "car" can be used'):
         read_labels("coco", coco(tmp_path, rows))
     rows = [GOOD[0], *({**row, "bbox": [5, 5, 0, 0]} for row in GOOD[1:])]
