@@ -50,10 +50,10 @@ def test_lists_that_say_more_or_one_split_twice_are_only_said(tmp_path: Path, na
     assert any(line.startswith("not used: ") and name in line for line in found.understood)
 
 
-def traps(root: Path, boxed: int) -> Path:
+def traps(root: Path, boxed: int, count: int = 12) -> Path:
     images: list[dict[str, Any]] = []
     rows: list[dict[str, Any]] = []
-    for k in range(12):
+    for k in range(count):
         photo(root / f"images/{k}.png")
         images.append({"id": f"i{k}", "file_name": f"{k}.png", "seq_id": f"s{k // 2}", "location": k // 3})
         row = {"id": k, "image_id": f"i{k}", "category_id": k % 3}
@@ -64,13 +64,27 @@ def traps(root: Path, boxed: int) -> Path:
 
 
 def test_images_of_a_camera_stay_together(tmp_path: Path) -> None:
-    found = read_labels("auto", traps(tmp_path, 0))
-    assert found.scene_classes == ("empty", "deer", "fox") and {item.group for item in found.items} == set(
-        "0123"
-    )
-    splits = {group: {item.split for item in found.items if item.group == group} for group in "0123"}
+    found = read_labels("auto", traps(tmp_path, 0, 36))
+    assert found.scene_classes == ("empty", "deer", "fox")
+    groups = {str(k) for k in range(12)}
+    assert {item.group for item in found.items} == groups
+    splits = {group: {item.split for item in found.items if item.group == group} for group in groups}
     assert all(len(own) == 1 for own in splits.values())
     assert 'images of one "location" are a group' in found.understood
+    own = read_labels("auto", tmp_path, group_regex=r"(\d)$")  # what the user says counts
+    assert {item.group for item in own.items} == set("0123456789")
+
+
+@pytest.mark.parametrize("value", ["-1", "unknown", "left"])
+def test_what_isnt_known_and_few_kinds_of_places_are_no_groups(tmp_path: Path, value: str) -> None:
+    traps(tmp_path, 0, 36)
+    whole = json.loads((tmp_path / "traps.json").read_text())
+    for k, row in enumerate(whole["images"]):
+        del row["seq_id"]
+        row["location"] = ("left", "right")[k % 2] if value == "left" else k if k > 20 else value
+    text(tmp_path / "traps.json", json.dumps(whole))
+    found = read_labels("auto", tmp_path)
+    assert not any(item.group for item in found.items)
 
 
 def test_classes_of_images_among_boxes_are_told_apart_by_the_user(tmp_path: Path) -> None:
@@ -84,9 +98,8 @@ def test_classes_of_images_among_boxes_are_told_apart_by_the_user(tmp_path: Path
     found = read_labels("auto", tmp_path, about="objects")
     items = by_name(found)
     assert drawn(found) == {"deer": 2, "fox": 1}
-    assert (
-        items["images/0"].objects == () and items["images/7"].objects is None
-    )  # an unboxed deer isn't nothing
+    assert items["images/0"].objects == ()
+    assert "images/7" not in items  # an unboxed deer isn't nothing
 
 
 def open_images(root: Path) -> Path:
@@ -153,3 +166,39 @@ def test_a_format_is_looked_for_in_the_only_folder(tmp_path: Path) -> None:
     told = read_labels("boxes", tmp_path)
     assert [item.id for item in told.items] == [item.id for item in auto.items]
     assert told.understood == auto.understood and told.understood[0] == "the set is the folder outer/inner"
+
+
+@pytest.mark.parametrize("table", ["counts.csv", "classes.csv", "prices.txt"])
+def test_names_with_a_digit_are_no_codes_and_other_tables_name_none(tmp_path: Path, table: str) -> None:
+    for k in range(4):
+        photo(tmp_path / f"images/{k}.png")
+    rows = [f"{k}.png,{('A320', 'B737')[k % 2]},2,3,9,9" for k in range(4)]
+    text(tmp_path / "boxes.csv", "image,class,xmin,ymin,xmax,ymax", *rows)
+    text(tmp_path / table, "A320,3", "B737,4")
+    text(tmp_path / "notes.txt", 'said, "and never closed ' + 140000 * "x")
+    assert read_labels("auto", tmp_path).object_classes == ("A320", "B737")
+
+
+@pytest.mark.parametrize(
+    ("cell", "crowd"), [("0", False), ("", False), ("1", True), ("2", True), ("maybe", True)]
+)
+def test_cells_of_crowds_that_cannot_be_used_are_no_plain_boxes(
+    tmp_path: Path, cell: str, crowd: bool
+) -> None:
+    for k in range(4):
+        photo(tmp_path / f"images/{k}.png")
+    rows = [f"{k}.png,ship,2,3,9,9,0,{cell if k == 1 else 0}" for k in range(4)]
+    text(tmp_path / "boxes.csv", "image,class,xmin,ymin,xmax,ymax,iscrowd,difficult", *rows)
+    found = read_labels("auto", tmp_path)
+    hard = [item.id[-1] for item in found.items for label in item.objects or () if label.difficult]
+    assert hard == (["1"] if crowd else [])
+    assert any('"difficult" is "maybe"' in line for line in found.findings) == (cell == "maybe")
+
+
+def test_lists_that_name_few_images_divide_no_set(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        for k in range(6):
+            photo(tmp_path / name / f"{name}{k}.png")
+    text(tmp_path / "train_images.txt", "cat0.png", "cat1.png")
+    text(tmp_path / "test_images.txt", "dog0.png", "dog1.png")
+    assert len(read_labels("auto", tmp_path).items) == 12

@@ -233,7 +233,8 @@ def _write_crops(job: _Job, whole: LabelledSet) -> CompileSummary:
         waiting = (
             f"crops that are done wait in {folder} for the same command: remove it if that isn't to come"
         )
-        raise VitpError(error.what, where=error.where, fix=f"{error.fix}; {waiting}") from error
+        fix = "; ".join(part for part in (error.fix, waiting if folder.exists() else "") if part)
+        raise VitpError(error.what, where=error.where, fix=fix) from error
 
 
 def _write(

@@ -71,7 +71,7 @@ class TableColumns:
     split: str
     group: str
     size: tuple[str, ...]
-    crowd: str = ""
+    crowd: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -109,7 +109,7 @@ class TableColumns:
         split, group = (find_key(head, keys) or "" for keys in (SPLIT_KEYS, GROUP_KEYS))
         sizes = (tuple(find_key(head, (name,)) or "" for name in names) for names in _SIZE_KEYS)
         size = next((keys for keys in sizes if all(keys) and not set(keys) & set(found[0])), ())
-        crowd = find_key(head, _CROWD_KEYS) or ""
+        crowd = tuple(key for name in _CROWD_KEYS if (key := find_key(head, (name,))))
         return cls(image_key, label_key, found[0], cast(BoxForm, found[1]), split, group, size, crowd)
 
 

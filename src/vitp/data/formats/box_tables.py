@@ -205,7 +205,7 @@ class TableReading:
             image = self._image(found[0], path, where, row, columns)
             if image is not None:
                 image.objects.append(label := self.object_of(where, row, columns))
-                label.crowd = bool(columns.crowd) and bit_of(row.get(columns.crowd)) == 1
+                label.crowd = any(self._is_crowd(row, key, where) for key in columns.crowd)
                 own.append((label, image.size))
         for name, count in missing.items():
             text = f"{name} is missing; {count} {'row' if count == 1 else 'rows'} left out"
@@ -294,6 +294,17 @@ class TableReading:
         unit = "shares of the image" if shares else "pixels"
         self.builder.understand(f"{self.builder.place(path)}: {shown} are {_SAID[form]} of boxes in {unit}")
         return form, shares
+
+    def _is_crowd(self, row: dict[str, Any], key: str, where: str) -> bool:
+        """Return whether a cell says that a box is a crowd or difficult; so does what can't be read, with a finding."""
+        value = row.get(key)
+        if (bit := bit_of(value)) is not None:
+            return bit == 1
+        try:
+            return float(str(value)) > 0  # degrees of it
+        except ValueError:
+            self.builder.note(where, f'"{key}" is "{str(value)[:40]}", not 0 or 1; its place is ignored')
+            return True
 
     def build(self) -> LabelledSet:
         """Return the set."""

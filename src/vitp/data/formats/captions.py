@@ -28,9 +28,11 @@ from vitp.data.formats.tables import (
 )
 from vitp.data.formats.volume_names import volume_suffix
 from vitp.data.formats.walk import (
+    Folder,
     image_folders,
     read_label_lines,
     read_label_text,
+    split_folders,
     split_of,
     stem_of,
     suffixed,
@@ -196,18 +198,27 @@ def caption_tables(root: Path) -> list[Path]:
 def caption_weight(root: Path) -> Literal["none", "some", "most"]:
     """Return whether captions are there for "none", "some" or "most" of a folder's images.
 
-    Tables count that are about the images of the folder, and text files beside the first images of each folder.
+    Tables count that are about the images of the folder, and text files beside the first images of each folder; "some"
+    where most of these lie in folders that may be classes.
     """
     found = {table_weight(root, path, IMAGE_KEYS) for path in caption_tables(root)}
     found.add(_report_weight(root))
-    texts = images = 0
-    for folder in image_folders(root):
+    bases = {base / name for _, base in split_folders(root) for name in ("", "images")}
+    texts = images = plain = 0
+    for folder in _pictures(root):
         own = {path.stem for path in suffixed(folder.path, ".txt")}
         first = folder.files[:_LOOKED_AT]
-        texts += sum(stem_of(image) in own for image in first)
-        images += len(first)
-    found.add("none" if not texts else "most" if 2 * texts >= images else "some")
+        count = sum(stem_of(image) in own for image in first)
+        texts, images = texts + count, images + len(first)
+        plain += count if folder.path in bases else 0
+    found.add("none" if not texts else "most" if 2 * texts >= images and 2 * plain >= texts else "some")
     return "most" if "most" in found else "some" if "some" in found else "none"
+
+
+def _pictures(root: Path) -> list[Folder]:
+    """Return the folders of images that texts beside them may describe: none of masks, of several roles."""
+    folders = image_folders(root)
+    return [folder for folder in folders if folder.role in ("", "image")] or folders
 
 
 def study_reports(root: Path) -> dict[Path, tuple[Path, ...]]:
@@ -268,7 +279,7 @@ def _read_sidecars(builder: SetBuilder, root: Path) -> LabelledSet:
     if reports := study_reports(root):
         return _read_reports(builder, reports)
     seen = _Texts(builder)
-    for folder in image_folders(root):
+    for folder in _pictures(root):
         texts = {path.stem: path for path in suffixed(folder.path, ".txt")}
         for image in folder.files:
             path = texts.get(stem_of(image))

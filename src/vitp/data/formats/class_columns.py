@@ -219,14 +219,14 @@ def refuse_denials(path: Path, rows: Sequence[tuple[int, Any]]) -> None:
     """Refuse a table whose rows say of a class that it is there, or that it isn't, as OpenImages' labels of images.
 
     Raises:
-        DataError: A column of confidences holds 0 and 1 alone; rows of 0 would be read as classes that are there.
+        DataError: Such a column holds 0; the row would be read as a class that is there.
     """
     key = find_key(rows[0][1], _CONFIDENCES) if rows and isinstance(rows[0][1], dict) else None
-    bits = [(number, bit_of(row.get(key))) for number, row in rows if key and isinstance(row, dict)]
-    if {bit for _, bit in bits} >= {0, 1} and None not in {bit for _, bit in bits}:
+    denied = (number for number, row in rows if key and isinstance(row, dict) and bit_of(row.get(key)) == 0)
+    if (number := next(denied, None)) is not None:
         raise DataError(
-            f'"{key}" is 0, which says that the class of the row is not there, and 1 in other rows',
-            where=f"{path}:{next(number for number, bit in bits if bit == 0)}",
+            f'"{key}" is 0, which says that the class of the row is not there',
+            where=f"{path}:{number}",
             fix="write a column of 1, 0 or nothing for each class; what is empty isn't known",
         )
 

@@ -13,6 +13,7 @@ from vitp.data.formats.builder import ReadOptions, SetBuilder
 from vitp.data.formats.coco_classes import (
     EMPTY,
     group_key,
+    group_of,
     grouping,
     labels_scenes,
     read_categories,
@@ -213,7 +214,8 @@ class CocoReading:
     ) -> None:
         self.builder, self.known, self.on_missing = builder, known, on_missing
         self.crowds_are, self.masks, self.unplaced = crowds, 0, unplaced
-        self.group = group_key(files)
+        own = builder.options
+        self.group = "" if own.group_regex or own.group or own.patient else group_key(files)
         if self.group:
             builder.understand(f'images of one "{self.group}" are a group')
         self.categories, self.names = read_categories(files)
@@ -339,8 +341,8 @@ class CocoReading:
                 return None
             found = builder.labels_of(size, builder.place(file.path))
             known = self.images[path] = CocoImage(path, split, found, where)
-            if self.group and row.get(self.group) not in (None, ""):
-                known.others["group"] = str(row[self.group])
+            if self.group and (group := group_of(row, self.group)):
+                known.others["group"] = group
         elif split and known.split and split != known.split:
             what = f"{path.name} is in {known.split} ({known.where}) and in {split} ({where})"
             raise DataError(what, where=str(file.path), fix="keep it in one of them")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vitp.core.errors import ConfigError, DataError
@@ -148,15 +148,27 @@ _GROUPS = ("location", "seq_id", "video_id")
 """What the rows of images are called after that one camera, burst or video took, the widest first."""
 
 
+_FEWEST_GROUPS = 10
+_NO_GROUP = frozenset({"", "-1", "none", "null", "nan", "unknown", "n/a", "na"})
+
+
+def group_of(row: Mapping[str, Any], key: str) -> str:
+    """Return the value of a row under a key, "" where it says that there is none (-1, "unknown")."""
+    value = row.get(key)
+    text = "" if value is None or isinstance(value, list | dict | bool) else str(value).strip()
+    return "" if text.lower() in _NO_GROUP else text
+
+
 def group_key(files: Sequence[CocoFile]) -> str:
     """Return the key of the rows of images that says which of them belong together, "" without one.
 
-    It has three values at least, and fewer than there are images.
+    Nearly all images have it, with ten values at least, and fewer than there are images: `location` may also be one of
+    a few kinds (left, right; urban, rural), which tell nothing of what belongs together.
     """
     rows = [row for file in files for row in file.content["images"] if isinstance(row, dict)]
     for key in _GROUPS:
-        values = {str(row[key]) for row in rows if row.get(key) not in (None, "")}
-        if 3 <= len(values) < len(rows):
+        values = [value for row in rows if (value := group_of(row, key))]
+        if 10 * len(values) >= 9 * len(rows) and _FEWEST_GROUPS <= len({*values}) < len(rows):
             return key
     return ""
 

@@ -17,13 +17,20 @@ from vitp.records.labels import IGNORE
 class _Published:
     """What a publisher says: title, how the masks' names (without suffix) look, and colour 0xRRGGBB → class.
 
-    A set is one of it from `least` of its colours on; what is called "" is ignored.
+    A set is one of it from `least` of its colours on; what is called "" is ignored. `beside` is the end of the name of
+    the image beside a mask, instead of `_mask.png`; "" where images may be called otherwise.
     """
 
     title: str
     stem: re.Pattern[str]
     colours: dict[int, str]
     least: int
+    beside: str = ""
+
+    def is_mask(self, path: Path) -> bool:
+        """Return whether a file is called as the masks of this publisher are."""
+        image = path.with_name(path.stem.removesuffix("_mask") + self.beside)
+        return bool(self.stem.match(path.stem)) and (not self.beside or image.is_file())
 
 
 _SETS = (
@@ -53,6 +60,7 @@ _SETS = (
             0x000000: "",
         },
         least=4,
+        beside="_sat.jpg",
     ),
 )
 
@@ -72,7 +80,7 @@ def published_classes(root: Path, masks: Sequence[Path], facts: Sequence[MaskFac
         return None
     for one in _SETS:
         known = colours <= one.colours.keys() and len(colours) >= one.least
-        if known and all(one.stem.match(path.stem) for path in masks):
+        if known and all(map(one.is_mask, masks)):
             names = tuple(name for name in one.colours.values() if name)
             pairs = tuple((c, names.index(name) if name else IGNORE) for c, name in one.colours.items())
             said = (

@@ -20,6 +20,7 @@ _PAPERS = (
     *(".md", ".rst", ".pdf", ".html", ".bib", ".cff"),
     *(".py", ".ipynb", ".sh", ".zip", ".tar", ".tgz", ".rar", ".7z"),
 )
+_TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet", ".xml", ".yaml", ".yml")
 _READ_ME = re.compile(
     r"(read[_-]?me|licen[cs]e|copying|notice|citation|attribut|authors|change[_-]?log|requirements|check_?sums?"
     r"|md5|sha(1|256|512))|.*\.tar\.\w+$",
@@ -37,7 +38,9 @@ def only_folder(root: Path) -> Path | None:
     folders = [name for name, is_folder in inside if is_folder]
     rest = [Path(name) for name, is_folder in inside if not is_folder]
     if len(folders) != 1 or any(
-        path.suffix.lower() not in _PAPERS and not _READ_ME.match(path.name) for path in rest
+        path.suffix.lower() not in _PAPERS
+        and (path.suffix.lower() in _TABLES or not _READ_ME.match(path.name))
+        for path in rest
     ):
         return None
     words = set(words_of(folders[0]))

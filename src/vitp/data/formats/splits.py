@@ -211,7 +211,10 @@ def splits_from_lists(
     if not lists and not any(layout):
         told = worded_lists(root)
         if told and {within(path, root) for path, _ in told} == {*unused_lists(root, places)}:
-            lists = [(path, read_split_list(path, split, root)) for path, split in told]
+            guessed = [(path, read_split_list(path, split, root)) for path, split in told]
+            found = match_entries([entry for _, entries in guessed for entry in entries], places)[0]
+            # Lists whose names only may be those of splits count where they divide what is there.
+            lists = guessed if 2 * sum(map(bool, found)) > len(places) else []
     named = [entry for path, entries in lists if path.stem.lower() != "trainval" for entry in entries]
     both = [entry for path, entries in lists if path.stem.lower() == "trainval" for entry in entries]
     listed, missing = match_entries(named, places)
