@@ -221,9 +221,8 @@ def _plain_settings(settings: TestSettings) -> tuple[TestSettings, list[str]]:
     extras = [name for name in neutral if getattr(plain, name) != getattr(settings, name)]
     if not extras:
         return plain, []
-    return plain, [
-        f"the graph looks once at each window: {' and '.join(extras)} of the run's test aren't part of it"
-    ]
+    kept = " and ".join(f"test.{name}" for name in extras)
+    return plain, [f"the graph looks once at each window, without {kept} of the run: large images may differ"]
 
 
 def contract_for(
