@@ -295,7 +295,7 @@ class TableReading:
         self.builder.understand(f"{self.builder.place(path)}: {shown} are {_SAID[form]} of boxes in {unit}")
         return form, shares
 
-    def _is_crowd(self, row: dict[str, Any], key: str, where: str) -> bool:
+    def _is_crowd(self, row: Mapping[str, Any], key: str, where: str) -> bool:
         """Return whether a cell says that a box is a crowd or difficult; so does what can't be read, with a finding."""
         value = row.get(key)
         if (bit := bit_of(value)) is not None:
