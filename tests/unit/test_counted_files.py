@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vitp.core.errors import DataError
-from vitp.data.formats import read_labels
+from vitp.data.formats import detect_format, read_labels
 
 
 def digit(folder: int, number: int) -> np.ndarray:
@@ -73,3 +73,17 @@ def test_damaged_files_dont_hide_that_folders_are_classes(tmp_path: Path, kept: 
     # Heads of 60 bytes still tell the size, which is all that is read of an image here.
     lost = [place for place in ("ash/0", "elm/3", "oak/6") if any(place in line for line in found.findings)]
     assert (len(found.items), len(lost)) == ((3 * 13, 3) if kept == 0 else (3 * 14, 0))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16", "CMYK"])
+def test_kinds_of_pixels_that_no_mask_has_are_no_fault_of_class_folders(tmp_path: Path, mode: str) -> None:
+    for folder, name in enumerate(("ash", "elm")):
+        (tmp_path / name).mkdir()
+        for k in range(14):
+            pixels_HW = digit(folder, k)
+            image = Image.fromarray(pixels_HW).convert("RGBA" if mode == "LA" else "RGB")
+            image = (
+                Image.fromarray(pixels_HW.astype(np.uint16) * 200) if mode == "I;16" else image.convert(mode)
+            )
+            image.save(tmp_path / name / f"{k}.tif")
+    assert detect_format(tmp_path) == "folders"

@@ -84,7 +84,10 @@ def _thumbnail(path: Path, changed: int) -> np.ndarray | None:
 
 @lru_cache(maxsize=4096)
 def _has_few_values(path: Path, changed: int) -> bool:
-    pixels = load_label_pixels(path)
+    try:
+        pixels = load_label_pixels(path)
+    except DataError:  # bands or depths that no mask has
+        return False
     return len(np.unique(pixels.reshape(-1, *pixels.shape[2:]), axis=0)) <= _FEW_VALUES
 
 
